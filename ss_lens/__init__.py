@@ -1,0 +1,95 @@
+"""Selective Steering (arXiv 2601.19375) on TransformerLens.
+
+Names are loaded on first use, so that ``import ss_lens`` needs neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ss_lens.activations import Activations, CaptureSpec
+    from ss_lens.calibration import Calibration, calibrate
+    from ss_lens.capture import capture
+    from ss_lens.datasets import ContrastiveDataset, load_dataset
+    from ss_lens.errors import UserError
+    from ss_lens.experiment import Run, RunConfig, load_run, run_main_job
+    from ss_lens.generation import generate, sweep_angles
+    from ss_lens.geometry import Plane
+    from ss_lens.models import load_model
+    from ss_lens.operators import Ablate, Add, RotateBy, RotateTo, RotateToIfAligned, SetAngle
+    from ss_lens.sites import Site
+    from ss_lens.steering import steer
+    from ss_lens.store import Store
+
+_HOMES = {
+    "activations": ("Activations", "CaptureSpec"),
+    "calibration": ("Calibration", "calibrate"),
+    "capture": ("capture",),
+    "datasets": ("ContrastiveDataset", "load_dataset"),
+    "errors": ("UserError",),
+    "experiment": ("Run", "RunConfig", "load_run", "run_main_job"),
+    "generation": ("generate", "sweep_angles"),
+    "geometry": ("Plane",),
+    "models": ("load_model",),
+    "operators": ("Ablate", "Add", "RotateBy", "RotateTo", "RotateToIfAligned", "SetAngle"),
+    "sites": ("Site",),
+    "steering": ("steer",),
+    "store": ("Store",),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Ablate",
+    "Activations",
+    "Add",
+    "Calibration",
+    "CaptureSpec",
+    "ContrastiveDataset",
+    "Plane",
+    "RotateBy",
+    "RotateTo",
+    "RotateToIfAligned",
+    "Run",
+    "RunConfig",
+    "SetAngle",
+    "Site",
+    "Store",
+    "UserError",
+    "calibrate",
+    "capture",
+    "generate",
+    "load_dataset",
+    "load_model",
+    "load_run",
+    "run_main_job",
+    "steer",
+    "sweep_angles",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'ss_lens' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"ss_lens.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """Keeps ``ss_lens.capture`` the function, though a module of that name is imported too."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        # The import system sets each loaded submodule on its package, which would hide the name.
+        if not (name in _HOME_OF and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,0 +1,11 @@
+"""The one exception type that says: the input is wrong, and here is what to do about it."""
+
+from __future__ import annotations
+
+
+class UserError(ValueError):
+    """A mistake in what was asked for; its message says what, got, expected, and the remedy.
+
+    Everything that ``ss_lens`` raises on purpose is a ``UserError``, so a caller can tell a wrong
+    input from a defect: the command line prints the former in one line and exits with 2.
+    """

@@ -1,0 +1,123 @@
+"""The one place that runs the model: padded batches, the shared prefix, the KV cache."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from ss_lens.tokens import Tokens
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Token rows of one padded forward pass; ``rows`` says which sequences they are."""
+
+    rows: tuple[int, ...]
+    ids: Int[Tensor, "row token"]
+    mask: Int[Tensor, "row token"]
+
+    @property
+    def lengths(self) -> Int[Tensor, "row"]:
+        return self.mask.sum(dim=1)
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """The KV cache of tokens that every sequence starts with, computed once."""
+
+    length: int
+    cache: Any
+
+    def repeated(self, rows: int) -> Any:
+        """An independent copy of the cache for ``rows`` rows (a forward pass extends it)."""
+        cache = copy.deepcopy(self.cache)
+        cache.batch_repeat_interleave(rows)
+        return cache
+
+
+def order_by_length(tokens: Sequence[Tokens]) -> list[int]:
+    """Indices from the shortest to the longest sequence, ties in the given order."""
+    return sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
+
+
+def batches(
+    tokens: Sequence[Tokens],
+    rows: Sequence[int],
+    size: int,
+    *,
+    side: Literal["left", "right"],
+    pad_id: int,
+    device: str | torch.device,
+) -> Iterator[Batch]:
+    """Padded batches of at most ``size`` of the given rows, in their order."""
+    for start in range(0, len(rows), size):
+        chosen = tuple(rows[start : start + size])
+        width = max(len(tokens[row]) for row in chosen)
+        ids = torch.full((len(chosen), width), pad_id, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for line, row in enumerate(chosen):
+            n = len(tokens[row])
+            where = slice(0, n) if side == "right" else slice(width - n, width)
+            ids[line, where] = torch.tensor(tokens[row])
+            mask[line, where] = 1
+        yield Batch(chosen, ids.to(device), mask.to(device))
+
+
+def pad_id_of(model: TransformerBridge) -> int:
+    """A token id for padding; its value never matters because padding is masked."""
+    pad = model.tokenizer.pad_token_id
+    return 0 if pad is None else pad
+
+
+def run(
+    model: TransformerBridge,
+    ids: Int[Tensor, "row token"],
+    mask: Int[Tensor, "row past_and_token"],
+    cache: Any = None,
+    keep_cache: bool = False,
+) -> tuple[Float[Tensor, "row vocab"], Any]:
+    """One forward pass; returns the logits of the last column and the KV cache.
+
+    ``mask`` also covers what is in ``cache``. The unembedding runs on one column only.
+    """
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+    kwargs: dict[str, Any] = {} if cache is None else {"past_key_values": cache}
+    logits, grown = model(
+        ids,
+        return_type="logits_and_cache",
+        attention_mask=mask,
+        position_ids=positions,
+        logits_to_keep=1,
+        output_attentions=False,
+        use_cache=keep_cache or cache is not None,
+        **kwargs,
+    )
+    return logits[:, -1], grown
+
+
+def compute_prefix(model: TransformerBridge, ids: Tokens) -> Prefix:
+    """Run the shared tokens once and keep their KV cache."""
+    row = torch.tensor([ids], device=model.cfg.device)
+    _, cache = run(model, row, torch.ones_like(row), keep_cache=True)
+    return Prefix(len(ids), cache)
+
+
+def run_after(model: TransformerBridge, prefix: Prefix | None, batch: Batch) -> None:
+    """Run a right-padded batch of what follows ``prefix``, for the sake of the hooks."""
+    if prefix is None:
+        run(model, batch.ids, batch.mask)
+        return
+    before = batch.mask.new_ones(len(batch.rows), prefix.length)
+    run(
+        model,
+        batch.ids,
+        torch.cat((before, batch.mask), dim=1),
+        cache=prefix.repeated(len(batch.rows)),
+    )

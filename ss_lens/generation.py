@@ -1,0 +1,174 @@
+"""Batched, left-padded generation, and many steering angles in one batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformer_lens.model_bridge import TransformerBridge
+
+from ss_lens import forward
+from ss_lens.calibration import Calibration
+from ss_lens.errors import UserError
+from ss_lens.forward import Batch
+from ss_lens.operators import AngularOperator
+from ss_lens.progress import progress_bar
+from ss_lens.steering import steer
+from ss_lens.tokens import check_context, tokenize
+
+BATCH_ROWS = 48
+
+
+def generate(
+    model: TransformerBridge,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int = 64,
+    batch_size: int = 16,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> list[str]:
+    """The model's answer to each prompt, through its chat template.
+
+    Args:
+        model: steered when called inside :func:`ss_lens.steer`.
+        prompts: the users' turns.
+        max_new_tokens: where an answer is cut off.
+        batch_size: prompts per batch; changes the speed, not the result.
+        temperature: 0 is greedy; above 0 samples from the softmax at that temperature. No setting
+            of the checkpoint (repetition penalty, top-p) is applied.
+        seed: of the sampling.
+
+    Raises:
+        UserError: a blank prompt, or one that does not fit into the context with its answer.
+    """
+    if max_new_tokens < 1:
+        raise UserError(f"max_new_tokens must be at least 1; got {max_new_tokens}.")
+    if not (math.isfinite(temperature) and temperature >= 0):
+        raise UserError(f"temperature must be 0 or a positive number; got {temperature}.")
+    tokens = tokenize(model, prompts)
+    check_context(model, tokens, prompts, max_new_tokens)
+    answers = [""] * len(prompts)
+    generator = torch.Generator().manual_seed(seed)
+    rows = forward.order_by_length(tokens)
+    n_steps = math.ceil(len(rows) / batch_size) * max_new_tokens
+    with progress_bar(n_steps, "generate", "step") as bar:
+        for batch in forward.batches(
+            tokens,
+            rows,
+            batch_size,
+            side="left",
+            pad_id=forward.pad_id_of(model),
+            device=model.cfg.device,
+        ):
+            new = _decode(model, batch, max_new_tokens, temperature, generator, bar)
+            for row, ids in zip(batch.rows, new, strict=True):
+                answers[row] = model.tokenizer.decode(ids, skip_special_tokens=True)
+    return answers
+
+
+def sweep_angles(
+    model: TransformerBridge,
+    calibration: Calibration,
+    operator: type[AngularOperator],
+    prompts: Sequence[str],
+    angles_deg: Sequence[float],
+    *,
+    max_new_tokens: int = 64,
+    batch_rows: int = BATCH_ROWS,
+) -> pd.DataFrame:
+    """Answers to every prompt at every angle, with one angle per batch row.
+
+    Args:
+        model: the model that the calibration was made on.
+        calibration: plane and sites.
+        operator: the class, for example :class:`ss_lens.RotateBy`.
+        prompts: the users' turns.
+        angles_deg: in degrees.
+        max_new_tokens: where an answer is cut off.
+        batch_rows: at most this many prompt–angle pairs run at once; bounds the memory.
+
+    Returns:
+        Columns ``prompt_index``, ``prompt``, ``angle_deg``, ``response``; prompts in their order,
+        each with the angles in theirs.
+
+    Raises:
+        UserError: no angle, an angle that is not finite, or anything :func:`generate` raises.
+    """
+    if not angles_deg:
+        raise UserError("angles_deg is empty; give at least one angle.")
+    if operator not in AngularOperator.__args__:  # type: ignore[attr-defined]
+        raise UserError(
+            f"{operator.__name__} has no angle; sweep one of "
+            f"{', '.join(kind.__name__ for kind in AngularOperator.__args__)}."  # type: ignore[attr-defined]
+        )
+    operator(angle_deg=tuple(angles_deg))  # rejects a bad angle before any work is done
+    order = forward.order_by_length(tokenize(model, prompts))
+    pairs = [(row, float(angle)) for row in order for angle in angles_deg]
+    found: dict[tuple[int, float], str] = {}
+    for start in range(0, len(pairs), batch_rows):
+        chunk = pairs[start : start + batch_rows]
+        # generate() orders rows by length and keeps ties in place: the chunk already is in order.
+        with steer(model, calibration, operator(angle_deg=tuple(angle for _, angle in chunk))):
+            texts = generate(
+                model,
+                [prompts[row] for row, _ in chunk],
+                max_new_tokens=max_new_tokens,
+                batch_size=len(chunk),
+            )
+        found.update(zip(chunk, texts, strict=True))
+    return pd.DataFrame(
+        [
+            (row, prompt, float(angle), found[row, float(angle)])
+            for row, prompt in enumerate(prompts)
+            for angle in angles_deg
+        ],
+        columns=["prompt_index", "prompt", "angle_deg", "response"],
+    )
+
+
+def _stop_ids(model: TransformerBridge) -> Tensor:
+    configured = model.original_model.generation_config.eos_token_id
+    ids = set(configured if isinstance(configured, list) else [configured])
+    ids.add(model.tokenizer.eos_token_id)
+    return torch.tensor(sorted(i for i in ids if i is not None), device=model.cfg.device)
+
+
+@torch.inference_mode()
+def _decode(
+    model: TransformerBridge,
+    batch: Batch,
+    max_new_tokens: int,
+    temperature: float,
+    generator: torch.Generator,
+    bar: tqdm,
+) -> list[list[int]]:
+    """New token ids of each row, up to and without the first stop token."""
+    stops = _stop_ids(model)
+    ids, mask, cache = batch.ids, batch.mask, None
+    running = torch.ones(len(batch.rows), dtype=torch.bool, device=ids.device)
+    columns: list[Tensor] = []
+    for _ in range(max_new_tokens):
+        logits, cache = forward.run(model, ids, mask, cache, keep_cache=True)
+        chosen = _choose(logits, temperature, generator)
+        running = running & ~torch.isin(chosen, stops)
+        # A finished row goes on being computed with the others; −1 marks that it is not an answer.
+        columns.append(torch.where(running, chosen, -1))
+        bar.update(1)
+        if not running.any():
+            break
+        ids = chosen.unsqueeze(1)
+        mask = torch.cat((mask, mask.new_ones(len(batch.rows), 1)), dim=1)
+    bar.update(max_new_tokens - len(columns))
+    return [[i for i in row if i >= 0] for row in torch.stack(columns, dim=1).tolist()]
+
+
+def _choose(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    probabilities = torch.softmax(logits.float().cpu() / temperature, dim=-1)
+    return torch.multinomial(probabilities, 1, generator=generator).squeeze(1).to(logits.device)

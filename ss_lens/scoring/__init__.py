@@ -1,0 +1,1 @@
+"""Scores: text to numbers, with intervals."""
