@@ -15,7 +15,7 @@ from ss_lens.activations import Activations, CaptureSpec, Position
 from ss_lens.datasets import ContrastiveDataset
 from ss_lens.errors import UserError
 from ss_lens.forward import Batch
-from ss_lens.models import identify
+from ss_lens.models import device_of, identify
 from ss_lens.sites import Site, Stream, sites_of
 from ss_lens.store import Store
 from ss_lens.tokens import Tokens, check_context, shared_prefix_length, tokenize, tokens_digest
@@ -126,7 +126,7 @@ def _shard_computer(
             batch_size,
             side="right",
             pad_id=forward.pad_id_of(model),
-            device=model.cfg.device,
+            device=device_of(model),
         ):
             reader = _last_token_reader(keep) if spec.position != "mean" else _sum_reader
             got = _read(model, spec.sites, batch, reader, computed_prefix)
@@ -151,7 +151,7 @@ def _prefix_of(
     prefix = forward.compute_prefix(model, ids)
     if spec.position != "mean":
         return prefix, nothing
-    row = torch.tensor([ids], device=model.cfg.device)
+    row = torch.tensor([ids], device=device_of(model))
     whole = Batch((0,), row, torch.ones_like(row))
     return prefix, _read(model, spec.sites, whole, _sum_reader, None)[0]
 

@@ -94,9 +94,7 @@ def read_hub_rows(source: str, prompt_column: str) -> tuple[Sequence[Row], str]:
     try:
         import datasets
     except ModuleNotFoundError:
-        raise UserError(
-            'Hub datasets need the extra "hub": pip install "ss_lens[hub]".'
-        ) from None
+        raise UserError('Hub datasets need the extra "hub": pip install "ss_lens[hub]".') from None
     column = HUB_PROMPT_COLUMNS.get(source, prompt_column)
     try:
         table = datasets.load_dataset(source, split="train")

@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 class RunConfig:
     """What the main job does; ``dev`` and ``test`` are prompts per class."""
 
-    angles_deg: tuple[float, ...] = EIGHT_ANGLES
+    angles_deg: tuple[float | int, ...] = EIGHT_ANGLES
     rule: Rule = "site"
     dev: int = 16
     test: int = 24
@@ -50,12 +50,14 @@ class Run:
 
     Attributes:
         calibration: fitted on the train part.
+        activations: the store's keys of the ``train`` and ``test`` activations.
         responses: one row per test prompt and angle, with its scores.
         scores: one row per angle, from :func:`score_by_angle`.
     """
 
     config: RunConfig
     calibration: Calibration
+    activations: dict[str, str]
     responses: pd.DataFrame
     scores: pd.DataFrame
 
@@ -81,12 +83,13 @@ def run_main_job(
     config = config or RunConfig()
     folder = Path(run_dir)
     parts = dataset.split(dev=config.dev, test=config.test, seed=config.seed)
-    calibration = calibrate(capture(model, parts.train, store=store), rule=config.rule)
+    train, test = (capture(model, part, store=store) for part in (parts.train, parts.test))
+    calibration = calibrate(train, rule=config.rule)
     identity = {
         "format": FORMAT,
         "config": {**asdict(config), "angles_deg": list(config.angles_deg)},
         "dataset": {"name": dataset.name, "digest": dataset.digest},
-        "activations": calibration.spec.key,
+        "activations": {"train": train.spec.key, "test": test.spec.key},
         "ss_lens": version("ss_lens"),
     }
     _claim(folder, identity)
@@ -100,7 +103,7 @@ def run_main_job(
     for name, table in (("responses", responses), ("scores", scores)):
         with atomic_path(folder / f"{name}.csv") as temporary:
             table.to_csv(temporary, index=False)
-    return Run(config, calibration, responses, scores)
+    return Run(config, calibration, identity["activations"], responses, scores)
 
 
 def load_run(run_dir: Path | str) -> Run:
@@ -122,12 +125,15 @@ def load_run(run_dir: Path | str) -> Run:
     return Run(
         RunConfig(**{**fields, "angles_deg": tuple(fields["angles_deg"])}),
         Calibration.load(folder / "calibration"),
-        pd.read_csv(folder / "responses.csv", keep_default_na=False, na_values={_NUMERIC: [""]}),
+        identity["activations"],
+        # An answer may be empty or read "NA": only the scores have missing values.
+        pd.read_csv(
+            folder / "responses.csv",
+            keep_default_na=False,
+            na_values=dict.fromkeys(("compression_ratio", "repetition", "non_latin_share"), [""]),
+        ),
         pd.read_csv(folder / "scores.csv"),
     )
-
-
-_NUMERIC = "repetition"
 
 
 def score_by_angle(responses: pd.DataFrame) -> pd.DataFrame:

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from ss_lens.models import device_of
 from ss_lens.tokens import Tokens
 
 
@@ -104,7 +105,7 @@ def run(
 
 def compute_prefix(model: TransformerBridge, ids: Tokens) -> Prefix:
     """Run the shared tokens once and keep their KV cache."""
-    row = torch.tensor([ids], device=model.cfg.device)
+    row = torch.tensor([ids], device=device_of(model))
     _, cache = run(model, row, torch.ones_like(row), keep_cache=True)
     return Prefix(len(ids), cache)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any, cast
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from ss_lens import forward
 from ss_lens.calibration import Calibration
 from ss_lens.errors import UserError
 from ss_lens.forward import Batch
+from ss_lens.models import device_of
 from ss_lens.operators import AngularOperator
 from ss_lens.progress import progress_bar
 from ss_lens.steering import steer
@@ -29,7 +32,7 @@ def generate(
     *,
     max_new_tokens: int = 64,
     batch_size: int = 16,
-    temperature: float = 0.0,
+    temperature: float | int = 0,
     seed: int = 0,
 ) -> list[str]:
     """The model's answer to each prompt, through its chat template.
@@ -63,7 +66,7 @@ def generate(
             batch_size,
             side="left",
             pad_id=forward.pad_id_of(model),
-            device=model.cfg.device,
+            device=device_of(model),
         ):
             new = _decode(model, batch, max_new_tokens, temperature, generator, bar)
             for row, ids in zip(batch.rows, new, strict=True):
@@ -76,7 +79,7 @@ def sweep_angles(
     calibration: Calibration,
     operator: type[AngularOperator],
     prompts: Sequence[str],
-    angles_deg: Sequence[float],
+    angles_deg: Sequence[float | int] | np.ndarray,
     *,
     max_new_tokens: int = 64,
     batch_rows: int = BATCH_ROWS,
@@ -99,16 +102,15 @@ def sweep_angles(
     Raises:
         UserError: no angle, an angle that is not finite, or anything :func:`generate` raises.
     """
-    if not angles_deg:
-        raise UserError("angles_deg is empty; give at least one angle.")
     if operator not in AngularOperator.__args__:  # type: ignore[attr-defined]
         raise UserError(
             f"{operator.__name__} has no angle; sweep one of "
             f"{', '.join(kind.__name__ for kind in AngularOperator.__args__)}."  # type: ignore[attr-defined]
         )
-    operator(angle_deg=tuple(angles_deg))  # rejects a bad angle before any work is done
+    angles = operator(angle_deg=tuple(angles_deg)).angle_deg  # rejects a bad angle before any work
+    assert isinstance(angles, tuple)
     order = forward.order_by_length(tokenize(model, prompts))
-    pairs = [(row, float(angle)) for row in order for angle in angles_deg]
+    pairs = [(row, angle) for row in order for angle in angles]
     found: dict[tuple[int, float], str] = {}
     for start in range(0, len(pairs), batch_rows):
         chunk = pairs[start : start + batch_rows]
@@ -123,19 +125,19 @@ def sweep_angles(
         found.update(zip(chunk, texts, strict=True))
     return pd.DataFrame(
         [
-            (row, prompt, float(angle), found[row, float(angle)])
+            (row, prompt, angle, found[row, angle])
             for row, prompt in enumerate(prompts)
-            for angle in angles_deg
+            for angle in angles
         ],
         columns=["prompt_index", "prompt", "angle_deg", "response"],
     )
 
 
 def _stop_ids(model: TransformerBridge) -> Tensor:
-    configured = model.original_model.generation_config.eos_token_id
-    ids = set(configured if isinstance(configured, list) else [configured])
-    ids.add(model.tokenizer.eos_token_id)
-    return torch.tensor(sorted(i for i in ids if i is not None), device=model.cfg.device)
+    configured = cast(Any, model.original_model).generation_config.eos_token_id
+    ids = {*(configured if isinstance(configured, list) else [configured])}
+    ids = (ids | {model.tokenizer.eos_token_id}) - {None}
+    return torch.tensor(sorted(ids), device=device_of(model))
 
 
 @torch.inference_mode()
@@ -143,7 +145,7 @@ def _decode(
     model: TransformerBridge,
     batch: Batch,
     max_new_tokens: int,
-    temperature: float,
+    temperature: float | int,
     generator: torch.Generator,
     bar: tqdm,
 ) -> list[list[int]]:
@@ -167,7 +169,7 @@ def _decode(
     return [[i for i in row if i >= 0] for row in torch.stack(columns, dim=1).tolist()]
 
 
-def _choose(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
+def _choose(logits: Tensor, temperature: float | int, generator: torch.Generator) -> Tensor:
     if temperature == 0:
         return logits.argmax(dim=-1)
     probabilities = torch.softmax(logits.float().cpu() / temperature, dim=-1)

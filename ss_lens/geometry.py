@@ -18,7 +18,7 @@ from ss_lens.errors import UserError
 
 ORTHONORMALITY_TOLERANCE = 1e-5
 
-Strength = float | Float[Tensor, "batch"]
+Strength = float | int | Float[Tensor, ""] | Float[Tensor, "row"]
 """One number for all rows, or one per row of the leading (batch) axis of ``h``."""
 
 
@@ -119,7 +119,7 @@ def rotate_to_if_aligned(
 
 
 def set_angle(
-    h: Float[Tensor, "*batch d_model"], plane: Plane, angle: Strength, magnitude: float = 1.0
+    h: Float[Tensor, "*batch d_model"], plane: Plane, angle: Strength, magnitude: float | int = 1.0
 ) -> Float[Tensor, "*batch d_model"]:
     r"""Replace the in-plane part: :math:`p \leftarrow m (\cos\theta, \sin\theta)`, constant ``m``.
 
@@ -142,9 +142,7 @@ def add(
     return _moved(h, plane, torch.stack((zero + _per_row(alpha, h), zero), dim=-1))
 
 
-def ablate(
-    h: Float[Tensor, "*batch d_model"], plane: Plane
-) -> Float[Tensor, "*batch d_model"]:
+def ablate(h: Float[Tensor, "*batch d_model"], plane: Plane) -> Float[Tensor, "*batch d_model"]:
     r"""Remove the component along ``b1``: :math:`p_1 \leftarrow 0`.
 
     Linear and idempotent. Source: Directional Ablation, arXiv 2406.11717.

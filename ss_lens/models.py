@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -100,7 +100,7 @@ def load_model(
             trust_remote_code=trust_remote_code,
             **source.arguments(),
         )
-        hf_model = hf_model.to(chosen_device).eval().requires_grad_(False)
+        hf_model = cast(Any, hf_model).to(chosen_device).eval().requires_grad_(False)
         return TransformerBridge.boot_transformers(
             str(name),
             hf_model=hf_model,
@@ -180,6 +180,11 @@ def _without_bars() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
+def device_of(model: TransformerBridge) -> torch.device:
+    """Where the model computes."""
+    return torch.device(model.cfg.device or "cpu")
+
+
 _fingerprints: WeakKeyDictionary[TransformerBridge, tuple[Any, str]] = WeakKeyDictionary()
 
 
@@ -205,7 +210,7 @@ def identify(model: TransformerBridge) -> ModelIdentity:
         for name, tensor in weights:
             clean = name.replace("_original_component.", "")
             digest.update(f"{clean}:{tuple(tensor.shape)}:{tensor.dtype};".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         remembered = (state, digest.hexdigest())
         _fingerprints[model] = remembered
     return ModelIdentity(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar
+from typing import ClassVar, cast
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -16,20 +17,19 @@ from ss_lens import geometry
 from ss_lens.errors import UserError
 from ss_lens.geometry import Plane
 
-Strengths = float | tuple[float, ...]
+Strengths = float | int | Sequence[float | int] | np.ndarray | Tensor
+"""One number for all rows, or one per batch row; kept as a float or a tuple of floats."""
 
 
-def _validated(name: str, value: object) -> Strengths:
-    """One finite float, or a tuple of them (one per batch row)."""
-    if isinstance(value, Iterable) and not (isinstance(value, Tensor) and value.ndim == 0):
-        rows = tuple(float(v) for v in value)
-        if not rows:
-            raise UserError(f"{name} is empty; give one number, or one per batch row.")
-    else:
-        rows = float(value)  # type: ignore[arg-type]
-    if not all(math.isfinite(v) for v in (rows if isinstance(rows, tuple) else (rows,))):
+def _validated(name: str, value: Strengths) -> float | tuple[float, ...]:
+    rows = np.asarray(value, dtype=float)
+    if rows.ndim > 1 or rows.size == 0:
+        raise UserError(
+            f"{name} has shape {rows.shape}; give one number, or one per batch row in one dimension."
+        )
+    if not np.isfinite(rows).all():
         raise UserError(f"{name} must be finite; got {value!r}.")
-    return rows
+    return float(rows) if rows.ndim == 0 else tuple(rows.tolist())
 
 
 @lru_cache(maxsize=64)
@@ -37,8 +37,9 @@ def _row_tensor(values: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(values, dtype=torch.float32, device=device)
 
 
-def _strength_for(values: Strengths, h: Tensor) -> float | Tensor:
-    return _row_tensor(values, h.device) if isinstance(values, tuple) else values
+def _rows(value: Strengths) -> int | None:
+    """How many batch rows the strengths are for; ``None`` when one holds for all."""
+    return len(value) if isinstance(value, tuple) else None
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,7 @@ class _Angular:
 
     @property
     def rows(self) -> int | None:
-        """How many batch rows the strengths are for; ``None`` when one holds for all."""
-        return len(self.angle_deg) if isinstance(self.angle_deg, tuple) else None
+        return _rows(self.angle_deg)
 
     @property
     def is_identity(self) -> bool:
@@ -61,10 +61,9 @@ class _Angular:
 
     def _radians(self, h: Tensor) -> float | Tensor:
         # Reduced in degrees, where 360 is exact, so that θ and θ + 360 are the same operator.
-        turned = self.angle_deg
-        if isinstance(turned, tuple):
-            return _strength_for(tuple(math.radians(v % 360.0) for v in turned), h)
-        return math.radians(turned % 360.0)
+        if isinstance(self.angle_deg, tuple):
+            return _row_tensor(tuple(math.radians(v % 360.0) for v in self.angle_deg), h.device)
+        return math.radians(cast("float", self.angle_deg) % 360.0)
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ class RotateBy(_Angular):
 
     @property
     def is_identity(self) -> bool:
-        return not isinstance(self.angle_deg, tuple) and self.angle_deg % 360.0 == 0.0
+        return isinstance(self.angle_deg, float) and self.angle_deg % 360.0 == 0.0
 
     def apply(self, h: Float[Tensor, "*batch d_model"], plane: Plane) -> Tensor:
         return geometry.rotate_by(h, plane, self._radians(h))
@@ -105,7 +104,7 @@ class RotateToIfAligned(_Angular):
 class SetAngle(_Angular):
     """The ablation without norm preservation: in-plane part of constant ``magnitude``."""
 
-    magnitude: float = 1.0
+    magnitude: float | int = 1.0
     is_linear: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -129,14 +128,16 @@ class Add:
 
     @property
     def rows(self) -> int | None:
-        return len(self.alpha) if isinstance(self.alpha, tuple) else None
+        return _rows(self.alpha)
 
     @property
     def is_identity(self) -> bool:
-        return self.alpha == 0.0
+        return isinstance(self.alpha, float) and self.alpha == 0.0
 
     def apply(self, h: Float[Tensor, "*batch d_model"], plane: Plane) -> Tensor:
-        return geometry.add(h, plane, _strength_for(self.alpha, h))
+        alpha = self.alpha
+        rows = _row_tensor(alpha, h.device) if isinstance(alpha, tuple) else cast("float", alpha)
+        return geometry.add(h, plane, rows)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import total_ordering
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 from ss_lens.errors import UserError
 
@@ -35,6 +35,7 @@ _HOOKS: dict[Stream, str] = {
 }
 
 
+@runtime_checkable
 class HookedModel(Protocol):
     """What this module needs of a model: its hook points by name."""
 
@@ -52,9 +53,7 @@ class Site:
 
     def __post_init__(self) -> None:
         if self.stream not in STREAMS:
-            raise UserError(
-                f"unknown stream {self.stream!r}; streams are {', '.join(STREAMS)}."
-            )
+            raise UserError(f"unknown stream {self.stream!r}; streams are {', '.join(STREAMS)}.")
         if self.layer < 0:
             raise UserError(f"a layer is counted from 0; got {self.layer}.")
 

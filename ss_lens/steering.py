@@ -10,6 +10,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from ss_lens.calibration import Calibration
+from ss_lens.models import device_of
 from ss_lens.operators import Operator
 from ss_lens.sites import Site
 
@@ -39,7 +40,7 @@ def steer(
     if operator.is_identity:
         yield model
         return
-    plane = calibration.plane.to(model.cfg.device)
+    plane = calibration.plane.to(device_of(model))
     fired: set[Site] = set()
     hooks: list[Hook] = []
     for site in calibration.selected_sites:

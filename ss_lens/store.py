@@ -156,8 +156,8 @@ class Store:
         manifest = read_json(folder / "manifest.json", "manifest of the store")
         if manifest.get("format") != FORMAT:
             raise UserError(
-                f"{folder} was written in store format {manifest.get('format')}, this version reads "
-                f"{FORMAT}; remove it with `ss-lens store rm {folder.name[:12]}`."
+                f"{folder} has store format {manifest.get('format')}, this version reads {FORMAT}; "
+                f"remove it with `ss-lens store rm {folder.name[:12]}`."
             )
         return CaptureSpec.from_json(manifest["spec"]), manifest["shards"]
 

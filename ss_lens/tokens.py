@@ -23,8 +23,10 @@ def tokenize(model: TransformerBridge, prompts: Sequence[str]) -> list[Tokens]:
     token where the tokenizer has one); this is said once per model, as a warning.
 
     Raises:
-        UserError: a prompt is blank.
+        UserError: a prompt is blank, or one text is given for a list.
     """
+    if isinstance(prompts, str):
+        raise UserError(f"prompts must be a list; got one text. Write [{prompts[:40]!r}].")
     for index, prompt in enumerate(prompts):
         if not prompt.strip():
             raise UserError(f"prompt {index} is blank; every prompt needs some text.")

@@ -1,0 +1,1 @@
+"""One module per question: ``measure(...)`` returns a table, ``figure(table)`` draws it."""

@@ -1,0 +1,64 @@
+"""How alike are the candidate directions of different sites?"""
+
+from __future__ import annotations
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from analyses import style
+from ss_lens.calibration import Calibration
+from ss_lens.directions import cosine_matrix
+from ss_lens.results import SiteMatrix
+
+
+def measure(calibration: Calibration) -> pd.DataFrame:
+    """Cosine similarity of every pair of candidate directions.
+
+    Returns:
+        One row per ordered pair: ``site``, ``other_site``, ``cosine`` (NaN where a site has no
+        direction), and ``is_direction_site`` for the site of the global direction.
+    """
+    names = [str(site) for site in calibration.sites]
+    square = pd.DataFrame(
+        cosine_matrix(calibration.candidates).numpy(),
+        index=pd.Index(names, name="site"),
+        columns=pd.Index(names, name="other_site"),
+    )
+    table = square.stack(future_stack=True).rename("cosine").reset_index()
+    return table.assign(is_direction_site=table["site"] == str(calibration.direction_site))
+
+
+def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
+    """A site × site heatmap; the dashed cross marks the direction site, grey means no direction."""
+    matrix = SiteMatrix.from_frame(table, "cosine", "cosine")
+    names = [str(site) for site in matrix.sites]
+    drawn = go.Figure(
+        go.Heatmap(
+            z=matrix.values,
+            x=names,
+            y=names,
+            colorscale="RdBu",
+            reversescale=True,
+            zmin=-1,
+            zmax=1,
+            colorbar={"title": matrix.unit},
+            hovertemplate="%{y} · %{x}: %{z:.3f}<extra></extra>",
+        )
+    )
+    chosen = str(table.loc[table["is_direction_site"], "site"].iloc[0])
+    line = {"color": "black", "width": 1, "dash": "dash"}
+    place = names.index(chosen)  # category axes are positioned by index
+    drawn.add_hline(place, line=line)
+    drawn.add_vline(place, line=line)
+    drawn.add_annotation(
+        x=place, y=place, text=f"direction site {chosen}", bgcolor="white", ax=-70, ay=40
+    )
+    every = max(1, len(names) // 15)
+    ticks = {"tickmode": "array", "tickvals": names[::every], "ticktext": names[::every]}
+    drawn.update_xaxes(tickangle=60, **ticks)
+    drawn.update_yaxes(autorange="reversed", **ticks)
+    drawn = style.layout(
+        drawn, "Cosine similarity of the candidate directions", subtitle, height=820
+    )
+    drawn.update_layout(plot_bgcolor="#dddddd")  # shows where a site has no direction
+    return drawn.update_xaxes(constrain="domain").update_yaxes(scaleanchor="x")

@@ -1,0 +1,86 @@
+"""How long are the activations, per site and class, and how do they grow with depth?"""
+
+from __future__ import annotations
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+from transformer_lens.utilities.statistics import bootstrap_ci, derive_generator
+
+from analyses import style
+from ss_lens.activations import Activations
+from ss_lens.results import LayerProfile
+
+
+def measure(acts: Activations, *, n_resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
+    """Mean norm of the activations, one row per site and class.
+
+    Returns:
+        ``site``, ``layer``, ``stream``, ``prompt_class``; ``mean_norm`` (in units of the
+        activation) with its 95 % bootstrap interval over prompts; ``growth``, the ratio to the same
+        stream one captured layer before (NaN at the first).
+    """
+    tables = []
+    for label, h in (("positive", acts.positive), ("negative", acts.negative)):
+        norms = h.norm(dim=-1)
+        low, high = bootstrap_ci(
+            norms,
+            dim=0,
+            n_resamples=n_resamples,
+            generator=derive_generator(seed, "norm_growth", label),
+        )
+        tables.append(
+            pd.DataFrame(
+                {
+                    "site": [str(site) for site in acts.sites],
+                    "layer": [site.layer for site in acts.sites],
+                    "stream": [site.stream for site in acts.sites],
+                    "prompt_class": label,
+                    "mean_norm": norms.mean(dim=0).numpy(),
+                    "low": low.numpy(),
+                    "high": high.numpy(),
+                }
+            )
+        )
+    table = pd.concat(tables, ignore_index=True)
+    before = table.groupby(["prompt_class", "stream"])["mean_norm"].shift()
+    return table.assign(growth=table["mean_norm"] / before)
+
+
+def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
+    """Norms above on a logarithmic scale, growth per layer below."""
+    drawn = make_subplots(
+        rows=2, cols=1, shared_xaxes=True, row_heights=[0.62, 0.38], vertical_spacing=0.06
+    )
+    # The classes nearly coincide: the first is drawn wide and pale so that both can be seen.
+    for (label, colour), width, opacity in zip(
+        style.CLASS_COLOURS.items(), (6, 1.5), (0.45, 1), strict=True
+    ):
+        rows = table[table["prompt_class"] == label]
+        for dash, stream in zip(style.DASHES, rows["stream"].unique(), strict=False):
+            of_stream = rows[rows["stream"] == stream]
+            for panel, column, unit in ((1, "mean_norm", "‖h‖"), (2, "growth", "ratio")):
+                profile = LayerProfile.from_frame(of_stream, column, unit)
+                layers = [site.layer for site in profile.sites]
+                drawn.add_trace(
+                    go.Scatter(
+                        x=layers,
+                        y=profile.values,
+                        mode="lines",
+                        opacity=opacity,
+                        line={"color": colour, "dash": dash, "width": width},
+                        name=f"{stream}, {label}",
+                        showlegend=panel == 1,
+                        hovertemplate=f"{stream}, layer %{{x}}: %{{y:.3g}}",
+                    ),
+                    row=panel,
+                    col=1,
+                )
+    drawn.add_hline(1, line={"color": style.NEUTRAL, "width": 1, "dash": "dot"}, row=2, col=1)  # type: ignore[arg-type]
+    drawn.update_yaxes(title_text="mean ‖h‖ (log scale)", type="log", dtick=1, row=1, col=1)
+    drawn.update_yaxes(title_text="growth<br>per layer", row=2, col=1)
+    drawn.update_xaxes(title_text="layer", row=2, col=1)
+    drawn = style.layout(drawn, "Norm growth of the activations", subtitle, height=620)
+    return drawn.update_layout(
+        legend={"orientation": "v", "x": 1.02, "xanchor": "left", "y": 1, "yanchor": "top"},
+    )

@@ -1,0 +1,146 @@
+"""At which sites do the two classes lie on opposite sides of the direction, and how surely?"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import torch
+from jaxtyping import Float
+from plotly.subplots import make_subplots
+from torch import Tensor
+from transformer_lens.utilities.statistics import derive_generator
+
+from analyses import style
+from ss_lens.activations import Activations
+from ss_lens.calibration import Calibration
+from ss_lens.results import LayerProfile
+from ss_lens.selection import projections
+
+
+def measure(
+    acts: Activations, calibration: Calibration, *, n_resamples: int = 2000, seed: int = 0
+) -> pd.DataFrame:
+    """Class projections onto the calibrated direction, one row per calibrated site.
+
+    Args:
+        acts: activations of any prompts of the same model, best ones that the calibration has not
+            seen.
+        calibration: its direction ``b1``, its sites and its selection.
+        n_resamples: bootstrap draws over prompts, each class on its own; the direction stays fixed.
+        seed: of the bootstrap.
+
+    Returns:
+        ``site``, ``layer``, ``stream``; per class the mean and standard deviation of the projection
+        of the unit-normalised activation (a cosine) and the share of prompts on the class's side;
+        ``product`` of the means with its 95 % interval and ``p_opposite``, the share of draws in
+        which the signs are opposite; ``opposite`` in these prompts; ``selected`` by the calibration.
+    """
+    acts = acts.restricted_to(tuple(dict.fromkeys(site.stream for site in calibration.sites)))
+    assert acts.sites == calibration.sites
+    positive = projections(acts.positive, calibration.plane.b1)
+    negative = projections(acts.negative, calibration.plane.b1)
+    product = positive.mean(0) * negative.mean(0)
+    draws = _bootstrap_means(positive, n_resamples, seed, "positive") * _bootstrap_means(
+        negative, n_resamples, seed, "negative"
+    )
+    low, high = torch.quantile(draws, torch.tensor([0.025, 0.975], dtype=draws.dtype), dim=0)
+    return pd.DataFrame(
+        {
+            "site": [str(site) for site in acts.sites],
+            "layer": [site.layer for site in acts.sites],
+            "stream": [site.stream for site in acts.sites],
+            "positive_mean": positive.mean(0).numpy(),
+            "positive_sd": positive.std(0).numpy(),
+            "negative_mean": negative.mean(0).numpy(),
+            "negative_sd": negative.std(0).numpy(),
+            "positive_share": (positive > 0).float().mean(0).numpy(),
+            "negative_share": (negative < 0).float().mean(0).numpy(),
+            "product": product.numpy(),
+            "product_low": low.numpy(),
+            "product_high": high.numpy(),
+            "p_opposite": (draws < 0).float().mean(0).numpy(),
+            "opposite": (product < 0).numpy(),
+            "selected": calibration.selected.numpy(),
+            "n_positive": len(positive),
+            "n_negative": len(negative),
+        }
+    )
+
+
+def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
+    """Mean projections with their spread above, shares of prompts on their side below.
+
+    Steered sites are shaded. An open marker says that the bootstrap interval of the product of the
+    two means includes zero there, so that its sign is not settled.
+    """
+    drawn = make_subplots(
+        rows=2, cols=1, shared_xaxes=True, row_heights=[0.62, 0.38], vertical_spacing=0.06
+    )
+    sites = LayerProfile.from_frame(table, "product", "cosine²").sites
+    x = style.depth(sites)
+    settled = (table["product_low"] > 0) | (table["product_high"] < 0)
+    n = {label: int(table[f"n_{label}"].iloc[0]) for label in style.CLASS_COLOURS}
+    for label, colour in style.CLASS_COLOURS.items():
+        mean = table[f"{label}_mean"].to_numpy()
+        spread = table[f"{label}_sd"].to_numpy()
+        drawn.add_trace(style.band(x, mean - spread, mean + spread, colour, label), row=1, col=1)
+        drawn.add_trace(
+            go.Scatter(
+                x=x,
+                y=mean,
+                mode="lines+markers",
+                name=f"{label} ({n[label]} prompts)",
+                line={"color": colour},
+                marker={"symbol": np.where(settled, "circle", "circle-open"), "size": 7},
+                text=table["site"],
+                customdata=table[["p_opposite"]],
+                hovertemplate="%{text}: %{y:.3f}<br>opposite signs in %{customdata[0]:.0%} of draws",
+            ),
+            row=1,
+            col=1,
+        )
+        drawn.add_trace(
+            go.Scatter(
+                x=x,
+                y=table[f"{label}_share"],
+                mode="lines+markers",
+                line={"color": colour, "width": 0.7},
+                marker={"size": 5},
+                text=table["site"],
+                hovertemplate="%{text}: %{y:.0%}",
+                showlegend=False,
+            ),
+            row=2,
+            col=1,
+        )
+    half = (x[1] - x[0]) / 2 if len(x) > 1 else 0.25
+    for place in x[table["selected"].to_numpy(bool)]:
+        drawn.add_vrect(
+            place - half, place + half, fillcolor=style.SELECTED, line_width=0, layer="below"
+        )
+    drawn.add_hline(0, line={"color": style.NEUTRAL, "width": 1}, row=1, col=1)  # type: ignore[arg-type]
+    drawn.add_hline(0.5, line={"color": style.NEUTRAL, "width": 1, "dash": "dot"}, row=2, col=1)  # type: ignore[arg-type]
+    limit = 1.1 * max(
+        (table[f"{c}_mean"].abs() + table[f"{c}_sd"]).max() for c in style.CLASS_COLOURS
+    )
+    drawn.update_yaxes(title_text="projection onto b1<br>(cosine, mean ± sd)", row=1, col=1)
+    drawn.update_yaxes(range=[-limit, limit], row=1, col=1)
+    drawn.update_yaxes(title_text="share on<br>own side", range=[0, 1.03], row=2, col=1)
+    drawn.update_yaxes(tickformat=".0%", row=2, col=1)
+    streams = " then ".join(dict.fromkeys(site.stream for site in sites[:8]))
+    drawn.update_xaxes(range=[x[0] - 2 * half, x[-1] + 2 * half])
+    drawn.update_xaxes(title_text=f"layer (within each: {streams})", row=2, col=1)
+    return style.layout(drawn, "Sign agreement: steered sites are shaded", subtitle, height=620)
+
+
+def _bootstrap_means(
+    values: Float[Tensor, "prompt site"], n_resamples: int, seed: int, label: str
+) -> Float[Tensor, "draw site"]:
+    """Means over prompts resampled with replacement, all sites in the same draw."""
+    n = len(values)
+    generator = derive_generator(seed, "sign_agreement", label)
+    picks = torch.randint(0, n, (n_resamples, n), generator=generator)
+    counts = torch.zeros(n_resamples, n, dtype=torch.float64)
+    counts.scatter_add_(1, picks, torch.ones_like(picks, dtype=torch.float64))
+    return counts @ values.double() / n

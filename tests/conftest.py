@@ -1,0 +1,172 @@
+"""Tiny random models of five architectures, a private cache folder, and the default model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+import ss_lens
+from ss_lens import ContrastiveDataset, Store
+
+torch.set_num_threads(1)
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+ARCHITECTURES = ("llama", "qwen2", "gemma2", "gemma3", "gpt2")
+TEMPLATE = (
+    "{{ bos_token }} system be helpful </s> {% for m in messages %}{{ m['role'] }} "
+    "{{ m['content'] }} </s> {% endfor %}{% if add_generation_prompt %}assistant{% endif %}"
+)
+_SIZES = {
+    "vocab_size": 128,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 3,
+}
+_MAKERS: dict[str, Callable[[], PreTrainedModel]] = {
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**_SIZES)),
+    "qwen2": lambda: Qwen2ForCausalLM(
+        Qwen2Config(**{**_SIZES, "vocab_size": 264, "max_position_embeddings": 256})
+    ),
+    "gemma2": lambda: Gemma2ForCausalLM(Gemma2Config(**_SIZES, head_dim=8, sliding_window=8)),
+    "gemma3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**_SIZES, head_dim=8, sliding_window=8)),
+    "gpt2": lambda: GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=128,
+            n_embd=32,
+            n_layer=3,
+            n_head=4,
+            n_positions=64,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+    ),
+}
+
+
+_SPECIAL = ["<unk>", "<s>", "</s>", "<pad>", "system", "user", "assistant", "helpful"]
+
+
+def _tiny_tokenizer(architecture: str) -> PreTrainedTokenizerFast:
+    """Whole words; single bytes for Qwen2, whose loader insists on byte-level pre-tokenisation."""
+    if architecture == "qwen2":
+        letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+        vocabulary = {word: i for i, word in enumerate([*_SPECIAL, *letters])}
+        tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    else:
+        vocabulary = {
+            word: i for i, word in enumerate([*_SPECIAL, *(f"w{i}" for i in range(8, 128))])
+        }
+        tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+    )
+    wrapped.chat_template = TEMPLATE
+    return wrapped
+
+
+@pytest.fixture(scope="session")
+def tiny_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One local Hugging Face folder per architecture, with random weights and a chat template."""
+    folders = {}
+    for name, make in _MAKERS.items():
+        folders[name] = tmp_path_factory.mktemp("models") / f"tiny-{name}"
+        torch.manual_seed(0)
+        model = make()
+        # Wider than the default initialisation, so that activations differ visibly between prompts.
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                torch.nn.init.normal_(parameter, std=0.2)
+            else:
+                torch.nn.init.normal_(parameter, mean=parameter.mean().item(), std=0.1)
+        model.save_pretrained(folders[name])
+        _tiny_tokenizer(name).save_pretrained(folders[name])
+    return folders
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tiny_folders: dict[str, Path]) -> dict[str, TransformerBridge]:
+    """The same models behind TransformerLens."""
+    return {name: ss_lens.load_model(folder) for name, folder in tiny_folders.items()}
+
+
+@pytest.fixture
+def tiny_llama(tiny_models: dict[str, TransformerBridge]) -> TransformerBridge:
+    return tiny_models["llama"]
+
+
+@pytest.fixture(scope="session")
+def tiny_data() -> ContrastiveDataset:
+    """Prompts of different lengths in the tiny tokenizer's words, 12 per class."""
+    generator = torch.Generator().manual_seed(1)
+
+    def prompts(low: int, high: int) -> tuple[str, ...]:
+        rows = []
+        for i in range(12):
+            ids = torch.randint(low, high, (2 + i % 5,), generator=generator).tolist()
+            rows.append(" ".join(f"w{j}" for j in [low + i, *ids]))
+        return tuple(rows)
+
+    return ContrastiveDataset("tiny", prompts(8, 60), prompts(60, 120))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture(scope="session")
+def default_model() -> TransformerBridge:
+    """The real default model, kept in the user's cache between runs."""
+    return ss_lens.load_model()
+
+
+@pytest.fixture(autouse=True)
+def private_store(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keep every test's store out of the user's cache (the default model's folder stays shared)."""
+    if "default_model" not in request.keywords:
+        monkeypatch.setenv("SS_LENS_HOME", str(tmp_path / "home"))
+
+
+def shared_file(relative: str) -> Path:
+    """A file of the shared test data; the test is skipped where that is absent."""
+    path = SHARED / relative
+    if not path.exists():
+        pytest.skip(f"the shared test data {relative} are not here")
+    return path
+
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
