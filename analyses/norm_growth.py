@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 from transformer_lens.utilities.statistics import bootstrap_ci, derive_generator
 
 from analyses import style
@@ -49,16 +48,14 @@ def measure(acts: Activations, *, n_resamples: int = 1000, seed: int = 0) -> pd.
 
 def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
     """Norms above on a logarithmic scale, growth per layer below."""
-    drawn = make_subplots(
-        rows=2, cols=1, shared_xaxes=True, row_heights=[0.62, 0.38], vertical_spacing=0.06
-    )
+    drawn = style.two_panels()
     # The classes nearly coincide: the first is drawn wide and pale so that both can be seen.
     for (label, colour), width, opacity in zip(
         style.CLASS_COLOURS.items(), (6, 1.5), (0.45, 1), strict=True
     ):
-        rows = table[table["prompt_class"] == label]
-        for dash, stream in zip(style.DASHES, rows["stream"].unique(), strict=False):
-            of_stream = rows[rows["stream"] == stream]
+        rows = table.query("prompt_class == @label")
+        for dash, stream in zip(style.DASHES, dict.fromkeys(rows["stream"]), strict=False):
+            of_stream = rows.query("stream == @stream")
             for panel, column, unit in ((1, "mean_norm", "‖h‖"), (2, "growth", "ratio")):
                 profile = LayerProfile.from_frame(of_stream, column, unit)
                 layers = [site.layer for site in profile.sites]
@@ -76,7 +73,7 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
                     row=panel,
                     col=1,
                 )
-    drawn.add_hline(1, line={"color": style.NEUTRAL, "width": 1, "dash": "dot"}, row=2, col=1)  # type: ignore[arg-type]
+    style.reference_line(drawn, 1, panel=2)
     drawn.update_yaxes(title_text="mean ‖h‖ (log scale)", type="log", dtick=1, row=1, col=1)
     drawn.update_yaxes(title_text="growth<br>per layer", row=2, col=1)
     drawn.update_xaxes(title_text="layer", row=2, col=1)

@@ -7,7 +7,6 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 from jaxtyping import Float
-from plotly.subplots import make_subplots
 from torch import Tensor
 from transformer_lens.utilities.statistics import derive_generator
 
@@ -34,7 +33,8 @@ def measure(
         ``site``, ``layer``, ``stream``; per class the mean and standard deviation of the projection
         of the unit-normalised activation (a cosine) and the share of prompts on the class's side;
         ``product`` of the means with its 95 % interval and ``p_opposite``, the share of draws in
-        which the signs are opposite; ``opposite`` in these prompts; ``selected`` by the calibration.
+        which the signs are opposite; ``opposite``, whether they are in these prompts; ``selected``,
+        whether the calibration steers the site.
     """
     acts = acts.restricted_to(tuple(dict.fromkeys(site.stream for site in calibration.sites)))
     assert acts.sites == calibration.sites
@@ -74,9 +74,7 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
     Steered sites are shaded. An open marker says that the bootstrap interval of the product of the
     two means includes zero there, so that its sign is not settled.
     """
-    drawn = make_subplots(
-        rows=2, cols=1, shared_xaxes=True, row_heights=[0.62, 0.38], vertical_spacing=0.06
-    )
+    drawn = style.two_panels()
     sites = LayerProfile.from_frame(table, "product", "cosine²").sites
     x = style.depth(sites)
     settled = (table["product_low"] > 0) | (table["product_high"] < 0)
@@ -95,7 +93,7 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
                 marker={"symbol": np.where(settled, "circle", "circle-open"), "size": 7},
                 text=table["site"],
                 customdata=table[["p_opposite"]],
-                hovertemplate="%{text}: %{y:.3f}<br>opposite signs in %{customdata[0]:.0%} of draws",
+                hovertemplate="%{text}: %{y:.3f}<br>opposite in %{customdata[0]:.0%} of draws",
             ),
             row=1,
             col=1,
@@ -119,8 +117,8 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
         drawn.add_vrect(
             place - half, place + half, fillcolor=style.SELECTED, line_width=0, layer="below"
         )
-    drawn.add_hline(0, line={"color": style.NEUTRAL, "width": 1}, row=1, col=1)  # type: ignore[arg-type]
-    drawn.add_hline(0.5, line={"color": style.NEUTRAL, "width": 1, "dash": "dot"}, row=2, col=1)  # type: ignore[arg-type]
+    style.reference_line(drawn, 0, panel=1)
+    style.reference_line(drawn, 0.5, panel=2)
     limit = 1.1 * max(
         (table[f"{c}_mean"].abs() + table[f"{c}_sd"]).max() for c in style.CLASS_COLOURS
     )

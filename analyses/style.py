@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from ss_lens.sites import STREAMS, Site
 
@@ -49,4 +50,19 @@ def band(x: np.ndarray, low: np.ndarray, high: np.ndarray, colour: str, name: st
         hoverinfo="skip",
         name=name,
         showlegend=False,
+    )
+
+
+def two_panels() -> go.Figure:
+    """A tall and a low panel above each other, over the same horizontal axis."""
+    return make_subplots(
+        rows=2, cols=1, shared_xaxes=True, row_heights=[0.62, 0.38], vertical_spacing=0.06
+    )
+
+
+def reference_line(figure: go.Figure, y: float | int, panel: int) -> None:
+    """A thin dotted horizontal line in one panel of :func:`two_panels`."""
+    line = {"color": NEUTRAL, "width": 1, "dash": "dot"}
+    figure.add_shape(
+        type="line", x0=0, x1=1, xref="x domain", y0=y, y1=y, line=line, row=panel, col=1
     )

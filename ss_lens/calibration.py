@@ -91,7 +91,7 @@ class Calibration:
         raise UserError(f"the calibration {problem}. Calibrate again on this model.")
 
     def save(self, folder: Path | str) -> None:
-        """Write ``calibration.safetensors`` and ``calibration.json`` into ``folder``, atomically."""
+        """Write ``folder``, atomically: safetensors for the numbers, JSON for the rest."""
         with atomic_path(Path(folder)) as temporary:
             temporary.mkdir()
             save_file(

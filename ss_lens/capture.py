@@ -107,7 +107,7 @@ def _shard_computer(
     prompts: Sequence[str],
     batch_size: int,
 ) -> Callable[[Sequence[int]], Tensor]:
-    """A function from prompt indices to activations; it runs the shared prefix at its first call."""
+    """Prompt indices → activations; the shared prefix runs at the first call."""
     keep = 1 if spec.position == "mean" else -int(spec.position)
     shared = shared_prefix_length(tokens, keep)
     rests = [ids[shared:] for ids in tokens]

@@ -88,7 +88,7 @@ def summary(calibration: Calibration) -> dict[str, Any]:
 def print_run(run: Run, run_dir: Path, as_json: bool) -> None:
     """The main job's result: the calibration, then a row per angle."""
     if as_json:
-        scores = json.loads(run.scores.to_json(orient="records"))
+        scores = json.loads(str(run.scores.to_json(orient="records")))
         print_json({**summary(run.calibration), "run_dir": str(run_dir), "scores": scores})
         return
     print_facts(summary(run.calibration), as_json=False)

@@ -47,8 +47,8 @@ def read_rows(path: Path) -> list[Row]:
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, Mapping):
             raise UserError(
-                f"row {number} of {path} is {type(row).__name__}, not an object; expected rows like "
-                '{"prompt": "...", "class": "positive"}.'
+                f"row {number} of {path} is {type(row).__name__}, not an object; expected rows "
+                'like {"prompt": "...", "class": "positive"}.'
             )
     return rows
 

@@ -1,4 +1,4 @@
-"""Contrastive datasets: prompts that show a behaviour and prompts that do not, validated and hashed."""
+"""Contrastive datasets: prompts that show a behaviour and prompts that do not, hashed."""
 
 from __future__ import annotations
 

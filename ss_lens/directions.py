@@ -13,7 +13,7 @@ from ss_lens.errors import UserError
 from ss_lens.sites import Site
 
 AGREEMENT_TOLERANCE = 1e-5
-"""Class means closer than this share of the mean norm are equal up to float32 rounding."""
+"""Class means closer than this share of their length are equal up to float32 rounding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,10 +40,10 @@ def difference_of_means(acts: Activations) -> Candidates:
     Raises:
         UserError: the means agree at every site.
     """
-    positive, negative = acts.positive.double(), acts.negative.double()
-    difference = positive.mean(dim=0) - negative.mean(dim=0)
+    means = [h.mean(dim=0, dtype=torch.float64) for h in (acts.positive, acts.negative)]
+    difference = means[0] - means[1]
     length = difference.norm(dim=-1)
-    scale = torch.cat((positive, negative)).norm(dim=-1).mean(dim=0)
+    scale = torch.stack([mean.norm(dim=-1) for mean in means]).amax(dim=0)
     valid = length > AGREEMENT_TOLERANCE * scale
     if not valid.any():
         raise UserError(
@@ -95,8 +95,8 @@ def first_principal_component(candidates: Candidates) -> Float[Tensor, "d_model"
     directions = candidates.directions[candidates.valid].double()
     if len(directions) < 3:
         raise UserError(
-            f"a principal component needs at least 3 sites with a direction; got {len(directions)}. "
-            "Capture more layers or streams."
+            f"a principal component needs at least 3 sites with a direction, got "
+            f"{len(directions)}. Capture more layers or streams."
         )
     centred = directions - directions.mean(dim=0)
     component = torch.linalg.svd(centred, full_matrices=False).Vh[0]

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
+from typing import cast
 
 import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
@@ -29,6 +30,7 @@ from ss_lens.store import Store
 FORMAT = 1
 EIGHT_ANGLES = (0.0, 45.0, 90.0, 135.0, 180.0, 225.0, 270.0, 315.0)
 PROMPTS_PER_CHUNK = 6
+COHERENCE = ("compression_ratio", "repetition", "non_latin_share")
 logger = logging.getLogger(__name__)
 
 
@@ -116,8 +118,8 @@ def load_run(run_dir: Path | str) -> Run:
     identity = read_json(folder / "run.json", "run (run.json)")
     if identity.get("format") != FORMAT:
         raise UserError(
-            f"the run at {folder} has format {identity.get('format')}, this version reads {FORMAT}; "
-            "run it again."
+            f"the run at {folder} has format {identity.get('format')}, this version reads "
+            f"{FORMAT}; run it again."
         )
     if not (folder / "scores.csv").exists():
         raise UserError(f"the run at {folder} is not finished; start `ss-lens run` on it again.")
@@ -130,7 +132,7 @@ def load_run(run_dir: Path | str) -> Run:
         pd.read_csv(
             folder / "responses.csv",
             keep_default_na=False,
-            na_values=dict.fromkeys(("compression_ratio", "repetition", "non_latin_share"), [""]),
+            na_values={column: [""] for column in COHERENCE},
         ),
         pd.read_csv(folder / "scores.csv"),
     )
@@ -144,7 +146,7 @@ def score_by_angle(responses: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for angle, group in responses.groupby("angle_deg", sort=True):
-        row: dict[str, float] = {"angle_deg": float(angle)}  # type: ignore[arg-type]
+        row: dict[str, float] = {"angle_deg": cast(float, angle)}
         for label in ("positive", "negative"):
             refused = group.loc[group["prompt_class"] == label, "refused"]
             row[f"refusal_{label}"] = float(refused.mean())
@@ -152,7 +154,7 @@ def score_by_angle(responses: pd.DataFrame) -> pd.DataFrame:
             row[f"refusal_{label}_low"], row[f"refusal_{label}_high"] = low, high
             row[f"n_{label}"] = len(refused)
         positive = group[group["prompt_class"] == "positive"]
-        for column in ("compression_ratio", "repetition", "non_latin_share"):
+        for column in COHERENCE:
             row[column] = float(positive[column].mean())
         rows.append(row)
     return pd.DataFrame(rows)

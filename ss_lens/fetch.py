@@ -9,6 +9,7 @@ import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -121,7 +122,7 @@ def _convert(gguf: Path, folder: Path, model: WheelModel) -> None:
     place, file = str(gguf.parent), gguf.name
     tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=file)
     quantised = AutoModelForCausalLM.from_pretrained(place, gguf_file=file, dtype=torch.float32)
-    config = quantised.config
+    config: Any = quantised.config
     del config.quantization_config  # the weights below are plain float32
     plain = AutoModelForCausalLM.from_config(config)
     plain.load_state_dict(quantised.state_dict())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import numpy as np
 import pandas as pd
@@ -102,10 +102,10 @@ def sweep_angles(
     Raises:
         UserError: no angle, an angle that is not finite, or anything :func:`generate` raises.
     """
-    if operator not in AngularOperator.__args__:  # type: ignore[attr-defined]
+    if operator not in get_args(AngularOperator):
         raise UserError(
             f"{operator.__name__} has no angle; sweep one of "
-            f"{', '.join(kind.__name__ for kind in AngularOperator.__args__)}."  # type: ignore[attr-defined]
+            f"{', '.join(kind.__name__ for kind in get_args(AngularOperator))}."
         )
     angles = operator(angle_deg=tuple(angles_deg)).angle_deg  # rejects a bad angle before any work
     assert isinstance(angles, tuple)

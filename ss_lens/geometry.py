@@ -27,7 +27,7 @@ class Plane:
     """An oriented 2D plane: ``b1`` is angle 0, ``b2`` is angle 90°.
 
     Raises:
-        UserError: the basis is not finite or not orthonormal to within 1e-5; the deviation is named.
+        UserError: the basis is not finite, or not orthonormal to within 1e-5 (it says by how much).
     """
 
     b1: Float[Tensor, "d_model"]

@@ -24,9 +24,7 @@ Strengths = float | int | Sequence[float | int] | np.ndarray | Tensor
 def _validated(name: str, value: Strengths) -> float | tuple[float, ...]:
     rows = np.asarray(value, dtype=float)
     if rows.ndim > 1 or rows.size == 0:
-        raise UserError(
-            f"{name} has shape {rows.shape}; give one number, or one per batch row in one dimension."
-        )
+        raise UserError(f"{name} has shape {rows.shape}; give one number, or one per batch row.")
     if not np.isfinite(rows).all():
         raise UserError(f"{name} must be finite; got {value!r}.")
     return float(rows) if rows.ndim == 0 else tuple(rows.tolist())
@@ -82,7 +80,7 @@ class RotateBy(_Angular):
 
 @dataclass(frozen=True)
 class RotateTo(_Angular):
-    """Standard Angular Steering: turn to the absolute ``angle_deg`` (:func:`geometry.rotate_to`)."""
+    """Standard Angular Steering: turn to an absolute angle (:func:`geometry.rotate_to`)."""
 
     is_linear: ClassVar[bool] = False
 

@@ -33,8 +33,7 @@ def projections(
     h: Float[Tensor, "prompt site d_model"], b1: Float[Tensor, "d_model"]
 ) -> Float[Tensor, "prompt site"]:
     """Projection of each unit-normalised activation onto ``b1`` (a cosine, −1 to 1)."""
-    wide = h.double()
-    return ((wide @ b1.double()) / wide.norm(dim=-1)).float()
+    return (h @ b1) / h.norm(dim=-1)
 
 
 def class_projections(acts: Activations, b1: Float[Tensor, "d_model"]) -> ClassProjections:
@@ -80,6 +79,6 @@ def _nothing_selected(projected: ClassProjections, sites: tuple[Site, ...], rule
     what = "site" if rule == "site" else "block"
     return (
         f"no discriminative {what}: nowhere do the two class means project onto the direction with "
-        f"opposite signs. Nearest (positive, negative): {listed}. Use rule='uniform' to steer every "
-        "site, or calibrate on other streams or another position."
+        f"opposite signs. Nearest (positive, negative): {listed}. Use rule='uniform' to steer "
+        "every site, or calibrate on other streams or another position."
     )

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import total_ordering
-from typing import Literal, Protocol, get_args, runtime_checkable
+from typing import Literal, Protocol, cast, get_args, runtime_checkable
 
 from ss_lens.errors import UserError
 
@@ -91,7 +91,7 @@ class Site:
         match = re.fullmatch(r"L(\d+)\.(\w+)", text)
         if match is None:
             raise UserError(f"{text!r} is not a site; sites are written like L12.ln1_out.")
-        return cls(int(match[1]), match[2])  # type: ignore[arg-type]
+        return cls(int(match[1]), cast(Stream, match[2]))
 
 
 def n_layers_of(model: HookedModel) -> int:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -26,7 +27,8 @@ from transformers import (
 )
 
 import ss_lens
-from ss_lens import ContrastiveDataset, Store
+from ss_lens import Activations, CaptureSpec, ContrastiveDataset, Site, Store
+from ss_lens.models import ModelIdentity
 
 torch.set_num_threads(1)
 
@@ -161,6 +163,27 @@ def private_store(
         monkeypatch.setenv("SS_LENS_HOME", str(tmp_path / "home"))
 
 
+def made_activations(
+    positive: torch.Tensor, negative: torch.Tensor, sites: tuple[Site, ...]
+) -> Activations:
+    """Activations with given values ``[prompt, site, d_model]``, of a model that does not exist."""
+    identity = ModelIdentity(
+        "made-up", None, "f" * 64, 1 + max(s.layer for s in sites), positive.shape[-1], "float32"
+    )
+    spec = CaptureSpec(
+        model=identity,
+        dataset_name="made-up",
+        dataset_digest="d" * 64,
+        n_positive=len(positive),
+        n_negative=len(negative),
+        tokens_digest="t" * 64,
+        sites=sites,
+        position=-1,
+        versions=(("torch", "0"),),
+    )
+    return Activations(positive, negative, spec)
+
+
 def shared_file(relative: str) -> Path:
     """A file of the shared test data; the test is skipped where that is absent."""
     path = SHARED / relative
@@ -169,4 +192,5 @@ def shared_file(relative: str) -> Path:
     return path
 
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # for subprocesses
+huggingface_hub.constants.HF_HUB_OFFLINE = True  # read from the environment before this line

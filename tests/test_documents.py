@@ -1,0 +1,127 @@
+"""README, notebooks and help texts do what they say: every command and every line is run."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
+BIN = Path(sys.executable).parent
+# Commands that would run for minutes get a small size; nothing else about them is changed.
+SMALL = "--test 2 --dev 1 --angles 0,180 --max-new-tokens 6"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def shell_lines() -> list[str]:
+    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    return [line.split("  #")[0].strip() for line in lines if line.strip()]
+
+
+def run_in(folder: Path, command: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    return subprocess.run(
+        command, shell=True, cwd=folder, env=environment, capture_output=True, text=True
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.default_model
+def test_every_shell_command_of_the_readme_runs_in_order(tmp_path: Path) -> None:
+    ran = []
+    for line in shell_lines():
+        if line.startswith("make"):
+            continue
+        command = f"{line} {SMALL}" if line.startswith("ss-lens run") else line
+        done = run_in(tmp_path, command)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        ran.append(line)
+    assert len(ran) >= 5
+
+
+def test_the_make_targets_of_the_readme_exist() -> None:
+    targets = [line.split()[1] for line in shell_lines() if line.startswith("make")]
+    assert {"demo", "test"} <= set(targets)
+    for target in targets:
+        done = run_in(ROOT, f"make --dry-run {target}")
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.default_model
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_demo_runs_the_main_job_and_draws_its_figures(tmp_path: Path) -> None:
+    if not (ROOT / ".venv" / ".installed").exists():
+        pytest.skip("the environment was not made by make")
+    out = tmp_path / "run"
+    done = run_in(ROOT, f'make demo RUN_DIR="{out}" RUN_FLAGS="{SMALL}"')
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "direction site" in done.stdout
+    for name in ("sign_agreement", "norm_growth", "cosine_heatmap"):
+        assert (out / "figures" / f"{name}.html").stat().st_size > 1e6
+
+
+@pytest.mark.slow
+@pytest.mark.default_model
+def test_every_python_block_of_the_readme_runs(tmp_path: Path) -> None:
+    code = "\n".join(blocks("python"))
+    assert code
+    script = tmp_path / "readme.py"
+    script.write_text(code, "utf-8")
+    done = run_in(tmp_path, f"{sys.executable} -W error::UserWarning {script}")
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_pictures_of_the_readme_are_there() -> None:
+    pictures = re.findall(r"!\[.*?\]\((.*?)\)", README)
+    assert pictures
+    for picture in pictures:
+        assert (ROOT / picture).exists(), picture
+
+
+@pytest.mark.parametrize("source", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_equals_its_text_pair_and_holds_no_outputs(source: Path) -> None:
+    text = jupytext.read(source)
+    stored = nbformat.read(source.with_suffix(".ipynb"), as_version=4)
+    assert [(c.cell_type, c.source) for c in text.cells] == [
+        (c.cell_type, c.source) for c in stored.cells
+    ]
+    for cell in stored.cells:
+        assert not cell.get("outputs")
+        assert cell.get("execution_count") is None
+
+
+@pytest.mark.parametrize("source", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_defines_nothing(source: Path) -> None:
+    assert not re.search(r"^\s*(def|class) ", source.read_text("utf-8"), flags=re.MULTILINE)
+
+
+@pytest.mark.slow
+@pytest.mark.default_model
+def test_the_quickstart_runs_at_small_size() -> None:
+    notebook = jupytext.read(ROOT / "notebooks" / "01_quickstart.py")
+    small = "prompts_per_class = 12\nheld_out = 4\nanswers_to = 1\nnew_tokens = 4"
+    parameters = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    assert len(parameters) == 1
+    parameters[0].source = small
+    NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
+    mimes = [
+        mime
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        for mime in output.get("data", {})
+    ]
+    assert mimes.count("application/vnd.plotly.v1+json") == 3
