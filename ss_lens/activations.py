@@ -95,7 +95,9 @@ class Activations:
         Raises:
             UserError: a stream was not captured.
         """
-        captured = {site.stream for site in self.sites}
+        captured = dict.fromkeys(site.stream for site in self.sites)
+        if not streams:
+            raise UserError(f"no stream was asked for; captured are {', '.join(captured)}.")
         for stream in streams:
             if stream not in captured:
                 raise UserError(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jaxtyping import Bool, Float
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -22,7 +22,13 @@ from ss_lens.directions import (
     mean_cosine,
 )
 from ss_lens.errors import UserError
-from ss_lens.files import atomic_path, read_json, sha256_of_file, write_json
+from ss_lens.files import (
+    atomic_path,
+    read_json,
+    sha256_of_file,
+    write_json,
+    write_safetensors,
+)
 from ss_lens.geometry import Plane
 from ss_lens.models import identify
 from ss_lens.selection import ClassProjections, Rule, class_projections, select
@@ -92,9 +98,17 @@ class Calibration:
 
     def save(self, folder: Path | str) -> None:
         """Write ``folder``, atomically: safetensors for the numbers, JSON for the rest."""
-        with atomic_path(Path(folder)) as temporary:
+        folder = Path(folder)
+        files = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        if files - {"calibration.json", "calibration.safetensors"} or folder.is_file():
+            raise UserError(
+                f"{folder} holds something that is not a calibration and would be replaced; choose "
+                "another folder."
+            )
+        with atomic_path(folder) as temporary:
             temporary.mkdir()
-            save_file(
+            write_safetensors(
+                temporary / "calibration.safetensors",
                 {
                     "directions": self.directions,
                     "valid": self.candidates.valid,
@@ -104,7 +118,6 @@ class Calibration:
                     "mean_cosine": self.mean_cosine,
                     "selected": self.selected,
                 },
-                temporary / "calibration.safetensors",
             )
             write_json(
                 temporary / "calibration.json",

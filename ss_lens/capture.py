@@ -54,9 +54,11 @@ def capture(
     from their KV cache, padded on the right, without the unembedding.
 
     Raises:
-        UserError: an unknown stream, layer or position; a prompt longer than the context or shorter
-            than ``position``; activations that are not finite (it names the site and the prompt).
+        UserError: the model carries hooks (it is being steered); an unknown stream, layer or
+            position; a prompt longer than the context or shorter than ``position``; activations
+            that are not finite (it names the site and the prompt).
     """
+    _check_unhooked(model)
     sites = sites_of(model, streams, layers)
     if batch_size < 1:
         raise UserError(f"batch_size must be at least 1; got {batch_size}.")
@@ -82,6 +84,15 @@ def capture(
 
 
 _LIBRARIES = ("torch", "transformer-lens", "transformers")
+
+
+def _check_unhooked(model: TransformerBridge) -> None:
+    hooked = [name for name, point in model.hook_dict.items() if point.fwd_hooks]
+    if hooked:
+        raise UserError(
+            f"the model carries hooks (at {hooked[0]}), so what is captured now would be stored as "
+            "the model's own. Capture outside of steer(...), or call model.reset_hooks() first."
+        )
 
 
 def _check_position(position: Position, tokens: Sequence[Tokens], prompts: Sequence[str]) -> None:

@@ -54,9 +54,10 @@ def main() -> None:
     except UserError as error:
         console.error(str(error))
         sys.exit(2)
-    except KeyboardInterrupt:
-        console.note("interrupted; finished work is kept, the same command goes on from there.")
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == 130:  # typer's own answer to Ctrl-C
+            console.note("interrupted; finished work is kept, the same command goes on from there.")
+        raise
 
 
 @app.command()

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from ss_lens.calibration import Calibration
     from ss_lens.experiment import Run
 
-_err = Console(stderr=True)
-_out = Console()
+_err = Console(stderr=True, emoji=False)
+_out = Console(emoji=False)
 if not _out.is_terminal:
-    _out = Console(width=140)  # a file or a pipe has no width of its own
+    _out = Console(width=140, emoji=False)  # a file or a pipe has no width of its own
 
 
 def error(message: str) -> None:

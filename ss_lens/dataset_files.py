@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ss_lens.errors import UserError
+from ss_lens.errors import UserError, first_line
 
 Row = Mapping[str, Any]
 
@@ -22,11 +22,11 @@ def is_file(source: str | Path) -> bool:
     return Path(source).suffix.lower() in SUFFIXES
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path) -> Sequence[Row]:
     """All rows of a ``.jsonl``, ``.json`` or ``.csv`` file, as mappings from column to value."""
     try:
         text = path.read_text("utf-8-sig")
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         raise UserError(f"there is no file {path}; check the path.") from None
     except UnicodeDecodeError as error:
         raise UserError(
@@ -39,7 +39,7 @@ def read_rows(path: Path) -> list[Row]:
         case ".jsonl":
             rows = [
                 _json(line, f"line {number} of {path}")
-                for number, line in enumerate(text.splitlines(), start=1)
+                for number, line in enumerate(text.split("\n"), start=1)
                 if line.strip()
             ]
         case _:
@@ -53,18 +53,27 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
-def _csv_rows(text: str, path: Path) -> list[Row]:
+def _csv_rows(text: str, path: Path) -> Sequence[Row]:
     reader = csv.DictReader(io.StringIO(text))
     header = list(reader.fieldnames or ())
     if repeated := {name for name in header if header.count(name) > 1}:
         raise UserError(
             f"column {min(repeated)!r} stands twice in the header of {path}; rename or remove one."
         )
-    return list(reader)
+    rows = list(reader)
+    for number, row in enumerate(rows, start=1):
+        if None in row:
+            raise UserError(
+                f"row {number} of {path} has more cells than the header; put texts that contain "
+                "commas in double quotes."
+            )
+    return rows
 
 
 def _json_rows(value: Any, path: Path) -> list[Any]:
     if isinstance(value, Mapping) and set(value) == {"positive", "negative"}:
+        if not all(isinstance(prompts, list) for prompts in value.values()):
+            raise UserError(f"'positive' and 'negative' of {path} must each be a list of prompts.")
         return [
             {"prompt": prompt, "class": label}
             for label, prompts in value.items()
@@ -99,11 +108,10 @@ def read_hub_rows(source: str, prompt_column: str) -> tuple[Sequence[Row], str]:
     try:
         table = datasets.load_dataset(source, split="train")
     except (OSError, ValueError) as error:  # the Hub's errors derive from these two
-        first_line = str(error).strip().splitlines()[0]
         raise UserError(
-            f"the Hub dataset {source!r} could not be loaded ({first_line}). Check the id and the "
-            "network; for a gated dataset accept its terms and log in with `hf auth login`. "
-            "A file is named by its suffix (.jsonl, .json, .csv)."
+            f"the Hub dataset {source!r} could not be loaded ({first_line(error)}). "
+            "Check the id and the network; for a gated dataset accept its terms and log in with "
+            "`hf auth login`. A file is named by its suffix (.jsonl, .json, .csv)."
         ) from error
     unique: dict[Any, Row] = {}
     for row in table:

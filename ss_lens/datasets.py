@@ -181,7 +181,7 @@ def _load_both(
 ) -> ContrastiveDataset:
     if str(source) in EMBEDDED:
         text = resources.files("ss_lens").joinpath(f"data/{source}.jsonl").read_text("utf-8")
-        rows = [json.loads(line) for line in text.splitlines()]
+        rows = [json.loads(line) for line in text.split("\n") if line]
         name = str(source)
     else:
         if not dataset_files.is_file(source):

@@ -26,6 +26,7 @@ from ss_lens.scoring.intervals import wilson_interval
 from ss_lens.scoring.refusal import opens_with_refusal
 from ss_lens.selection import Rule
 from ss_lens.store import Store
+from ss_lens.tokens import check_context, tokenize
 
 FORMAT = 1
 EIGHT_ANGLES = (0.0, 45.0, 90.0, 135.0, 180.0, 225.0, 270.0, 315.0)
@@ -44,6 +45,12 @@ class RunConfig:
     test: int = 24
     seed: int = 0
     max_new_tokens: int = 48
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise UserError(f"max_new_tokens must be at least 1; got {self.max_new_tokens}.")
+        if len(set(self.angles_deg)) < len(self.angles_deg):
+            raise UserError(f"an angle of {self.angles_deg} is given twice; keep one.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +92,8 @@ def run_main_job(
     config = config or RunConfig()
     folder = Path(run_dir)
     parts = dataset.split(dev=config.dev, test=config.test, seed=config.seed)
+    for prompts in (parts.test.positive, parts.test.negative):
+        check_context(model, tokenize(model, prompts), prompts, config.max_new_tokens)
     train, test = (capture(model, part, store=store) for part in (parts.train, parts.test))
     calibration = calibrate(train, rule=config.rule)
     identity = {
@@ -173,7 +182,7 @@ def _claim(folder: Path, identity: dict) -> None:
                 "--out, or remove that folder."
             )
         return
-    if folder.exists() and any(folder.iterdir()):
+    if folder.is_file() or (folder.exists() and any(folder.iterdir())):
         raise UserError(f"{folder} is not empty and holds no run; choose another --out.")
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
     write_json(path, {**identity, "started": started})

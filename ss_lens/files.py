@@ -11,11 +11,14 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from platformdirs import user_cache_path
 
 from ss_lens.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def cache_root() -> Path:
@@ -47,6 +50,8 @@ def atomic_path(target: Path) -> Iterator[Path]:
     ``target`` is never half-written; a full disk is reported as a :class:`UserError`.
     """
     with disk_errors(target.parent):
+        if target.parent.exists() and not target.parent.is_dir():
+            raise UserError(f"{target.parent} is a file, so nothing can be put below it.")
         target.parent.mkdir(parents=True, exist_ok=True)
         holder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         try:
@@ -83,11 +88,21 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
+def write_safetensors(
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write tensors atomically. Bytes go through Python, so that a full disk is an ``OSError``."""
+    from safetensors.torch import save
+
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(save(tensors, metadata))
+
+
 def read_json(path: Path, what: str) -> Any:
     """Read a JSON file; ``what`` names it in the error when it is missing or damaged."""
     try:
         return json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise UserError(f"there is no {what} at {path}; check the path.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"the {what} at {path} is damaged ({error}); make it again.") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast, get_args
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.utilities.statistics import derive_generator
 
 from ss_lens import forward
 from ss_lens.calibration import Calibration
@@ -53,10 +54,11 @@ def generate(
         raise UserError(f"max_new_tokens must be at least 1; got {max_new_tokens}.")
     if not (math.isfinite(temperature) and temperature >= 0):
         raise UserError(f"temperature must be 0 or a positive number; got {temperature}.")
+    if batch_size < 1:
+        raise UserError(f"batch_size must be at least 1; got {batch_size}.")
     tokens = tokenize(model, prompts)
     check_context(model, tokens, prompts, max_new_tokens)
     answers = [""] * len(prompts)
-    generator = torch.Generator().manual_seed(seed)
     rows = forward.order_by_length(tokens)
     n_steps = math.ceil(len(rows) / batch_size) * max_new_tokens
     with progress_bar(n_steps, "generate", "step") as bar:
@@ -68,7 +70,9 @@ def generate(
             pad_id=forward.pad_id_of(model),
             device=device_of(model),
         ):
-            new = _decode(model, batch, max_new_tokens, temperature, generator, bar)
+            # One generator per prompt, so that a sample does not depend on its neighbours.
+            generators = [derive_generator(seed, row) for row in batch.rows]
+            new = _decode(model, batch, max_new_tokens, temperature, generators, bar)
             for row, ids in zip(batch.rows, new, strict=True):
                 answers[row] = model.tokenizer.decode(ids, skip_special_tokens=True)
     return answers
@@ -102,35 +106,66 @@ def sweep_angles(
     Raises:
         UserError: no angle, an angle that is not finite, or anything :func:`generate` raises.
     """
+    check_context(model, tokenize(model, prompts), prompts, max_new_tokens)
+
+    def answer(chunk: list[str]) -> pd.DataFrame:
+        texts = generate(model, chunk, max_new_tokens=max_new_tokens, batch_size=batch_rows)
+        return pd.DataFrame({"response": texts})
+
+    return over_angles(model, calibration, operator, prompts, angles_deg, answer, batch_rows)
+
+
+def over_angles(
+    model: TransformerBridge,
+    calibration: Calibration,
+    operator: type[AngularOperator],
+    prompts: Sequence[str],
+    angles_deg: Sequence[float | int] | np.ndarray,
+    measure: Callable[[list[str]], pd.DataFrame],
+    batch_rows: int = BATCH_ROWS,
+) -> pd.DataFrame:
+    """``measure`` on every prompt at every angle, ``batch_rows`` prompt–angle pairs at a time.
+
+    ``measure`` gets prompts from the shortest to the longest, must run them as one batch in that
+    order, and returns one row for each; its columns follow ``prompt_index``, ``prompt`` and
+    ``angle_deg``.
+
+    Raises:
+        UserError: the operator has no angle, or the angles are empty or not finite.
+    """
     if operator not in get_args(AngularOperator):
         raise UserError(
             f"{operator.__name__} has no angle; sweep one of "
             f"{', '.join(kind.__name__ for kind in get_args(AngularOperator))}."
         )
-    angles = operator(angle_deg=tuple(angles_deg)).angle_deg  # rejects a bad angle before any work
+    if batch_rows < 1:
+        raise UserError(f"batch_rows must be at least 1; got {batch_rows}.")
+    # Rejects a bad angle before any work is done.
+    angles = operator(angle_deg=np.asarray(angles_deg, dtype=float)).angle_deg
     assert isinstance(angles, tuple)
+    if len(set(angles)) < len(angles):
+        repeated = next(angle for angle in angles if angles.count(angle) > 1)
+        raise UserError(f"angle {repeated:g} is given twice, and would be counted twice; keep one.")
     order = forward.order_by_length(tokenize(model, prompts))
-    pairs = [(row, angle) for row in order for angle in angles]
-    found: dict[tuple[int, float], str] = {}
+    pairs = [(row, place) for row in order for place in range(len(angles))]
+    if not pairs:
+        return pd.concat([_places([], prompts, angles).drop(columns="place"), measure([])], axis=1)
+    tables = []
     for start in range(0, len(pairs), batch_rows):
         chunk = pairs[start : start + batch_rows]
-        # generate() orders rows by length and keeps ties in place: the chunk already is in order.
-        with steer(model, calibration, operator(angle_deg=tuple(angle for _, angle in chunk))):
-            texts = generate(
-                model,
-                [prompts[row] for row, _ in chunk],
-                max_new_tokens=max_new_tokens,
-                batch_size=len(chunk),
-            )
-        found.update(zip(chunk, texts, strict=True))
-    return pd.DataFrame(
-        [
-            (row, prompt, angle, found[row, angle])
-            for row, prompt in enumerate(prompts)
-            for angle in angles
-        ],
-        columns=["prompt_index", "prompt", "angle_deg", "response"],
-    )
+        rowwise = operator(angle_deg=tuple(angles[place] for _, place in chunk))
+        with steer(model, calibration, rowwise):
+            measured = measure([prompts[row] for row, _ in chunk])
+        tables.append(pd.concat([_places(chunk, prompts, angles), measured], axis=1))
+    table = pd.concat(tables).sort_values(["prompt_index", "place"], ignore_index=True)
+    return table.drop(columns="place")
+
+
+def _places(
+    chunk: list[tuple[int, int]], prompts: Sequence[str], angles: tuple[float, ...]
+) -> pd.DataFrame:
+    rows = [(row, place, prompts[row], angles[place]) for row, place in chunk]
+    return pd.DataFrame(rows, columns=["prompt_index", "place", "prompt", "angle_deg"])
 
 
 def _stop_ids(model: TransformerBridge) -> Tensor:
@@ -146,7 +181,7 @@ def _decode(
     batch: Batch,
     max_new_tokens: int,
     temperature: float | int,
-    generator: torch.Generator,
+    generators: Sequence[torch.Generator],
     bar: tqdm,
 ) -> list[list[int]]:
     """New token ids of each row, up to and without the first stop token."""
@@ -156,7 +191,7 @@ def _decode(
     columns: list[Tensor] = []
     for _ in range(max_new_tokens):
         logits, cache = forward.run(model, ids, mask, cache, keep_cache=True)
-        chosen = _choose(logits, temperature, generator)
+        chosen = _choose(logits, temperature, generators)
         running = running & ~torch.isin(chosen, stops)
         # A finished row goes on being computed with the others; −1 marks that it is not an answer.
         columns.append(torch.where(running, chosen, -1))
@@ -169,8 +204,14 @@ def _decode(
     return [[i for i in row if i >= 0] for row in torch.stack(columns, dim=1).tolist()]
 
 
-def _choose(logits: Tensor, temperature: float | int, generator: torch.Generator) -> Tensor:
+def _choose(
+    logits: Tensor, temperature: float | int, generators: Sequence[torch.Generator]
+) -> Tensor:
     if temperature == 0:
         return logits.argmax(dim=-1)
     probabilities = torch.softmax(logits.float().cpu() / temperature, dim=-1)
-    return torch.multinomial(probabilities, 1, generator=generator).squeeze(1).to(logits.device)
+    drawn = [
+        torch.multinomial(row, 1, generator=generator)
+        for row, generator in zip(probabilities, generators, strict=True)
+    ]
+    return torch.cat(drawn).to(logits.device)

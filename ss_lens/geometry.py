@@ -86,7 +86,7 @@ def rotate_by(
     >>> import math, torch
     >>> plane = Plane(torch.tensor([1., 0., 0.]), torch.tensor([0., 1., 0.]))
     >>> rotate_by(torch.tensor([[2., 0., 5.]]), plane, math.pi / 2).round(decimals=4)
-    tensor([[-0., 2., 5.]])
+    tensor([[0., 2., 5.]])
     """
     cos, sin = _cos_sin(angle, h)
     x, y = in_plane(h, plane).unbind(-1)

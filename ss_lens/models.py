@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,11 +14,12 @@ from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
+from safetensors import SafetensorError
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from ss_lens.errors import UserError
+from ss_lens.errors import UserError, first_line
 from ss_lens.fetch import WHEEL_MODELS, fetch
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -100,14 +102,15 @@ def load_model(
             trust_remote_code=trust_remote_code,
             **source.arguments(),
         )
-        hf_model = cast(Any, hf_model).to(chosen_device).eval().requires_grad_(False)
-        return TransformerBridge.boot_transformers(
+        model = TransformerBridge.boot_transformers(
             str(name),
-            hf_model=hf_model,
+            hf_model=cast(Any, hf_model).to(chosen_device).eval(),
             tokenizer=tokenizer,
             device=chosen_device,
             dtype=chosen_dtype,
         )
+    model.original_model.requires_grad_(False)  # also what booting split off, GPT-2's Q, K and V
+    return model
 
 
 def _resolve(name: str, revision: str | None) -> _Source:
@@ -159,12 +162,12 @@ def _dtype(dtype: str, device: str) -> torch.dtype:
 def _load_errors(name: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError) as error:  # what transformers and the Hub client raise
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+    except (OSError, ValueError, SafetensorError) as error:  # of transformers and the Hub client
         raise UserError(
-            f"model {name!r} could not be loaded: {first_line} Check the name or path; the first "
-            "load from the Hub needs a network, and a gated model needs its terms accepted and "
-            "`hf auth login`. smollm2-135m comes from the package index instead."
+            f"model {name!r} could not be loaded: {first_line(error)} "
+            "Check the name or path; the first load from the Hub needs a network, and a gated "
+            "model needs its terms accepted and `hf auth login`. smollm2-135m comes from the "
+            "package index instead."
         ) from error
 
 
@@ -189,9 +192,10 @@ _fingerprints: WeakKeyDictionary[TransformerBridge, tuple[Any, str]] = WeakKeyDi
 
 
 def identify(model: TransformerBridge) -> ModelIdentity:
-    """The identity of a loaded model; its fingerprint covers every byte of every parameter.
+    """The identity of a loaded model; its fingerprint covers configuration and every parameter.
 
-    The fingerprint is remembered until a parameter is replaced or changed in place.
+    The fingerprint is remembered until a parameter is replaced or changed in place. An edit through
+    ``.data`` is hidden from torch's version counter, and so from this.
 
     Raises:
         UserError: the model is in compatibility mode, whose folded norm gains change every
@@ -206,7 +210,7 @@ def identify(model: TransformerBridge) -> ModelIdentity:
     state = tuple((tensor.data_ptr(), tensor._version) for _, tensor in weights)
     remembered = _fingerprints.get(model)
     if remembered is None or remembered[0] != state:
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(_configuration(model).encode())
         for name, tensor in weights:
             clean = name.replace("_original_component.", "")
             digest.update(f"{clean}:{tuple(tensor.shape)}:{tensor.dtype};".encode())
@@ -221,3 +225,11 @@ def identify(model: TransformerBridge) -> ModelIdentity:
         d_model=model.cfg.d_model,
         dtype=str(model.cfg.dtype).removeprefix("torch."),
     )
+
+
+def _configuration(model: TransformerBridge) -> str:
+    """What else the computation depends on: the settings that differ from the defaults."""
+    settings = cast(Any, model.original_model).config.to_diff_dict()
+    for irrelevant in ("transformers_version", "architectures", "dtype", "_name_or_path"):
+        settings.pop(irrelevant, None)
+    return json.dumps(settings, sort_keys=True, default=str)

@@ -52,8 +52,7 @@ class Site:
     stream: Stream
 
     def __post_init__(self) -> None:
-        if self.stream not in STREAMS:
-            raise UserError(f"unknown stream {self.stream!r}; streams are {', '.join(STREAMS)}.")
+        _check_stream(self.stream)
         if self.layer < 0:
             raise UserError(f"a layer is counted from 0; got {self.layer}.")
 
@@ -71,6 +70,11 @@ class Site:
     def hook_name(self) -> str:
         """The TransformerLens hook point that carries this stream."""
         return f"blocks.{self.layer}.{_HOOKS[self.stream]}"
+
+    @property
+    def block_input_hook_name(self) -> str:
+        """Where the stream enters this layer's attention, after every edit of ``resid_pre``."""
+        return f"blocks.{self.layer}.ln1.hook_in"
 
     @property
     def attn_out_hook_name(self) -> str:
@@ -91,7 +95,13 @@ class Site:
         match = re.fullmatch(r"L(\d+)\.(\w+)", text)
         if match is None:
             raise UserError(f"{text!r} is not a site; sites are written like L12.ln1_out.")
+        _check_stream(match[2])
         return cls(int(match[1]), cast(Stream, match[2]))
+
+
+def _check_stream(name: str) -> None:
+    if name not in STREAMS:
+        raise UserError(f"unknown stream {name!r}; streams are {', '.join(STREAMS)}.")
 
 
 def n_layers_of(model: HookedModel) -> int:
@@ -126,6 +136,8 @@ def sites_of(
             )
     n_layers = n_layers_of(model)
     chosen = range(n_layers) if layers is None else sorted(set(layers))
+    if not chosen:
+        raise UserError(f"no layer was asked for; valid: 0–{n_layers - 1}.")
     for layer in chosen:
         if not 0 <= layer < n_layers:
             raise UserError(

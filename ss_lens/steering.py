@@ -15,7 +15,7 @@ from ss_lens.operators import Operator
 from ss_lens.sites import Site
 
 Edit = Callable[[Tensor], Tensor]
-Hook = tuple[str, Callable[..., Tensor]]
+Hook = tuple[str, Callable[..., Tensor | None]]
 
 
 @contextmanager
@@ -73,15 +73,14 @@ def _mid_hooks(site: Site, edit: Edit) -> list[Hook]:
     """
     block_input: list[Tensor] = []
 
-    def remember(x: Tensor, hook: object) -> Tensor:
+    def remember(x: Tensor, hook: object) -> None:
         block_input[:] = [x]
-        return x
 
     def replace(a: Tensor, hook: object) -> Tensor:
         mid = block_input.pop() + a
         return a + (edit(mid) - mid)
 
     return [
-        (Site(site.layer, "resid_pre").hook_name, remember),
+        (site.block_input_hook_name, remember),
         (site.attn_out_hook_name, replace),
     ]

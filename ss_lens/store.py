@@ -14,12 +14,11 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ss_lens.activations import Activations, CaptureSpec, stacked
 from ss_lens.errors import UserError
-from ss_lens.files import atomic_path, cache_root, disk_errors, read_json, write_json
+from ss_lens.files import cache_root, disk_errors, read_json, write_json, write_safetensors
 from ss_lens.progress import progress_bar
 
 FORMAT = 1
@@ -71,6 +70,8 @@ class Store:
                     folder / "manifest.json",
                     {"format": FORMAT, "spec": spec.as_json(), "shards": shards},
                 )
+            for leftover in folder.glob(".*.safetensors.*"):  # of a process that was killed
+                shutil.rmtree(leftover)
             _, plan = self._manifest(folder)
             return self._assemble(spec, folder, plan, compute)
 
@@ -80,22 +81,10 @@ class Store:
         Raises:
             UserError: it is absent, incomplete or damaged.
         """
-        folder = self.root / key
-        if not (folder / "manifest.json").exists():
-            raise UserError(
-                f"the store at {self.root} has no activations {key[:12]}; run `ss-lens capture` or "
-                "`ss-lens run` again, or point SS_LENS_HOME at the store that has them."
-            )
+        folder = self._folder(key)
         spec, plan = self._manifest(folder)
-
-        def missing(_: Sequence[int]) -> Tensor:
-            raise UserError(
-                f"activations {key[:12]} in {self.root} are incomplete or damaged; run the command "
-                "that captured them again, which computes only what is missing."
-            )
-
         with self._lock(folder):
-            return self._assemble(spec, folder, plan, missing)
+            return self._assemble(spec, folder, plan, None)
 
     def entries(self) -> list[StoreEntry]:
         """Everything in the store, ordered by model, dataset and key."""
@@ -114,8 +103,9 @@ class Store:
         Raises:
             UserError: none or several do.
         """
-        matches = [entry.key for entry in self.entries() if entry.key.startswith(prefix)]
-        if len(matches) != 1:
+        keys = sorted(path.parent.name for path in self.root.glob("*/manifest.json"))
+        matches = [key for key in keys if key.startswith(prefix)]
+        if len(matches) != 1 or not prefix:
             raise UserError(
                 f"{len(matches)} sets in {self.root} start with {prefix!r}; expected exactly one. "
                 "`ss-lens store ls` lists the keys."
@@ -124,20 +114,31 @@ class Store:
 
     def remove(self, key: str) -> None:
         """Delete one set."""
-        with self._lock(self.root / key):
-            shutil.rmtree(self.root / key)
+        folder = self._folder(key)
+        with self._lock(folder):
+            shutil.rmtree(folder)
 
     def verify(self, key: str) -> list[str]:
         """What is wrong with a set, one line per shard; empty when it is whole."""
-        _, plan = self._manifest(self.root / key)
+        folder = self._folder(key)
+        _, plan = self._manifest(folder)
         problems = []
         for number in range(len(plan)):
-            path = _shard_path(self.root / key, number)
+            path = _shard_path(folder, number)
             if not path.exists():
                 problems.append(f"{path.name} is missing")
             elif _read_shard(path) is None:
                 problems.append(f"{path.name} is damaged")
         return problems
+
+    def _folder(self, key: str) -> Path:
+        folder = self.root / key
+        if not key or not (folder / "manifest.json").exists():
+            raise UserError(
+                f"the store at {self.root} has no activations {key[:12]!r}; run `ss-lens capture` "
+                "or `ss-lens run` again, or point SS_LENS_HOME at the store that has them."
+            )
+        return folder
 
     @contextmanager
     def _lock(self, folder: Path) -> Iterator[None]:
@@ -166,7 +167,7 @@ class Store:
         spec: CaptureSpec,
         folder: Path,
         plan: Sequence[Sequence[int]],
-        compute: ComputeShard,
+        compute: ComputeShard | None,
     ) -> Activations:
         n_prompts = spec.n_positive + spec.n_negative
         rows = torch.empty(n_prompts, len(spec.sites), spec.model.d_model)
@@ -176,6 +177,11 @@ class Store:
                 path = _shard_path(folder, number)
                 values = _read_shard(path) if path.exists() else None
                 if values is None:
+                    if compute is None:
+                        raise UserError(
+                            f"{path.name} of activations {folder.name[:12]} is missing or damaged; "
+                            "run the command that captured them again, which computes only that."
+                        )
                     if path.exists():
                         warnings.warn(
                             f"{path.name} of activations {folder.name[:12]} is damaged (its "
@@ -204,8 +210,7 @@ def _digest(values: Tensor) -> str:
 
 
 def _write_shard(path: Path, values: Tensor) -> None:
-    with atomic_path(path) as temporary:
-        save_file({"values": values.contiguous()}, temporary, {"sha256": _digest(values)})
+    write_safetensors(path, {"values": values.contiguous()}, {"sha256": _digest(values)})
 
 
 def _read_shard(path: Path) -> Tensor | None:

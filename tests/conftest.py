@@ -9,6 +9,7 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 import torch
+from hypothesis import settings
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import (
@@ -31,6 +32,9 @@ from ss_lens import Activations, CaptureSpec, ContrastiveDataset, Site, Store
 from ss_lens.models import ModelIdentity
 
 torch.set_num_threads(1)
+# A deadline per example fails on a busy machine, whatever the code does.
+settings.register_profile("ss_lens", deadline=None, max_examples=50)
+settings.load_profile("ss_lens")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 ARCHITECTURES = ("llama", "qwen2", "gemma2", "gemma3", "gpt2")

@@ -136,7 +136,7 @@ def test_figures_of_a_missing_store_or_run_say_what_to_do(
         drawing.draw(tmp_path / "nothing")
     config = RunConfig(angles_deg=(0,), dev=1, test=2, max_new_tokens=1)
     ss_lens.run_main_job(tiny_llama, tiny_data, tmp_path / "run", config)
-    with pytest.raises(UserError, match="run again|SS_LENS_HOME"):
+    with pytest.raises(UserError, match=r"run again|SS_LENS_HOME"):
         drawing.draw(tmp_path / "run", Store(tmp_path / "elsewhere"))
     with pytest.raises(UserError, match="unknown --format 'gif'"):
         drawing.main(tmp_path / "run", formats=["gif"])
@@ -144,10 +144,28 @@ def test_figures_of_a_missing_store_or_run_say_what_to_do(
 
 def test_a_static_format_is_written_or_says_what_is_missing(tmp_path: Path) -> None:
     figure = go.Figure(go.Scatter(x=[0, 1], y=[0, 1]))
-    try:
+    if _has_a_browser():
         drawing.write(figure, tmp_path / "figure.svg")
-    except UserError as error:
-        assert "Chrome" in str(error)
-        assert not list(tmp_path.iterdir())
-    else:
         assert (tmp_path / "figure.svg").read_text("utf-8").startswith("<svg")
+    else:
+        with pytest.raises(UserError, match="Chrome"):
+            drawing.write(figure, tmp_path / "figure.svg")
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_drawing_says_what_is_missing_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_a_browser(self: go.Figure, *args: object, **kwargs: object) -> None:
+        raise RuntimeError("no browser found\nlong story")
+
+    monkeypatch.setattr(go.Figure, "write_image", without_a_browser)
+    with pytest.raises(UserError, match=r"figure.pdf could not .*no browser found\).*Chrome"):
+        drawing.write(go.Figure(), tmp_path / "figure.pdf")
+    assert not list(tmp_path.iterdir())
+
+
+def _has_a_browser() -> bool:
+    from choreographer.browsers.chromium import Chromium
+
+    return Chromium.find_browser(skip_local=False) is not None
