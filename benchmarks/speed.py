@@ -55,8 +55,8 @@ def main() -> None:
     @torch.inference_mode()
     def bare() -> None:
         """Full prompts through the untouched model in padded batches, without unembedding."""
-        order = forward.order_by_length(tokens)
-        for batch in forward.batches(tokens, order, 16, side="right", pad_id=0, device="cpu"):
+        groups = forward.equal_groups(forward.order_by_length(tokens), 16)
+        for batch in forward.batches(tokens, groups, side="right", pad_id=0, device="cpu"):
             untouched.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
 
     @torch.no_grad()
@@ -84,7 +84,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         acts = ss_lens.capture(bridge, data, store=Store(folder))
-    calibration = ss_lens.calibrate(acts, rule="uniform")
+    calibration = ss_lens.calibrate(acts)
     asked = list(prompts[:16])
 
     def unsteered() -> None:

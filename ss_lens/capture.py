@@ -22,7 +22,7 @@ from ss_lens.tokens import Tokens, check_context, shared_prefix_length, tokenize
 
 DEFAULT_STREAMS: tuple[Stream, ...] = ("ln1_out", "ln2_out", "resid_post")
 SHARD_SIZE = 64
-BATCH_SIZE = 16
+BATCH_SIZE = 32
 
 
 def capture(
@@ -133,8 +133,7 @@ def _shard_computer(
         done = 0
         for batch in forward.batches(
             rests,
-            indices,
-            batch_size,
+            forward.thrifty_groups(rests, indices, batch_size),
             side="right",
             pad_id=forward.pad_id_of(model),
             device=device_of(model),

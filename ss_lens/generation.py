@@ -59,13 +59,11 @@ def generate(
     tokens = tokenize(model, prompts)
     check_context(model, tokens, prompts, max_new_tokens)
     answers = [""] * len(prompts)
-    rows = forward.order_by_length(tokens)
-    n_steps = math.ceil(len(rows) / batch_size) * max_new_tokens
-    with progress_bar(n_steps, "generate", "step") as bar:
+    groups = forward.equal_groups(forward.order_by_length(tokens), batch_size)
+    with progress_bar(len(groups) * max_new_tokens, "generate", "step") as bar:
         for batch in forward.batches(
             tokens,
-            rows,
-            batch_size,
+            groups,
             side="left",
             pad_id=forward.pad_id_of(model),
             device=device_of(model),

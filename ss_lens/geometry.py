@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -44,8 +45,9 @@ class Plane:
                 f"{ORTHONORMALITY_TOLERANCE:.0e}. Use Plane.from_span(b1, b2) to orthonormalise it."
             )
 
-    @property
+    @cached_property
     def basis(self) -> Float[Tensor, "2 d_model"]:
+        """``b1`` and ``b2`` as rows."""
         return torch.stack((self.b1, self.b2))
 
     def to(self, device: torch.device | str) -> Plane:
@@ -89,10 +91,12 @@ def rotate_by(
     tensor([[0., 2., 5.]])
     """
     cos, sin = _cos_sin(angle, h)
-    x, y = in_plane(h, plane).unbind(-1)
-    # (cos − 1) instead of the difference of two large products: exact zero at angle zero.
-    change = torch.stack(((cos - 1) * x - sin * y, sin * x + (cos - 1) * y), dim=-1)
-    return _moved(h, plane, change)
+    p = in_plane(h, plane)
+    # R − 1 instead of the difference of two large products: exact zeros at angle zero.
+    if isinstance(cos, float):
+        return _moved(h, plane, p @ p.new_tensor([[cos - 1, sin], [-sin, cos - 1]]))
+    x, y = p.unbind(-1)
+    return _moved(h, plane, torch.stack(((cos - 1) * x - sin * y, sin * x + (cos - 1) * y), -1))
 
 
 def rotate_to(

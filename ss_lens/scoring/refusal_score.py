@@ -87,8 +87,7 @@ def refusal_score(
     scores, masses = np.empty(len(prompts)), np.empty(len(prompts))
     for batch in forward.batches(
         tokens,
-        forward.order_by_length(tokens),
-        batch_size,
+        forward.equal_groups(forward.order_by_length(tokens), batch_size),
         side="left",
         pad_id=forward.pad_id_of(model),
         device=device_of(model),
