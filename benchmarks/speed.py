@@ -83,7 +83,7 @@ def main() -> None:
     print(f"  / published procedure      {times['ours'] / times['published']:.3f}  (goal ≤ 0.25)")
 
     with tempfile.TemporaryDirectory() as folder:
-        acts = ss_lens.capture(bridge, data, store=Store(folder))
+        acts = ss_lens.capture(bridge, ss_lens.load_dataset("refusal"), store=Store(folder))
     calibration = ss_lens.calibrate(acts)
     asked = list(prompts[:16])
 

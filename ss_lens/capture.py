@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 
 import torch
@@ -182,6 +183,10 @@ def _sum_reader(h: Tensor, batch: Batch) -> Tensor:
     return (h.float() * batch.mask.unsqueeze(-1)).sum(dim=1)
 
 
+class _SeenEnough(Exception):
+    """Ends a forward pass: nothing below the deepest site is wanted."""
+
+
 def _read(
     model: TransformerBridge,
     sites: Sequence[Site],
@@ -190,14 +195,18 @@ def _read(
     prefix: forward.Prefix | None,
 ) -> Float[Tensor, "row site d_model"]:
     seen: dict[Site, Tensor] = {}
+    deepest = max(sites)
 
     def hook_at(site: Site) -> Callable[..., None]:
         def hook(h: Tensor, hook: object) -> None:
             seen[site] = reader(h, batch)
+            if site == deepest:
+                raise _SeenEnough
 
         return hook
 
-    with model.hooks(fwd_hooks=[(site.hook_name, hook_at(site)) for site in sites]):
+    hooks = [(site.hook_name, hook_at(site)) for site in sites]
+    with model.hooks(fwd_hooks=hooks), suppress(_SeenEnough):
         forward.run_after(model, prefix, batch)
     silent = [str(site) for site in sites if site not in seen]
     assert not silent, f"hook points that never fired: {silent}"
