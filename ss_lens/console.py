@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -106,7 +107,8 @@ def print_run(run: Run, run_dir: Path, as_json: bool) -> None:
         pad_edge=False,
         header_style="bold",
     )
-    table.add_column("answer to the first positive prompt", no_wrap=True, ratio=1)
+    table.add_column("answer to the first positive prompt", no_wrap=True)
+    room = max(20, _out.width - 76)  # what the columns of numbers leave
     for row in run.scores.to_dict("records"):
         table.add_row(
             f"{row['angle_deg']:g}°",
@@ -115,7 +117,7 @@ def print_run(run: Run, run_dir: Path, as_json: bool) -> None:
             f"{row['compression_ratio']:.2f}",
             f"{row['repetition']:.2f}",
             f"{row['non_latin_share']:.2f}",
-            escape(" ".join(samples[row["angle_deg"]].split())),
+            escape(shorten(samples[row["angle_deg"]], room, placeholder=" …")),
         )
     _out.print(table)
     line(f"saved in {run_dir}; draw its figures with: python -m analyses {run_dir}")
