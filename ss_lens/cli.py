@@ -50,7 +50,7 @@ def main() -> None:
     logging.getLogger("ss_lens").addHandler(handler)
     logging.getLogger("ss_lens").setLevel(logging.INFO)
     try:
-        app()
+        app(prog_name="ss-lens")
     except UserError as error:
         console.error(str(error))
         sys.exit(2)
