@@ -11,53 +11,139 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ss_lens.activations import Activations, CaptureSpec
-    from ss_lens.calibration import Calibration, calibrate
+    from ss_lens.activations import Activations, CaptureSpec, Evidence
+    from ss_lens.calibration import Calibration, Recipe, calibrate
     from ss_lens.capture import capture
     from ss_lens.datasets import ContrastiveDataset, load_dataset
+    from ss_lens.dictionary import Dictionary
+    from ss_lens.directions import CentredPCA, DifferenceOfMeans, Fisher, Logistic, PairedPCA
     from ss_lens.errors import UserError
     from ss_lens.experiment import Run, RunConfig, load_run, run_main_job
     from ss_lens.generation import generate, sweep_angles
     from ss_lens.geometry import Plane
+    from ss_lens.global_direction import AtSite, BestSeparation, Consensus, MaxMeanCosine
     from ss_lens.models import load_model
-    from ss_lens.operators import Ablate, Add, RotateBy, RotateTo, RotateToIfAligned, SetAngle
+    from ss_lens.operators import (
+        Ablate,
+        ActAdd,
+        Add,
+        Reflect,
+        RotateBy,
+        RotateScale,
+        RotateTo,
+        RotateToIfAligned,
+        RotateToward,
+        SetAngle,
+    )
+    from ss_lens.planes import PC1, ClassMeans, Grassmann, NextBest, RandomPlane, RandomSecond
+    from ss_lens.positions import AllPositions, GeneratedOnly, LastPrompt, PromptOnly
+    from ss_lens.selection import (
+        Discriminative,
+        EveryKth,
+        Explicit,
+        Half,
+        RandomSites,
+        TopK,
+        Uniform,
+    )
     from ss_lens.sites import Site
-    from ss_lens.steering import steer
+    from ss_lens.steering import steer, steer_all
     from ss_lens.store import Store
+    from ss_lens.trace import Trace
 
 _HOMES = {
-    "activations": ("Activations", "CaptureSpec"),
-    "calibration": ("Calibration", "calibrate"),
+    "activations": ("Activations", "CaptureSpec", "Evidence"),
+    "calibration": ("Calibration", "Recipe", "calibrate"),
     "capture": ("capture",),
     "datasets": ("ContrastiveDataset", "load_dataset"),
+    "dictionary": ("Dictionary",),
+    "directions": ("CentredPCA", "DifferenceOfMeans", "Fisher", "Logistic", "PairedPCA"),
     "errors": ("UserError",),
     "experiment": ("Run", "RunConfig", "load_run", "run_main_job"),
     "generation": ("generate", "sweep_angles"),
     "geometry": ("Plane",),
+    "global_direction": ("AtSite", "BestSeparation", "Consensus", "MaxMeanCosine"),
     "models": ("load_model",),
-    "operators": ("Ablate", "Add", "RotateBy", "RotateTo", "RotateToIfAligned", "SetAngle"),
+    "operators": (
+        "Ablate",
+        "ActAdd",
+        "Add",
+        "Reflect",
+        "RotateBy",
+        "RotateScale",
+        "RotateTo",
+        "RotateToIfAligned",
+        "RotateToward",
+        "SetAngle",
+    ),
+    "planes": ("ClassMeans", "Grassmann", "NextBest", "PC1", "RandomPlane", "RandomSecond"),
+    "positions": ("AllPositions", "GeneratedOnly", "LastPrompt", "PromptOnly"),
+    "selection": (
+        "Discriminative",
+        "EveryKth",
+        "Explicit",
+        "Half",
+        "RandomSites",
+        "TopK",
+        "Uniform",
+    ),
     "sites": ("Site",),
-    "steering": ("steer",),
+    "steering": ("steer", "steer_all"),
     "store": ("Store",),
+    "trace": ("Trace",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Ablate",
+    "ActAdd",
     "Activations",
     "Add",
+    "AllPositions",
+    "AtSite",
+    "BestSeparation",
     "Calibration",
     "CaptureSpec",
+    "CentredPCA",
+    "ClassMeans",
+    "Consensus",
     "ContrastiveDataset",
+    "Dictionary",
+    "DifferenceOfMeans",
+    "Discriminative",
+    "EveryKth",
+    "Evidence",
+    "Explicit",
+    "Fisher",
+    "GeneratedOnly",
+    "Grassmann",
+    "Half",
+    "LastPrompt",
+    "Logistic",
+    "MaxMeanCosine",
+    "NextBest",
+    "PC1",
+    "PairedPCA",
     "Plane",
+    "PromptOnly",
+    "RandomPlane",
+    "RandomSecond",
+    "RandomSites",
+    "Recipe",
+    "Reflect",
     "RotateBy",
+    "RotateScale",
     "RotateTo",
     "RotateToIfAligned",
+    "RotateToward",
     "Run",
     "RunConfig",
     "SetAngle",
     "Site",
     "Store",
+    "TopK",
+    "Trace",
+    "Uniform",
     "UserError",
     "calibrate",
     "capture",
@@ -67,6 +153,7 @@ __all__ = [
     "load_run",
     "run_main_job",
     "steer",
+    "steer_all",
     "sweep_angles",
 ]
 

@@ -25,7 +25,8 @@ class CaptureSpec:
     """Everything that the activations depend on; :attr:`key` names them in the store.
 
     ``tokens_digest`` is over the templated token ids, so it stands for template, system prompt and
-    tokenizer. The names of model and dataset are for people and do not enter the key.
+    tokenizer. The names of model and dataset are for people and do not enter the key; nor does
+    ``paired`` (equal index means partners), which says how activations may be read.
     """
 
     model: ModelIdentity
@@ -37,12 +38,14 @@ class CaptureSpec:
     sites: tuple[Site, ...]
     position: Position
     versions: tuple[tuple[str, str], ...]
+    paired: bool = False
 
     @cached_property
     def key(self) -> str:
-        """SHA-256 of all fields but the names."""
+        """SHA-256 of all fields but the names and ``paired``."""
         fields = self.as_json()
         del fields["dataset_name"], fields["model"]["name"], fields["model"]["revision"]
+        del fields["paired"]
         return sha256_of_json(fields)
 
     def as_json(self) -> dict[str, Any]:
@@ -119,6 +122,57 @@ class Activations:
             raise UserError(f"{site} was not captured; captured are {_range_of(self.sites)}.")
         index = self.sites.index(site)
         return self.positive[:, index], self.negative[:, index]
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What a calibration may be decided by.
+
+    Attributes:
+        train: what directions, plane and selection are fitted on.
+        held_out: other prompts of the same model at the same sites, for choices that must not be
+            made on ``train``.
+        neutral: activations of unrelated prompts (both classes together) that mark the origin.
+
+    Raises:
+        UserError: activations of another model, other sites or another token position.
+    """
+
+    train: Activations
+    held_out: Activations | None = None
+    neutral: Activations | None = None
+
+    def __post_init__(self) -> None:
+        mine = self.train.spec
+        for what, other in (("held_out", self.held_out), ("neutral", self.neutral)):
+            if other is None:
+                continue
+            theirs = other.spec
+            for name, a, b in (
+                ("model", mine.model.fingerprint, theirs.model.fingerprint),
+                ("sites", mine.sites, theirs.sites),
+                ("position", mine.position, theirs.position),
+            ):
+                if a != b:
+                    raise UserError(
+                        f"the {what} activations differ from the calibration's in their {name}; "
+                        "capture both alike, on the same model."
+                    )
+
+    def needed(self, what: Literal["held_out", "neutral"], by: object) -> Activations:
+        """The held-out or neutral activations, or an error that names who needs them."""
+        found = self.held_out if what == "held_out" else self.neutral
+        if found is None:
+            raise UserError(
+                f"{by} needs {what} activations; capture other prompts and pass them as "
+                f"calibrate(..., {what}=...)."
+            )
+        return found
+
+    def restricted_to(self, streams: Sequence[Stream]) -> Evidence:
+        """The same evidence at the sites of the given streams only."""
+        others = (part and part.restricted_to(streams) for part in (self.held_out, self.neutral))
+        return Evidence(self.train.restricted_to(streams), *others)
 
 
 def stacked(rows: Float[Tensor, "prompt site d_model"], spec: CaptureSpec) -> Activations:

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, get_args
 
+import pandas as pd
 from jaxtyping import Bool, Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from ss_lens.activations import Activations, CaptureSpec
-from ss_lens.directions import (
-    Candidates,
-    difference_of_means,
-    first_principal_component,
-    global_direction,
-    mean_cosine,
-)
+from ss_lens.activations import Activations, CaptureSpec, Evidence
+from ss_lens.directions import Candidates, DifferenceOfMeans, DirectionMethod
 from ss_lens.errors import UserError
 from ss_lens.files import (
     atomic_path,
@@ -30,12 +27,38 @@ from ss_lens.files import (
     write_safetensors,
 )
 from ss_lens.geometry import Plane
+from ss_lens.global_direction import GlobalChoice, GlobalDirection, MaxMeanCosine
 from ss_lens.models import identify
-from ss_lens.selection import ClassProjections, Rule, class_projections, select
+from ss_lens.planes import PC1, PlaneMethod
+from ss_lens.selection import Discriminative, Selection, SelectionRule, as_rule
 from ss_lens.sites import Site, Stream
+from ss_lens.values import read_value
 
-FORMAT = 1
+FORMAT = 2
 CALIBRATION_STREAMS: tuple[Stream, ...] = ("ln1_out", "ln2_out")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The four choices that make a calibration; the defaults are those of arXiv 2601.19375."""
+
+    direction: DirectionMethod = field(default_factory=DifferenceOfMeans)
+    choice: GlobalChoice = field(default_factory=MaxMeanCosine)
+    plane: PlaneMethod = field(default_factory=PC1)
+    rule: SelectionRule = field(default_factory=Discriminative)
+
+    def as_json(self) -> dict[str, str]:
+        return {part.name: repr(getattr(self, part.name)) for part in fields(self)}
+
+    @classmethod
+    def from_json(cls, texts: dict[str, str]) -> Recipe:
+        kinds = {
+            "direction": DirectionMethod,
+            "choice": GlobalChoice,
+            "plane": PlaneMethod,
+            "rule": SelectionRule,
+        }
+        return cls(**{name: read_value(texts[name], get_args(kinds[name]), name) for name in kinds})
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,22 +67,20 @@ class Calibration:
 
     Attributes:
         candidates: one unit direction per site; excluded sites have none.
-        direction_site: the site whose candidate is the global direction.
-        plane: ``b1`` is the global direction, ``b2`` completes the plane.
-        projected: class means of the projections that the selection was decided by.
-        mean_cosine: agreement of each candidate with the others.
-        selected: the sites to steer.
-        rule: how they were selected.
+        direction: the global direction, the site it comes from and the scores it was chosen by.
+        plane: ``b1`` is angle 0, ``b2`` completes the plane.
+        report: what fitting the plane measured (empty for most methods).
+        selection: the sites to steer and the numbers they were decided by.
+        recipe: the methods.
         spec: the activations it was fitted on.
     """
 
     candidates: Candidates
-    direction_site: Site
+    direction: GlobalDirection
     plane: Plane
-    projected: ClassProjections
-    mean_cosine: Float[Tensor, "site"]
-    selected: Bool[Tensor, "site"]
-    rule: Rule
+    report: dict[str, float]
+    selection: Selection
+    recipe: Recipe
     spec: CaptureSpec
 
     @property
@@ -71,17 +92,35 @@ class Calibration:
         return self.candidates.directions
 
     @property
+    def direction_site(self) -> Site | None:
+        """Where the global direction comes from; ``None`` for a consensus of all sites."""
+        return self.direction.site
+
+    @property
+    def selected(self) -> Bool[Tensor, "site"]:
+        return self.selection.mask
+
+    @property
+    def rule(self) -> SelectionRule:
+        return self.recipe.rule
+
+    @property
     def selected_sites(self) -> tuple[Site, ...]:
         return tuple(site for site, on in zip(self.sites, self.selected, strict=True) if on)
 
     def check_fits(self, model: TransformerBridge) -> None:
-        """Raise a :class:`UserError` unless this calibration was made on exactly this model."""
+        """Raise a :class:`UserError` unless this calibration was made on exactly this model.
+
+        A calibration whose publication names no weights is checked for its shape alone.
+        """
         mine, theirs = self.spec.model, identify(model)
         if mine.d_model != theirs.d_model or mine.n_layers != theirs.n_layers:
             problem = (
                 f"is for {mine.n_layers} layers of width {mine.d_model}, the model "
                 f"{theirs.name!r} has {theirs.n_layers} of width {theirs.d_model}"
             )
+        elif mine.fingerprint is None:
+            return
         elif mine.dtype != theirs.dtype:
             problem = (
                 f"was made in {mine.dtype}, the model is in {theirs.dtype} "
@@ -90,14 +129,14 @@ class Calibration:
         elif mine.fingerprint != theirs.fingerprint:
             problem = (
                 f"was made on {mine.name!r} (weights {mine.fingerprint[:12]}), this is "
-                f"{theirs.name!r} (weights {theirs.fingerprint[:12]})"
+                f"{theirs.name!r} (weights {str(theirs.fingerprint)[:12]})"
             )
         else:
             return
         raise UserError(f"the calibration {problem}. Calibrate again on this model.")
 
     def save(self, folder: Path | str) -> None:
-        """Write ``folder``, atomically: safetensors for the numbers, JSON for the rest."""
+        """Write ``folder``, atomically: safetensors for the tensors, JSON for the rest."""
         folder = Path(folder)
         files = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
         if files - {"calibration.json", "calibration.safetensors"} or folder.is_file():
@@ -112,10 +151,11 @@ class Calibration:
                 {
                     "directions": self.directions,
                     "valid": self.candidates.valid,
+                    "lengths": self.candidates.lengths,
+                    # A view of one candidate's row, which safetensors would refuse to share.
+                    "direction": self.direction.vector.clone(),
+                    "direction_scores": self.direction.scores,
                     "plane": self.plane.basis,
-                    "positive_projection": self.projected.positive,
-                    "negative_projection": self.projected.negative,
-                    "mean_cosine": self.mean_cosine,
                     "selected": self.selected,
                 },
             )
@@ -124,8 +164,10 @@ class Calibration:
                 {
                     "format": FORMAT,
                     "ss_lens": version("ss_lens"),
-                    "direction_site": str(self.direction_site),
-                    "rule": self.rule,
+                    "direction_site": self.direction_site and str(self.direction_site),
+                    "recipe": self.recipe.as_json(),
+                    "plane_report": self.report,
+                    "selection": _as_columns(self.selection.table),
                     "spec": self.spec.as_json(),
                     "safetensors_sha256": sha256_of_file(temporary / "calibration.safetensors"),
                 },
@@ -156,60 +198,97 @@ class Calibration:
                 f"{tensors_path} is missing or damaged (its checksum differs); calibrate again."
             )
         spec = CaptureSpec.from_json(meta["spec"])
+        named = meta["direction_site"]
         return cls(
-            candidates=Candidates(tensors["directions"], tensors["valid"], spec.sites),
-            direction_site=Site.parse(meta["direction_site"]),
-            plane=Plane(*tensors["plane"].unbind(0)),
-            projected=ClassProjections(
-                tensors["positive_projection"], tensors["negative_projection"]
+            candidates=Candidates(
+                tensors["directions"], tensors["valid"], spec.sites, tensors["lengths"]
             ),
-            mean_cosine=tensors["mean_cosine"],
-            selected=tensors["selected"],
-            rule=meta["rule"],
+            direction=GlobalDirection(
+                vector=tensors["direction"],
+                site=Site.parse(named) if named else None,
+                scores=tensors["direction_scores"],
+            ),
+            plane=Plane(*tensors["plane"].unbind(0)),
+            report=meta["plane_report"],
+            selection=Selection(tensors["selected"], pd.DataFrame(meta["selection"])),
+            recipe=Recipe.from_json(meta["recipe"]),
             spec=spec,
         )
+
+    @classmethod
+    def from_reference(cls, folder: Path | str) -> Calibration:
+        """A calibration that the authors of arXiv 2601.19375 published, made anew.
+
+        Everything is computed from its candidates; see
+        :func:`ss_lens.references.read_reference`.
+        """
+        from ss_lens.references import read_reference
+
+        return read_reference(folder)
+
+    def to_reference(self, folder: Path | str) -> None:
+        """Write the published layout; see :func:`ss_lens.references.write_reference`."""
+        from ss_lens.references import write_reference
+
+        write_reference(self, folder)
 
 
 def calibrate(
     acts: Activations,
     *,
     streams: Sequence[Stream] = CALIBRATION_STREAMS,
-    rule: Rule = "site",
+    direction: DirectionMethod | None = None,
+    choice: GlobalChoice | None = None,
+    plane: PlaneMethod | None = None,
+    rule: str | SelectionRule = "site",
+    held_out: Activations | None = None,
+    neutral: Activations | None = None,
 ) -> Calibration:
     """Fit direction, plane and site selection (steps 1–4 of arXiv 2601.19375).
 
-    Candidates are differences of class means; the global direction ``b1`` is the one with the
-    highest mean cosine similarity to the others; ``b2`` is the first principal component of the
-    centred candidates, orthonormalised against ``b1``.
+    By default candidates are differences of class means; the global direction ``b1`` is the one
+    with the highest mean cosine similarity to the others; ``b2`` is the first principal component
+    of the centred candidates, orthonormalised against ``b1``. An ablation changes one argument.
 
     Args:
         acts: from :func:`ss_lens.capture`.
         streams: which of the captured streams to calibrate on. The default is the residual stream
             as attention and MLP read it, the paper's sites. Norm outputs and residual streams are
             different quantities and cannot be mixed.
-        rule: which sites to steer; see :func:`ss_lens.selection.select`.
+        direction: how a site's candidate is found; see :mod:`ss_lens.directions`.
+        choice: how the global direction is chosen; see :mod:`ss_lens.global_direction`.
+        plane: how the plane is completed; see :mod:`ss_lens.planes`.
+        rule: which sites to steer; see :mod:`ss_lens.selection`. ``"site"`` is the paper's,
+            ``"block"`` the published code's, ``"uniform"`` every site.
+        held_out: other prompts, for choices that must not be made on ``acts``.
+        neutral: unrelated prompts, for ``Discriminative(centred=True)``.
 
     Raises:
-        UserError: streams of different kinds, no direction anywhere, or no site selected.
+        UserError: streams of different kinds, no direction anywhere, no site selected, or a method
+            without the activations that it needs.
     """
-    acts = acts.restricted_to(streams)
+    evidence = Evidence(acts, held_out, neutral).restricted_to(streams)
+    acts = evidence.train
     if len({site.is_norm_output for site in acts.sites}) > 1:
         raise UserError(
             f"streams {', '.join(streams)} mix norm outputs with residual streams, whose scales "
             "differ; calibrate them separately."
         )
-    candidates = difference_of_means(acts)
-    chosen = global_direction(candidates)
-    b1 = candidates.directions[chosen]
-    plane = Plane.from_span(b1, first_principal_component(candidates))
-    projected = class_projections(acts, plane.b1)
-    return Calibration(
-        candidates=candidates,
-        direction_site=acts.sites[chosen],
-        plane=plane,
-        projected=projected,
-        mean_cosine=mean_cosine(candidates),
-        selected=select(projected, acts.sites, rule),
-        rule=rule,
-        spec=acts.spec,
+    recipe = Recipe(
+        direction or DifferenceOfMeans(), choice or MaxMeanCosine(), plane or PC1(), as_rule(rule)
     )
+    candidates = recipe.direction.candidates(acts)
+    chosen = recipe.choice.choose(candidates, evidence)
+    fitted = recipe.plane.build(chosen, candidates, evidence)
+    selection = recipe.rule.select(evidence, fitted.plane)
+    return Calibration(
+        candidates, chosen, fitted.plane, fitted.report, selection, recipe, acts.spec
+    )
+
+
+def _as_columns(table: pd.DataFrame) -> dict[str, list[Any]]:
+    """Columns as JSON values; NaN, which JSON lacks, becomes null."""
+    return {
+        str(name): [None if isinstance(v, float) and math.isnan(v) else v for v in column]
+        for name, column in table.to_dict("list").items()
+    }

@@ -59,7 +59,7 @@ def capture(
             position; a prompt longer than the context or shorter than ``position``; activations
             that are not finite (it names the site and the prompt).
     """
-    _check_unhooked(model)
+    check_unhooked(model, "what is captured now would be stored as the model's own")
     sites = sites_of(model, streams, layers)
     if batch_size < 1:
         raise UserError(f"batch_size must be at least 1; got {batch_size}.")
@@ -77,6 +77,7 @@ def capture(
         sites=sites,
         position=position,
         versions=tuple((name, version(name)) for name in _LIBRARIES),
+        paired=dataset.paired,
     )
     order = forward.order_by_length(tokens)
     plan = [order[start : start + SHARD_SIZE] for start in range(0, len(order), SHARD_SIZE)]
@@ -87,12 +88,13 @@ def capture(
 _LIBRARIES = ("torch", "transformer-lens", "transformers")
 
 
-def _check_unhooked(model: TransformerBridge) -> None:
+def check_unhooked(model: TransformerBridge, consequence: str) -> None:
+    """Raise where the model carries hooks, as inside of ``steer(...)``; say what they would do."""
     hooked = [name for name, point in model.hook_dict.items() if point.fwd_hooks]
     if hooked:
         raise UserError(
-            f"the model carries hooks (at {hooked[0]}), so what is captured now would be stored as "
-            "the model's own. Capture outside of steer(...), or call model.reset_hooks() first."
+            f"the model carries hooks (at {hooked[0]}), so {consequence}. "
+            "Do it outside of steer(...), or call model.reset_hooks() first."
         )
 
 

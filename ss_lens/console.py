@@ -71,6 +71,8 @@ def print_answer(text: str, request: Mapping[str, Any], as_json: bool) -> None:
 
 def summary(calibration: Calibration) -> dict[str, Any]:
     """What a calibration found, in a few lines."""
+    from ss_lens.selection import rule_name
+
     spec = calibration.spec
     return {
         "model": f"{spec.model.name} ({spec.model.n_layers} layers, width {spec.model.d_model}, "
@@ -80,7 +82,7 @@ def summary(calibration: Calibration) -> dict[str, Any]:
         "sites": len(calibration.sites),
         "without_a_direction": [str(site) for site in calibration.candidates.excluded],
         "direction_site": str(calibration.direction_site),
-        f"steered_sites_by_rule_{calibration.rule}": [
+        f"steered_sites_by_rule_{rule_name(calibration.rule)}": [
             str(site) for site in calibration.selected_sites
         ],
     }

@@ -30,13 +30,18 @@ CLASS_VALUES: Mapping[str, str] = {
 class ContrastiveDataset:
     """Two classes of prompts; ``positive`` shows the behaviour (harmful requests → refusal).
 
+    Where the data are ``paired``, prompts of equal index are partners that differ in the behaviour
+    and in little else; methods that work on the differences of partners need that.
+
     Raises:
-        UserError: an empty class, a blank prompt, or a prompt that stands twice.
+        UserError: an empty class, a blank prompt, a prompt that stands twice, or paired classes of
+            different size.
     """
 
     name: str
     positive: tuple[str, ...]
     negative: tuple[str, ...]
+    paired: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "positive", tuple(self.positive))
@@ -62,21 +67,28 @@ class ContrastiveDataset:
                 f"the prompt {_short(min(both))} of dataset {self.name!r} is in both classes; "
                 "remove it from one."
             )
+        if self.paired and len(self.positive) != len(self.negative):
+            raise UserError(
+                f"dataset {self.name!r} is said to be paired but has {len(self.positive)} positive "
+                f"and {len(self.negative)} negative prompts; give each prompt its partner, or say "
+                "paired=False."
+            )
 
     def __repr__(self) -> str:
         sizes = f"{len(self.positive)} positive, {len(self.negative)} negative"
+        sizes += ", paired" if self.paired else ""
         return f"ContrastiveDataset({self.name!r}, {sizes}, digest={self.digest[:12]})"
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the prompts in order, independent of the name."""
+        """SHA-256 of the prompts in order, independent of the name and of ``paired``."""
         return sha256_of_json({"positive": self.positive, "negative": self.negative})
 
     def head(self, n: int) -> ContrastiveDataset:
         """The first ``n`` prompts of each class."""
         if n < 1:
             raise UserError(f"head needs at least one prompt per class; got {n}.")
-        return ContrastiveDataset(self.name, self.positive[:n], self.negative[:n])
+        return ContrastiveDataset(self.name, self.positive[:n], self.negative[:n], self.paired)
 
     def split(self, *, dev: int | float, test: int | float, seed: int) -> DatasetSplit:
         """Disjoint ``train``, ``dev`` and ``test`` parts, the same for the same seed.
@@ -107,7 +119,10 @@ class ContrastiveDataset:
         return DatasetSplit(
             *(
                 ContrastiveDataset(
-                    f"{self.name}/{name}", tuple(part["positive"]), tuple(part["negative"])
+                    f"{self.name}/{name}",
+                    tuple(part["positive"]),
+                    tuple(part["negative"]),
+                    self.paired,
                 )
                 for name, part in parts.items()
             )
@@ -130,6 +145,7 @@ def load_dataset(
     prompt_column: str = "prompt",
     class_column: str = "class",
     class_values: Mapping[str, str] = CLASS_VALUES,
+    paired: bool = False,
 ) -> ContrastiveDataset:
     """Load a contrastive dataset.
 
@@ -143,6 +159,8 @@ def load_dataset(
         prompt_column: the column that holds the prompt.
         class_column: the column that holds the class.
         class_values: what its values mean, lower-cased; each maps to ``positive`` or ``negative``.
+        paired: the i-th prompts of the two classes are partners. The embedded datasets are paired,
+            whatever is said here.
 
     Hub ids are read from their ``train`` split with this mapping (others: ``prompt_column``):
 
@@ -154,7 +172,8 @@ def load_dataset(
     ==================== ================= ==========================================
 
     Raises:
-        UserError: the source is unknown, unreadable, or lacks what the mapping names.
+        UserError: the source is unknown, unreadable, or lacks what the mapping names; or it is said
+            to be paired and its classes differ in size.
     """
     if prompt_column == class_column:
         raise UserError(
@@ -163,7 +182,7 @@ def load_dataset(
     if source is not None:
         if positive is not None or negative is not None:
             raise UserError("give either one source, or positive= and negative=, not both.")
-        return _load_both(source, prompt_column, class_column, class_values)
+        return _load_both(source, prompt_column, class_column, class_values, paired)
     if positive is None or negative is None:
         raise UserError(
             "give a source (an embedded name or a file), or both positive= and negative=; "
@@ -173,16 +192,21 @@ def load_dataset(
         f"{Path(positive).name}-vs-{Path(negative).name}",
         tuple(_load_class(positive, prompt_column)),
         tuple(_load_class(negative, prompt_column)),
+        paired,
     )
 
 
 def _load_both(
-    source: str | Path, prompt_column: str, class_column: str, class_values: Mapping[str, str]
+    source: str | Path,
+    prompt_column: str,
+    class_column: str,
+    class_values: Mapping[str, str],
+    paired: bool,
 ) -> ContrastiveDataset:
     if str(source) in EMBEDDED:
         text = resources.files("ss_lens").joinpath(f"data/{source}.jsonl").read_text("utf-8")
         rows = [json.loads(line) for line in text.split("\n") if line]
-        name = str(source)
+        name, paired = str(source), True
     else:
         if not dataset_files.is_file(source):
             raise UserError(
@@ -201,7 +225,7 @@ def _load_both(
                 f"{{{value!r}: 'positive', ...}}."
             )
         classes[class_values[value]].append(_prompt(row, prompt_column, name, number))
-    return ContrastiveDataset(name, tuple(classes["positive"]), tuple(classes["negative"]))
+    return ContrastiveDataset(name, tuple(classes["positive"]), tuple(classes["negative"]), paired)
 
 
 def _load_class(source: str | Path, prompt_column: str) -> Sequence[str]:

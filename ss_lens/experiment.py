@@ -24,7 +24,7 @@ from ss_lens.progress import progress_bar
 from ss_lens.scoring.coherence import coherence
 from ss_lens.scoring.intervals import wilson_interval
 from ss_lens.scoring.refusal import opens_with_refusal
-from ss_lens.selection import Rule
+from ss_lens.selection import as_rule
 from ss_lens.store import Store
 from ss_lens.tokens import check_context, tokenize
 
@@ -37,16 +37,20 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What the main job does; ``dev`` and ``test`` are prompts per class."""
+    """What the main job does; ``dev`` and ``test`` are prompts per class.
+
+    ``rule`` is the text of a selection rule, as :func:`ss_lens.selection.as_rule` reads it.
+    """
 
     angles_deg: tuple[float | int, ...] = EIGHT_ANGLES
-    rule: Rule = "site"
+    rule: str = "site"
     dev: int = 16
     test: int = 24
     seed: int = 0
     max_new_tokens: int = 48
 
     def __post_init__(self) -> None:
+        as_rule(self.rule)
         if self.max_new_tokens < 1:
             raise UserError(f"max_new_tokens must be at least 1; got {self.max_new_tokens}.")
         if len(set(self.angles_deg)) < len(self.angles_deg):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -27,6 +28,30 @@ class Batch:
     @property
     def lengths(self) -> Int[Tensor, "row"]:
         return self.mask.sum(dim=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Origin:
+    """What the batch rows of a pass are; the tensors of the pass itself do not say it.
+
+    Attributes:
+        rows: which of the given sequences each batch row is.
+        prompt_lengths: tokens of each row's prompt, the shared prefix included and padding not;
+            whatever follows in the row's sequence is its answer.
+        finished: rows whose answer is over, computed along with the others; ``None`` where none is.
+    """
+
+    rows: tuple[int, ...]
+    prompt_lengths: Int[Tensor, "row"]
+    finished: Bool[Tensor, "row"] | None = None
+
+
+_origin: ContextVar[Origin | None] = ContextVar("origin", default=None)
+
+
+def origin_of_pass() -> Origin | None:
+    """The origin that :func:`run` was given for the pass under way, if it was."""
+    return _origin.get()
 
 
 @dataclass(frozen=True)
@@ -108,37 +133,49 @@ def run(
     mask: Int[Tensor, "row past_and_token"],
     cache: Any = None,
     keep_cache: bool = False,
+    origin: Origin | None = None,
 ) -> tuple[Float[Tensor, "row vocab"], Any]:
     """One forward pass; returns the logits of the last column and the KV cache.
 
-    ``mask`` also covers what is in ``cache``. The unembedding runs on one column only.
+    ``mask`` also covers what is in ``cache``. The unembedding runs on one column only. Steering
+    learns from ``origin`` which tokens are prompt; without it, a pass without a cache is prompt and
+    what continues a cache is answer (:mod:`ss_lens.positions`).
     """
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
     kwargs: dict[str, Any] = {} if cache is None else {"past_key_values": cache}
-    logits, grown = model(
-        ids,
-        return_type="logits_and_cache",
-        attention_mask=mask,
-        position_ids=positions,
-        logits_to_keep=1,
-        output_attentions=False,
-        use_cache=keep_cache or cache is not None,
-        **kwargs,
-    )
+    token = _origin.set(origin)
+    try:
+        logits, grown = model(
+            ids,
+            return_type="logits_and_cache",
+            attention_mask=mask,
+            position_ids=positions,
+            logits_to_keep=1,
+            output_attentions=False,
+            use_cache=keep_cache or cache is not None,
+            **kwargs,
+        )
+    finally:
+        _origin.reset(token)
     return logits[:, -1], grown
 
 
 def compute_prefix(model: TransformerBridge, ids: Tokens) -> Prefix:
-    """Run the shared tokens once and keep their KV cache."""
+    """Run the shared tokens once and keep their KV cache.
+
+    Inside a block that steers the last k tokens of each prompt, none of these may be among them.
+    """
     row = torch.tensor([ids], device=device_of(model))
-    _, cache = run(model, row, torch.ones_like(row), keep_cache=True)
+    # Each prompt goes on from here to an end of its own, which is out of reach.
+    origin = Origin((0,), row.new_tensor([2**31]))
+    _, cache = run(model, row, torch.ones_like(row), keep_cache=True, origin=origin)
     return Prefix(len(ids), cache)
 
 
 def run_after(model: TransformerBridge, prefix: Prefix | None, batch: Batch) -> None:
     """Run a right-padded batch of what follows ``prefix``, for the sake of the hooks."""
     if prefix is None:
-        run(model, batch.ids, batch.mask)
+        run(model, batch.ids, batch.mask, origin=Origin(batch.rows, batch.lengths))
         return
     before = batch.mask.new_ones(len(batch.rows), prefix.length)
     run(
@@ -146,4 +183,32 @@ def run_after(model: TransformerBridge, prefix: Prefix | None, batch: Batch) -> 
         batch.ids,
         torch.cat((before, batch.mask), dim=1),
         cache=prefix.repeated(len(batch.rows)),
+        origin=Origin(batch.rows, prefix.length + batch.lengths),
     )
+
+
+def run_all(
+    model: TransformerBridge,
+    ids: Int[Tensor, "row token"],
+    mask: Int[Tensor, "row token"],
+    *,
+    keep: int,
+    origin: Origin | None = None,
+) -> Float[Tensor, "row kept vocab"]:
+    """One forward pass without a cache; returns the logits of the last ``keep`` columns.
+
+    ``origin`` is as in :func:`run`. The unembedding runs on those columns only.
+    """
+    token = _origin.set(origin)
+    try:
+        return model(
+            ids,
+            return_type="logits",
+            attention_mask=mask,
+            position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
+            logits_to_keep=keep,
+            output_attentions=False,
+            use_cache=False,
+        )
+    finally:
+        _origin.reset(token)

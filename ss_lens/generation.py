@@ -17,9 +17,10 @@ from transformer_lens.utilities.statistics import derive_generator
 from ss_lens import forward
 from ss_lens.calibration import Calibration
 from ss_lens.errors import UserError
-from ss_lens.forward import Batch
+from ss_lens.forward import Batch, Origin
 from ss_lens.models import device_of
 from ss_lens.operators import AngularOperator
+from ss_lens.positions import ALL_POSITIONS, Positions
 from ss_lens.progress import progress_bar
 from ss_lens.steering import steer
 from ss_lens.tokens import check_context, tokenize
@@ -85,6 +86,7 @@ def sweep_angles(
     *,
     max_new_tokens: int = 64,
     batch_rows: int = BATCH_ROWS,
+    positions: Positions = ALL_POSITIONS,
 ) -> pd.DataFrame:
     """Answers to every prompt at every angle, with one angle per batch row.
 
@@ -96,6 +98,7 @@ def sweep_angles(
         angles_deg: in degrees.
         max_new_tokens: where an answer is cut off.
         batch_rows: at most this many prompt–angle pairs run at once; bounds the memory.
+        positions: which tokens are steered, as in :func:`ss_lens.steer`.
 
     Returns:
         Columns ``prompt_index``, ``prompt``, ``angle_deg``, ``response``; prompts in their order,
@@ -110,7 +113,9 @@ def sweep_angles(
         texts = generate(model, chunk, max_new_tokens=max_new_tokens, batch_size=batch_rows)
         return pd.DataFrame({"response": texts})
 
-    return over_angles(model, calibration, operator, prompts, angles_deg, answer, batch_rows)
+    return over_angles(
+        model, calibration, operator, prompts, angles_deg, answer, batch_rows, positions
+    )
 
 
 def over_angles(
@@ -121,6 +126,7 @@ def over_angles(
     angles_deg: Sequence[float | int] | np.ndarray,
     measure: Callable[[list[str]], pd.DataFrame],
     batch_rows: int = BATCH_ROWS,
+    positions: Positions = ALL_POSITIONS,
 ) -> pd.DataFrame:
     """``measure`` on every prompt at every angle, ``batch_rows`` prompt–angle pairs at a time.
 
@@ -152,7 +158,7 @@ def over_angles(
     for start in range(0, len(pairs), batch_rows):
         chunk = pairs[start : start + batch_rows]
         rowwise = operator(angle_deg=tuple(angles[place] for _, place in chunk))
-        with steer(model, calibration, rowwise):
+        with steer(model, calibration, rowwise, positions=positions):
             measured = measure([prompts[row] for row, _ in chunk])
         tables.append(pd.concat([_places(chunk, prompts, angles), measured], axis=1))
     table = pd.concat(tables).sort_values(["prompt_index", "place"], ignore_index=True)
@@ -188,7 +194,8 @@ def _decode(
     running = torch.ones(len(batch.rows), dtype=torch.bool, device=ids.device)
     columns: list[Tensor] = []
     for _ in range(max_new_tokens):
-        logits, cache = forward.run(model, ids, mask, cache, keep_cache=True)
+        origin = Origin(batch.rows, batch.lengths, finished=~running)
+        logits, cache = forward.run(model, ids, mask, cache, keep_cache=True, origin=origin)
         chosen = _choose(logits, temperature, generators)
         running = running & ~torch.isin(chosen, stops)
         # A finished row goes on being computed with the others; −1 marks that it is not an answer.

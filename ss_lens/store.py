@@ -78,6 +78,9 @@ class Store:
     def load(self, key: str) -> Activations:
         """A complete set by its key, without a model.
 
+        Its names, and whether it is paired, are those of the capture that made it; neither is part
+        of the key.
+
         Raises:
             UserError: it is absent, incomplete or damaged.
         """

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from conftest import made_activations
@@ -14,7 +17,11 @@ from transformer_lens.model_bridge import TransformerBridge
 
 import ss_lens
 from ss_lens import Activations, Calibration, ContrastiveDataset, Site, Store, UserError, calibrate
-from ss_lens.selection import Rule
+from ss_lens.activations import Evidence
+from ss_lens.directions import CentredPCA, Fisher
+from ss_lens.global_direction import AtSite, BestSeparation, Consensus
+from ss_lens.planes import NextBest, RandomPlane, RandomSecond
+from ss_lens.selection import EveryKth, RandomSites, TopK, as_rule
 from ss_lens.sites import STREAMS
 
 SITES = tuple(Site(layer, s) for layer in range(3) for s in STREAMS)
@@ -35,6 +42,16 @@ def acts() -> Activations:
 
 
 @pytest.fixture
+def held_out(acts: Activations) -> Activations:
+    generator = torch.Generator().manual_seed(1)
+
+    def shaken(h: Tensor) -> Tensor:
+        return h + 0.1 * torch.randn(h.shape, generator=generator)
+
+    return Activations(shaken(acts.positive), shaken(acts.negative), acts.spec)
+
+
+@pytest.fixture
 def saved(acts: Activations, tmp_path: Path) -> Path:
     calibrate(acts).save(tmp_path / "calibration")
     return tmp_path / "calibration"
@@ -44,21 +61,15 @@ def tensors_of(made: Calibration) -> dict[str, Tensor]:
     return {
         "directions": made.directions,
         "valid": made.candidates.valid,
+        "lengths": made.candidates.lengths,
+        "direction": made.direction.vector,
+        "scores": made.direction.scores,
         "basis": made.plane.basis,
-        "positive": made.projected.positive,
-        "negative": made.projected.negative,
-        "mean_cosine": made.mean_cosine,
         "selected": made.selected,
     }
 
 
-@pytest.mark.parametrize("rule", ["site", "block", "uniform"])
-def test_a_calibration_is_loaded_as_it_was_saved(
-    acts: Activations, tmp_path: Path, rule: Rule
-) -> None:
-    made = calibrate(acts, rule=rule)
-    made.save(tmp_path / "deep" / "calibration")
-    again = Calibration.load(str(tmp_path / "deep" / "calibration"))
+def assert_same(again: Calibration, made: Calibration) -> None:
     for name, tensor in tensors_of(made).items():
         torch.testing.assert_close(
             tensors_of(again)[name], tensor, rtol=0, atol=0, equal_nan=True, msg=name
@@ -66,16 +77,75 @@ def test_a_calibration_is_loaded_as_it_was_saved(
     assert again.spec == made.spec
     assert again.spec.key == made.spec.key
     assert again.direction_site == made.direction_site
-    assert again.rule == rule
+    assert again.recipe == made.recipe
+    assert again.report == made.report
     assert again.selected_sites == made.selected_sites
+    pd.testing.assert_frame_equal(again.selection.table, made.selection.table)
+
+
+@pytest.mark.parametrize("rule", ["site", "block", "uniform"])
+def test_a_calibration_is_loaded_as_it_was_saved(
+    acts: Activations, tmp_path: Path, rule: str
+) -> None:
+    made = calibrate(acts, rule=rule)
+    made.save(tmp_path / "deep" / "calibration")
+    again = Calibration.load(str(tmp_path / "deep" / "calibration"))
+    assert_same(again, made)
+    assert again.rule == as_rule(rule)
     assert again.candidates.excluded == made.candidates.excluded == (Site(0, "ln1_out"),)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"direction": Fisher(shrinkage="oas")},
+        {"direction": CentredPCA()},
+        {"choice": Consensus()},
+        {"choice": AtSite(site="L2.ln2_out")},
+        {"choice": BestSeparation()},
+        {"plane": RandomSecond(seed=3)},
+        {"plane": RandomPlane(seed=1), "rule": "uniform"},
+        {"plane": NextBest()},
+        {"rule": TopK(k=2)},
+        {"rule": RandomSites(seed=0)},
+        {"rule": EveryKth(k=2)},
+    ],
+    ids=str,
+)
+def test_an_ablation_is_one_changed_argument_and_is_kept_with_what_decided_it(
+    change: dict[str, Any], acts: Activations, held_out: Activations, tmp_path: Path
+) -> None:
+    made = calibrate(acts, held_out=held_out, **change)
+    for name, value in change.items():
+        assert getattr(made.recipe, name) == (as_rule(value) if name == "rule" else value)
+    plain = calibrate(acts)
+    assert made.recipe != plain.recipe
+    made.save(tmp_path / "calibration")
+    assert_same(Calibration.load(tmp_path / "calibration"), made)
+    assert made.selection.table["selected"].tolist() == made.selected.tolist()
+
+
+def test_a_choice_that_needs_held_out_prompts_says_so(acts: Activations) -> None:
+    with pytest.raises(
+        UserError, match=r"TopK\(k=2\) needs held_out activations; .*calibrate\(\.\.\., held_out="
+    ):
+        calibrate(acts, rule=TopK(k=2))
+
+
+def test_held_out_activations_of_other_sites_or_models_are_never_mixed(acts: Activations) -> None:
+    with pytest.raises(UserError, match="held_out activations differ .* in their sites"):
+        Evidence(acts, acts.restricted_to(["ln1_out"]))
+    stranger = replace(acts.spec, model=replace(acts.spec.model, fingerprint="e" * 64))
+    other = Activations(acts.positive, acts.negative, stranger)
+    with pytest.raises(UserError, match="neutral activations differ .* in their model"):
+        Evidence(acts, neutral=other)
 
 
 def test_saving_leaves_two_files_and_replaces_an_older_calibration(
     acts: Activations, saved: Path
 ) -> None:
     calibrate(acts, rule="uniform").save(saved)
-    assert Calibration.load(saved).rule == "uniform"
+    assert Calibration.load(saved).rule == as_rule("uniform")
     assert sorted(os.listdir(saved)) == ["calibration.json", "calibration.safetensors"]
     assert os.listdir(saved.parent) == ["calibration"]
 
@@ -92,7 +162,7 @@ def test_saving_over_a_folder_of_something_else_is_refused_and_loses_nothing(
 
 def test_a_calibration_holds_no_pickle(saved: Path) -> None:
     assert (saved / "calibration.safetensors").read_bytes()[8:9] == b"{"
-    assert json.loads((saved / "calibration.json").read_text())["format"] == 1
+    assert json.loads((saved / "calibration.json").read_text())["format"] == 2
 
 
 def damage_flip(folder: Path) -> None:
@@ -127,7 +197,7 @@ DAMAGES = {
         r"there is no calibration at .*json",
     ),
     "json truncated": (damage_json, r"the calibration at .*calibration\.json is damaged"),
-    "other format": (damage_format, r"has format 99, this version reads 1; calibrate again"),
+    "other format": (damage_format, r"has format 99, this version reads 2; calibrate again"),
 }
 
 

@@ -65,6 +65,7 @@ def test_embedded_classes_are_pairs_of_one_form(name: str) -> None:
     """Equal index is one topic: the classes differ in the behaviour, not in style."""
     data = load_dataset(name)
     assert len(data.positive) == len(data.negative)
+    assert data.paired
     pairs = list(zip(data.positive, data.negative, strict=True))
     for one, other in pairs:
         assert abs(len(one.split()) - len(other.split())) <= 1
@@ -165,6 +166,31 @@ def test_a_bad_dataset_is_rejected(
 ) -> None:
     with pytest.raises(UserError, match=message):
         ContrastiveDataset("x", positive, negative)
+
+
+def test_classes_that_are_paired_must_be_of_one_size() -> None:
+    assert ContrastiveDataset("x", ("a", "b"), ("c", "d"), paired=True).paired
+    with pytest.raises(
+        UserError,
+        match=r"'x' is said to be paired but has 2 positive and 1 negative prompts; give each .*"
+        r"partner, or say paired=False",
+    ):
+        ContrastiveDataset("x", ("a", "b"), ("c",), paired=True)
+
+
+def test_being_paired_shows_and_does_not_change_the_digest() -> None:
+    paired = ContrastiveDataset("small", SMALL.positive, SMALL.negative, paired=True)
+    assert paired.digest == SMALL.digest
+    assert paired != SMALL
+    assert "2 negative, paired, digest=" in repr(paired)
+    assert "paired" not in repr(SMALL)
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_head_and_split_keep_whether_the_data_are_paired(paired: bool) -> None:
+    data = ContrastiveDataset("x", NUMBERED.positive, NUMBERED.negative, paired)
+    parts = (data.head(3), *data.split(dev=8, test=0.25, seed=0))
+    assert {part.paired for part in parts} == {paired}
 
 
 def test_head_takes_the_first_of_each_class() -> None:
@@ -376,6 +402,25 @@ def test_sources_must_be_one_file_or_two_classes(write: Write) -> None:
     for given_ in ({}, {"positive": path}, {"negative": path}):
         with pytest.raises(UserError, match=r"or both positive= and negative=; embedded: refusal"):
             load_dataset(**given_)
+
+
+def test_files_are_paired_only_when_said_so(write: Write) -> None:
+    both = write("both.jsonl", ROWS)
+    one, other = (
+        write(f"{label}.jsonl", [{"prompt": p} for p in ps]) for label, ps in PROMPTS.items()
+    )
+    assert not load_dataset(both).paired
+    assert not load_dataset(positive=one, negative=other).paired
+    for data in (
+        load_dataset(both, paired=True),
+        load_dataset(positive=one, negative=other, paired=True),
+    ):
+        assert data.paired
+        assert data.digest == SMALL.digest
+    with pytest.raises(
+        UserError, match=r"'3\.jsonl' is said to be paired but has 2 positive and 1"
+    ):
+        load_dataset(write("3.jsonl", ROWS[:3]), paired=True)
 
 
 def test_one_file_for_both_classes_is_rejected(write: Write) -> None:

@@ -1,8 +1,7 @@
-"""Directions, the plane and the selection, on known geometry and on the published calibrations."""
+"""Directions and the plane, on known geometry and on the published calibrations."""
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,6 @@ from ss_lens.directions import (
     global_direction,
     mean_cosine,
 )
-from ss_lens.selection import ClassProjections, class_projections, projections, select
 
 SITES = tuple(Site(layer, s) for layer in range(3) for s in ("ln1_out", "ln2_out"))
 
@@ -35,7 +33,8 @@ def candidates_of(directions: Tensor, valid: Tensor | None = None) -> Candidates
     unit = directions / directions.norm(dim=-1, keepdim=True)
     valid = torch.ones(len(unit), dtype=torch.bool) if valid is None else valid
     sites = tuple(Site(i, "ln1_out") for i in range(len(unit)))
-    return Candidates(torch.where(valid.unsqueeze(-1), unit, 0), valid, sites)
+    lengths = torch.where(valid, directions.norm(dim=-1), 0)
+    return Candidates(torch.where(valid.unsqueeze(-1), unit, 0), valid, sites, lengths)
 
 
 def separated(gap: Tensor, n: int = 10, seed: int = 0) -> Activations:
@@ -183,72 +182,7 @@ def test_fewer_than_three_candidates_span_no_plane(n_valid: int) -> None:
         first_principal_component(candidates_of(noise(4, 8), valid))
 
 
-# --- the selection -------------------------------------------------------------------------------
-
-
-def projected(*pairs: tuple[float, float]) -> ClassProjections:
-    return ClassProjections(*torch.tensor(pairs).T.contiguous())
-
-
-#        block 0: neither        block 1: one of the two  block 2: both
-MEANS = ((0.1, 0.2), (-0.3, -0.1), (0.2, -0.2), (0.3, 0.1), (0.5, -0.4), (-0.1, 0.3))
-DISCRIMINATIVE = {
-    "site": (False, False, True, False, True, True),
-    "block": (False, False, False, False, True, True),
-    "uniform": (True,) * 6,
-}
-
-
-@pytest.mark.parametrize("rule", DISCRIMINATIVE)
-def test_each_rule_selects_its_sites(rule: Any) -> None:
-    assert tuple(select(projected(*MEANS), SITES, rule).tolist()) == DISCRIMINATIVE[rule]
-
-
-def test_a_mean_of_zero_is_on_neither_side() -> None:
-    mask = select(projected((0.0, -0.5), (0.2, -0.1)), SITES[:2])
-    assert mask.tolist() == [False, True]
-
-
-@pytest.mark.parametrize(("rule", "what"), [("site", "site"), ("block", "block")])
-def test_no_discriminative_site_lists_the_nearest_and_the_uniform_alternative(
-    rule: Any, what: str
-) -> None:
-    pairs = ((0.5, 0.5), (0.2, 0.1), (0.9, 0.9), (0.1, 0.01), (-0.5, -0.2), (0.8, 0.8))
-    nearest = (
-        r"L1\.ln2_out \(\+0\.100, \+0\.010\); L0\.ln2_out .*; L2\.ln1_out \(-0\.500, -0\.200\)"
-    )
-    with pytest.raises(
-        UserError, match=rf"no discriminative {what}: .*Nearest .*{nearest}\. Use rule='uniform'"
-    ):
-        select(projected(*pairs), SITES, rule)
-    assert select(projected(*pairs), SITES, "uniform").all()
-
-
-def test_a_block_that_is_only_half_discriminative_fails_by_block_and_not_by_site() -> None:
-    half = projected((0.5, -0.5), (0.5, 0.5))
-    assert select(half, SITES[:2], "site").tolist() == [True, False]
-    with pytest.raises(UserError, match="no discriminative block"):
-        select(half, SITES[:2], "block")
-
-
-@given(st.integers(0, 1000), st.floats(0.01, 100))
-def test_projections_are_cosines_whatever_the_length(seed: int, scale: float) -> None:
-    h, b1 = noise(5, 6, 16, seed=seed), torch.eye(16)[3]
-    got = projections(scale * h, b1)
-    for i, j in itertools.product(range(5), range(6)):
-        v = h[i, j].double().numpy()
-        assert float(got[i, j]) == pytest.approx(v[3] / np.sqrt((v * v).sum()), abs=1e-6)
-
-
-def test_class_projections_average_cosines_and_not_activations() -> None:
-    """One long activation must not outvote two short ones (the unit normalisation of eq. 9)."""
-    b1 = torch.tensor([1.0, 0.0])
-    positive = torch.tensor([[100.0, 0.0], [-1.0, 0.0], [-1.0, 0.0]]).unsqueeze(1)
-    negative = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]).unsqueeze(1)
-    got = class_projections(made_activations(positive, negative, SITES[:1]), b1)
-    assert float(got.positive[0]) == pytest.approx(-1 / 3)
-    assert float(got.negative[0]) == pytest.approx(1 / 3)
-    assert float(got.product[0]) == pytest.approx(-1 / 9)
+# --- the steps together and a negative control ----------------------------------------------------
 
 
 def test_shuffled_labels_lose_the_direction() -> None:
@@ -278,7 +212,8 @@ def test_calibrate_joins_the_steps() -> None:
     expected = Plane.from_span(oracle.directions[chosen], first_principal_component(oracle))
     torch.testing.assert_close(made.plane.b2, expected.b2)
     assert made.selected_sites == SITES
-    assert float(made.projected.positive.min()) > 0 > float(made.projected.negative.max())
+    table = made.selection.table
+    assert table["positive"].min() > 0 > table["negative"].max()
 
 
 # --- parity with the authors' published calibrations ---------------------------------------------
@@ -319,7 +254,8 @@ def published(model: str) -> tuple[Candidates, dict[str, Any], Tensor]:
     valid = length.squeeze(-1) > 0.5
     unit = torch.where(valid.unsqueeze(-1), stacked / length.clamp(min=0.5), 0.0)
     basis = torch.stack([b.double() / b.double().norm() for b in plane["basis"]])
-    return Candidates(unit.float(), valid, tuple(sites)), found, basis
+    lengths = torch.where(valid, torch.nan, 0.0)  # they are published normalised
+    return Candidates(unit.float(), valid, tuple(sites), lengths), found, basis
 
 
 @pytest.mark.parametrize("model", PUBLISHED)

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -160,6 +161,31 @@ def test_the_name_of_a_dataset_and_of_a_folder_do_not_change_the_key(
         second = ss_lens.capture(model, data, store=store)
     assert calls == []
     assert second.spec.key == first.spec.key
+
+
+def test_activations_are_paired_as_they_were_asked_for_whoever_captured_them_first(
+    tiny_llama: TransformerBridge, tiny_data: ContrastiveDataset, store: Store
+) -> None:
+    partners = replace(tiny_data, paired=True)
+    first = ss_lens.capture(tiny_llama, tiny_data, store=store)
+    with forward_passes(tiny_llama) as calls:
+        second = ss_lens.capture(tiny_llama, partners, store=store)
+        third = ss_lens.capture(tiny_llama, tiny_data, store=store)
+    assert calls == []
+    assert [acts.spec.paired for acts in (first, second, third)] == [False, True, False]
+    assert first.spec.key == second.spec.key
+    assert second.restricted_to(("ln1_out",)).spec.paired
+
+
+def test_a_manifest_from_before_pairs_were_marked_is_read_as_unpaired(
+    ask: Callable[[], Activations], store: Store
+) -> None:
+    first = ask()
+    manifest = store.root / first.spec.key / "manifest.json"
+    fields = json.loads(manifest.read_text())
+    del fields["spec"]["paired"]
+    manifest.write_text(json.dumps(fields))
+    assert store.load(first.spec.key).spec == first.spec
 
 
 def test_two_processes_that_ask_at_once_capture_once(
