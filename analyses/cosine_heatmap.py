@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 
 from analyses import style
 from ss_lens.calibration import Calibration
-from ss_lens.directions import cosine_matrix
+from ss_lens.candidates import cosine_matrix
 from ss_lens.results import SiteMatrix
 
 

@@ -135,7 +135,8 @@ class Evidence:
         neutral: activations of unrelated prompts (both classes together) that mark the origin.
 
     Raises:
-        UserError: activations of another model, other sites or another token position.
+        UserError: activations of another model, other sites or another token position, or held-out
+            activations of the very prompts to fit on.
     """
 
     train: Activations
@@ -158,6 +159,12 @@ class Evidence:
                         f"the {what} activations differ from the calibration's in their {name}; "
                         "capture both alike, on the same model."
                     )
+        if self.held_out and self.held_out.spec.dataset_digest == mine.dataset_digest:
+            raise UserError(
+                "the held_out activations are of the very prompts that are fitted on "
+                f"({mine.dataset_name!r}); capture others, for instance the dev part of "
+                "dataset.split(...)."
+            )
 
     def needed(self, what: Literal["held_out", "neutral"], by: object) -> Activations:
         """The held-out or neutral activations, or an error that names who needs them."""

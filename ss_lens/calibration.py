@@ -17,7 +17,8 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from ss_lens.activations import Activations, CaptureSpec, Evidence
-from ss_lens.directions import Candidates, DifferenceOfMeans, DirectionMethod
+from ss_lens.candidates import Candidates
+from ss_lens.directions import DifferenceOfMeans, DirectionMethod
 from ss_lens.errors import UserError
 from ss_lens.files import (
     atomic_path,

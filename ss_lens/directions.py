@@ -10,14 +10,7 @@ import torch
 from torch import Tensor
 
 from ss_lens.activations import Activations
-from ss_lens.candidates import (
-    Candidates,
-    cosine_matrix,
-    first_principal_component,
-    global_direction,
-    mean_cosine,
-    mean_difference,
-)
+from ss_lens.candidates import Candidates, mean_difference
 from ss_lens.checks import check_one_of
 from ss_lens.dictionary import Dictionary
 from ss_lens.discriminants import (
@@ -28,23 +21,6 @@ from ss_lens.discriminants import (
 )
 from ss_lens.errors import UserError
 from ss_lens.sites import Site
-
-__all__ = [
-    "Candidates",
-    "CentredPCA",
-    "Dictionary",
-    "DifferenceOfMeans",
-    "DirectionMethod",
-    "Fisher",
-    "Logistic",
-    "PairedPCA",
-    "cosine_matrix",
-    "difference_of_means",
-    "first_principal_component",
-    "global_direction",
-    "mean_cosine",
-]
-
 
 @dataclass(frozen=True)
 class DifferenceOfMeans:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -177,7 +178,7 @@ def made_activations(
     spec = CaptureSpec(
         model=identity,
         dataset_name="made-up",
-        dataset_digest="d" * 64,
+        dataset_digest=sha256(positive.numpy().tobytes() + negative.numpy().tobytes()).hexdigest(),
         n_positive=len(positive),
         n_negative=len(negative),
         tokens_digest="t" * 64,

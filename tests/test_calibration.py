@@ -48,7 +48,7 @@ def held_out(acts: Activations) -> Activations:
     def shaken(h: Tensor) -> Tensor:
         return h + 0.1 * torch.randn(h.shape, generator=generator)
 
-    return Activations(shaken(acts.positive), shaken(acts.negative), acts.spec)
+    return made_activations(shaken(acts.positive), shaken(acts.negative), SITES)
 
 
 @pytest.fixture
@@ -132,13 +132,20 @@ def test_a_choice_that_needs_held_out_prompts_says_so(acts: Activations) -> None
         calibrate(acts, rule=TopK(k=2))
 
 
-def test_held_out_activations_of_other_sites_or_models_are_never_mixed(acts: Activations) -> None:
-    with pytest.raises(UserError, match="held_out activations differ .* in their sites"):
-        Evidence(acts, acts.restricted_to(["ln1_out"]))
+def test_held_out_activations_of_other_sites_or_models_are_never_mixed(
+    acts: Activations, held_out: Activations
+) -> None:
+    with pytest.raises(UserError, match=r"held_out activations differ .* in their sites"):
+        Evidence(acts, held_out.restricted_to(["ln1_out"]))
     stranger = replace(acts.spec, model=replace(acts.spec.model, fingerprint="e" * 64))
     other = Activations(acts.positive, acts.negative, stranger)
-    with pytest.raises(UserError, match="neutral activations differ .* in their model"):
+    with pytest.raises(UserError, match=r"neutral activations differ .* in their model"):
         Evidence(acts, neutral=other)
+
+
+def test_the_prompts_that_are_fitted_on_are_never_taken_for_held_out(acts: Activations) -> None:
+    with pytest.raises(UserError, match=r"held_out activations are of the very prompts .*dataset"):
+        calibrate(acts, held_out=acts)
 
 
 def test_saving_leaves_two_files_and_replaces_an_older_calibration(

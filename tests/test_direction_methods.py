@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ss_lens import Activations, Site, UserError, discriminants
 from ss_lens.activations import Evidence
-from ss_lens.candidates import Candidates, mean_cosine
+from ss_lens.candidates import Candidates, global_direction, mean_cosine
 from ss_lens.dictionary import Dictionary
 from ss_lens.directions import (
     CentredPCA,
@@ -33,7 +33,6 @@ from ss_lens.directions import (
     Logistic,
     PairedPCA,
     difference_of_means,
-    global_direction,
 )
 from ss_lens.global_direction import (
     AtSite,

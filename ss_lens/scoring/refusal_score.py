@@ -92,7 +92,8 @@ def refusal_score(
         pad_id=forward.pad_id_of(model),
         device=device_of(model),
     ):
-        logits, _ = forward.run(model, batch.ids, batch.mask)
+        origin = forward.Origin(batch.rows, batch.lengths)
+        logits, _ = forward.run(model, batch.ids, batch.mask, origin=origin)
         logp = torch.log_softmax(logits.float(), dim=-1)
         refuse, comply = (logp[:, ids].logsumexp(dim=-1) for ids in (refusal, compliance))
         scores[list(batch.rows)] = (refuse - comply).cpu().numpy()

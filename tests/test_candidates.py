@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ss_lens import Activations, Plane, Site, UserError, calibrate
-from ss_lens.directions import (
+from ss_lens.candidates import (
     Candidates,
     cosine_matrix,
-    difference_of_means,
     first_principal_component,
     global_direction,
     mean_cosine,
 )
+from ss_lens.directions import difference_of_means
 
 SITES = tuple(Site(layer, s) for layer in range(3) for s in ("ln1_out", "ln2_out"))
 
