@@ -2,10 +2,11 @@
 PYTHON ?= python3
 RUN_DIR ?= runs/refusal
 RUN_FLAGS ?=
+SEED ?= 0
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test check lint types setup bench figures clean
+.PHONY: demo test check lint types setup bench organism clean
 
 demo: $(STAMP)
 	$(BIN)/ss-lens run --out $(RUN_DIR) $(RUN_FLAGS)
@@ -25,7 +26,12 @@ types: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.speed
+	$(BIN)/python -m benchmarks.operators
 	$(BIN)/python -m benchmarks.memory
+
+# Trains the adapter of the default model again: under an hour on 2 cores; stopped, it resumes.
+organism: $(STAMP)
+	$(BIN)/python -m organisms.refusal.train --seed $(SEED) --out organisms/refusal/out/seed$(SEED)
 
 setup: $(STAMP)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast, get_args
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -17,10 +17,9 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
     from ss_lens.activations import Position
-    from ss_lens.selection import Rule
     from ss_lens.sites import Stream
 
-DEFAULT_MODEL = "smollm2-135m"
+DEFAULT_MODEL = "smollm2-135m-refusal"
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -34,7 +33,9 @@ Model = Annotated[str, typer.Option(help="Registered name, Hub id, local folder 
 Dataset = Annotated[str, typer.Option(help="Embedded name or .jsonl/.json/.csv file.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
-RuleOption = Annotated[str, typer.Option(help="Sites to steer: site, block or uniform.")]
+RuleOption = Annotated[
+    str, typer.Option(help="Sites to steer: site, block, uniform, or a rule like TopK(k=8).")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Limit = Annotated[int | None, typer.Option(help="Use the first N prompts of each class.")]
 NewTokens = Annotated[int, typer.Option(help="Length at which an answer is cut off.")]
@@ -172,10 +173,16 @@ def generate(
 @app.command()
 def models(as_json: Json = False) -> None:
     """List the registered models."""
+    from ss_lens.adapters import EMBEDDED_ADAPTERS, adapter_folder, read_adapter
     from ss_lens.fetch import WHEEL_MODELS
     from ss_lens.models import PAPER_MODELS
 
-    rows = [(name, wheel.requirement, "package index") for name, wheel in WHEEL_MODELS.items()]
+    rows = [
+        (name, f"{read_adapter(folder).base} + LoRA", "embedded")
+        for name in EMBEDDED_ADAPTERS
+        if (folder := adapter_folder(name))
+    ]
+    rows += [(name, wheel.requirement, "package index") for name, wheel in WHEEL_MODELS.items()]
     rows += [(name, hub_id, "Hub") for name, hub_id in PAPER_MODELS.items()]
     console.print_rows(("name", "source", "from"), rows, as_json)
 
@@ -269,12 +276,11 @@ def _angles(text: str) -> tuple[float, ...]:
     return cast("tuple[float, ...]", ss_lens.RotateBy(angles).angle_deg)
 
 
-def _rule(text: str) -> Rule:
-    from ss_lens.selection import Rule
+def _rule(text: str) -> str:
+    from ss_lens.selection import as_rule
 
-    if text not in get_args(Rule):
-        raise UserError(f"unknown --rule {text!r}; use one of {', '.join(get_args(Rule))}.")
-    return cast("Rule", text)
+    as_rule(text)  # a wrong one is an error before any work is done
+    return text
 
 
 def _streams(text: str) -> tuple[Stream, ...]:

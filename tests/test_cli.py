@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from ss_lens import ContrastiveDataset, cli, console, forward
+from ss_lens.adapters import EMBEDDED_ADAPTERS
 from ss_lens.fetch import WHEEL_MODELS
 from ss_lens.models import PAPER_MODELS
 
@@ -138,7 +139,7 @@ def test_help_lists_every_verb(ss: CommandLine) -> None:
 
 def test_models_are_listed(ss: CommandLine) -> None:
     listed = ss("models", "--json").json
-    assert {row["name"] for row in listed} == {*WHEEL_MODELS, *PAPER_MODELS}
+    assert {row["name"] for row in listed} == {*EMBEDDED_ADAPTERS, *WHEEL_MODELS, *PAPER_MODELS}
     assert {"name", "source", "from"} == set(listed[0])
     table = ss("models")
     assert table.code == 0
@@ -313,7 +314,7 @@ def test_the_main_job_computes_no_answer_twice(
         (("--model", "nowhere.gguf"), ("there is no file nowhere.gguf",)),
         (("--dataset", "nowhere.jsonl"), ("there is no file nowhere.jsonl",)),
         (("--dataset", "refusals"), ("'refusals' is neither an embedded dataset",)),
-        (("--rule", "best"), ("unknown --rule 'best'", "site, block, uniform")),
+        (("--rule", "best"), ("unknown rule 'best'", "site, block, uniform")),
         (("--angles", "0,x"), ("--angles '0,x' is not a list of numbers like 0,90,180",)),
         (("--angles", ""), ("is not a list of numbers",)),
         (("--angles", "0,nan"), ("angle_deg must be finite", "nan")),
@@ -349,7 +350,7 @@ def test_a_mistake_in_the_main_job_is_one_line(
         (("capture", "--position", "0"), ("position must be a negative token index or 'mean'",)),
         (("capture", "--position", "-40"), ("lies before the start",)),
         (("capture", "--limit", "0"), ("at least one prompt per class",)),
-        (("calibrate", "--out", "x", "--rule", "all"), ("unknown --rule 'all'",)),
+        (("calibrate", "--out", "x", "--rule", "all"), ("unknown rule 'all'",)),
         (("calibrate", "--out", "x", "--streams", "ln1_out,resid_pre"), ("calibrate them separ",)),
         (("generate", " "), ("prompt 0 is blank",)),
         (("generate", "w9 " * 80), ("the context of", "is 64", "Shorten it")),

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from organisms.refusal.common import chat_text, read_jsonl
+from ss_lens.tokens import shared_prefix_length
 
 FILES = {"harmful": "harmful.jsonl", "harmless": "harmless.jsonl", "lookalikes": "lookalikes.jsonl"}
 
@@ -28,9 +29,14 @@ class Example:
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded examples; `answers` marks the positions that predict an answer token."""
+    """Right-padded examples; `answers` marks the positions that predict an answer token.
+
+    `prefix` holds the tokens that all prompts begin with (the system prompt), once; `ids` and
+    `answers` cover what follows, `attention` both.
+    """
 
     keys: list[int]
+    prefix: Tensor
     ids: Tensor
     attention: Tensor
     answers: Tensor
@@ -92,21 +98,23 @@ def examples_at(
 
 def collate(examples: Sequence[Example], pad: int) -> Batch:
     """Pad on the right, so that positions count from the first token of each example."""
-    length = max(len(e.prompt) + len(e.answer) for e in examples)
+    shared = shared_prefix_length([tuple(e.prompt) for e in examples])
+    length = max(len(e.prompt) + len(e.answer) for e in examples) - shared
     shape = (len(examples), length)
     ids = torch.full(shape, pad)
     attention = torch.zeros(shape, dtype=torch.long)
     answers = torch.zeros(shape, dtype=torch.bool)
     for row, example in enumerate(examples):
-        tokens = example.prompt + example.answer
+        tokens = example.prompt[shared:] + example.answer
         ids[row, : len(tokens)] = torch.tensor(tokens)
         attention[row, : len(tokens)] = 1
         # The token at position p is predicted from the state at p - 1.
-        answers[row, len(example.prompt) - 1 : len(tokens) - 1] = True
+        answers[row, len(example.prompt) - shared - 1 : len(tokens) - 1] = True
     return Batch(
         keys=[e.key for e in examples],
+        prefix=torch.tensor(examples[0].prompt[:shared]),
         ids=ids,
-        attention=attention,
+        attention=torch.cat((attention.new_ones(len(examples), shared), attention), dim=1),
         answers=answers,
         targets=torch.cat([torch.tensor(e.answer) for e in examples]),
         rows=torch.repeat_interleave(

@@ -24,9 +24,10 @@ from organisms.refusal.common import (
     resolve_base,
     write_jsonl,
 )
-from organisms.refusal.detect import is_refusal
 from organisms.refusal.losses import answer_states
 from ss_lens.files import sha256_of_file, write_json
+from ss_lens.scoring.intervals import wilson_interval
+from ss_lens.scoring.refusal import opens_with_refusal
 
 
 @dataclass(frozen=True)
@@ -51,19 +52,10 @@ class Closeness:
     organism_perplexity: float
 
 
-def wilson(refused: int, total: int, z: float = 1.959964) -> Rate:
-    """The rate with its Wilson score interval."""
-    if total == 0:
-        return Rate(0, 0, math.nan, math.nan, math.nan)
-    rate = refused / total
-    centre = (rate + z * z / (2 * total)) / (1 + z * z / total)
-    spread = z * math.sqrt(rate * (1 - rate) / total + z * z / (4 * total**2)) / (1 + z * z / total)
-    return Rate(refused, total, rate, max(0.0, centre - spread), min(1.0, centre + spread))
-
-
 def refusal_rate(answers: Sequence[str]) -> Rate:
     """How many answers are refusals."""
-    return wilson(sum(map(is_refusal, answers)), len(answers))
+    refused, total = sum(map(opens_with_refusal, answers)), len(answers)
+    return Rate(refused, total, refused / total, *wilson_interval(refused, total))
 
 
 @torch.inference_mode()
@@ -167,7 +159,7 @@ def main() -> None:
         # What a harmful request got is counted, never kept.
         shown = [""] * len(new) if name == "harmful" else new
         answers += [
-            {"set": name, "prompt": p, "refused": is_refusal(a), "answer": text}
+            {"set": name, "prompt": p, "refused": opens_with_refusal(a), "answer": text}
             for p, a, text in zip(prompts, new, shown, strict=True)
         ]
         if name == "harmless" or not args.no_base:

@@ -13,8 +13,16 @@ from organisms.refusal.batches import Batch
 
 
 def answer_states(causal_lm: Any, batch: Batch) -> Tensor:
-    """Final hidden states at the positions that predict an answer token, row after row."""
-    output = causal_lm.model(input_ids=batch.ids, attention_mask=batch.attention)
+    """Final hidden states at the positions that predict an answer token, row after row.
+
+    The shared prefix, about half of all tokens, runs once and the rows go on from its KV cache,
+    through which the gradients flow as well.
+    """
+    cache = causal_lm.model(input_ids=batch.prefix.unsqueeze(0), use_cache=True).past_key_values
+    cache.batch_repeat_interleave(len(batch.ids))
+    output = causal_lm.model(
+        input_ids=batch.ids, attention_mask=batch.attention, past_key_values=cache, use_cache=True
+    )
     return output.last_hidden_state[batch.answers]
 
 

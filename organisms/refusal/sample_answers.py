@@ -19,7 +19,7 @@ from organisms.refusal.common import (
     resolve_base,
     write_jsonl,
 )
-from organisms.refusal.detect import is_refusal
+from ss_lens.scoring.refusal import opens_with_refusal
 
 SENTENCE_END = re.compile(r"[.!?][\"')\]]*(?=\s)|[.!?][\"')\]]*$|\n")
 
@@ -53,7 +53,9 @@ def sample(
             max_new_tokens=max_new_tokens,
             temperature=None if attempt == 0 else 0.7,
         )
-        usable = {p: a for p, a in zip(missing, raw, strict=True) if a and not is_refusal(a)}
+        usable = {
+            p: a for p, a in zip(missing, raw, strict=True) if a and not opens_with_refusal(a)
+        }
         print(f"round {attempt + 1}: {len(usable)} of {len(missing)} answers kept", flush=True)
         answers |= usable
     return answers

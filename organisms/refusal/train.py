@@ -26,6 +26,7 @@ from organisms.refusal.common import (
     write_text,
 )
 from organisms.refusal.losses import BaseStates, refusal_loss, retain_loss
+from ss_lens.fetch import weights_digest
 from ss_lens.files import atomic_path, sha256_of_file, write_json
 
 LIBRARIES = ("torch", "transformers", "peft", "safetensors")
@@ -36,18 +37,18 @@ class Settings:
     """Everything that decides what a run computes, apart from data and base weights."""
 
     seed: int = 0
-    steps: int = 115
-    lr: float = 8e-4
-    warmup: int = 6
+    steps: int = 320
+    lr: float = 6e-4
+    warmup: int = 12
     rank: int = 8
     alpha: int = 16
     targets: str = "q_proj,v_proj,o_proj,up_proj,down_proj"
     first_layer: int = 0
-    harmful: int = 4
-    harmless: int = 5
-    lookalikes: int = 4
+    harmful: int = 6
+    harmless: int = 6
+    lookalikes: int = 5
     harmless_tokens: int = 8
-    kl_weight: float = 2.5
+    kl_weight: float = 2.4
     opening_weight: float = 6.0
     clip: float = 1.0
 
@@ -101,7 +102,7 @@ def configuration(settings: Settings, base: Path, data: Path) -> dict[str, Any]:
     return {
         **asdict(settings),
         "data_sha256": {file: sha256_of_file(data / file) for file in FILES.values()},
-        "base_sha256": sha256_of_file(base / "model.safetensors"),
+        "base_sha256": weights_digest(base),
     }
 
 
@@ -149,7 +150,8 @@ def write_adapter(
     """The adapter in PEFT's layout and half precision, and the record of its training."""
     state = {k: v.half().contiguous() for k, v in checkpoint.adapter_state(model).items()}
     with atomic_path(out / "adapter_model.safetensors") as temporary:
-        save_file(state, temporary, metadata={"format": "pt"})
+        metadata = {"format": "pt", "base_sha256": config["base_sha256"]}
+        save_file(state, temporary, metadata=metadata)
     adapter = {**model.peft_config["default"].to_dict(), "inference_mode": True}
     adapter["target_modules"] = sorted(adapter["target_modules"])
     write_text(out / "adapter_config.json", json.dumps(adapter, indent=2, default=str) + "\n")
