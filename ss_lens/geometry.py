@@ -1,26 +1,28 @@
 r"""Rotations and edits of activations inside one 2D plane: pure tensor mathematics, no models.
 
-Every map acts on the in-plane coordinates :math:`p = (h\cdot b_1, h\cdot b_2)` alone and leaves the
-orthogonal complement of the plane untouched. None builds a ``d × d`` matrix: two dot products and a
-rank-2 update. Angles are in radians. Arithmetic is at least float32 and the input's dtype returns.
+Every map acts on the in-plane coordinates :math:`p = (h\cdot b_1, h\cdot b_2)` alone, taken as the
+complex number :math:`z = p_1 + i p_2`, and leaves the orthogonal complement of the plane untouched.
+None builds a ``d × d`` matrix: two dot products and a rank-2 update. Angles are in radians.
+Arithmetic is at least float32 and the input's dtype returns.
 """
 
 from __future__ import annotations
 
-import math
+import cmath
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Complex, Float
 from torch import Tensor
 
 from ss_lens.errors import UserError
+from ss_lens.rowwise import Amount, Strength, edited, full_precision, per_row, wide_dtype, widened
 
 ORTHONORMALITY_TOLERANCE = 1e-5
-
-Strength = float | int | Float[Tensor, ""] | Float[Tensor, "row"]
-"""One number for all rows, or one per row of the leading (batch) axis of ``h``."""
+SMALL = 2**15
+"""Up to so many numbers, one kernel more costs as much as the arithmetic."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,14 +75,16 @@ class Plane:
 
 def in_plane(h: Float[Tensor, "*batch d_model"], plane: Plane) -> Float[Tensor, "*batch 2"]:
     """Coordinates of ``h`` in the plane, in at least float32."""
-    wide = _widened(h)
-    return wide @ _basis_for(wide, plane).T
+    wide = widened(h)
+    with full_precision(h):
+        return wide @ plane.basis.to(wide).T
 
 
 def rotate_by(
     h: Float[Tensor, "*batch d_model"], plane: Plane, angle: Strength
 ) -> Float[Tensor, "*batch d_model"]:
-    r"""Turn by a relative angle: :math:`p \leftarrow R_\theta p`.
+    r"""Turn by a relative angle: :math:`p \leftarrow R_\theta p`, that is
+    :math:`z \leftarrow e^{i\theta} z`.
 
     Linear, keeps the norm, angles add. Source: Selective Steering, arXiv 2601.19375,
     :math:`R_P^\theta`.
@@ -90,24 +94,31 @@ def rotate_by(
     >>> rotate_by(torch.tensor([[2., 0., 5.]]), plane, math.pi / 2).round(decimals=4)
     tensor([[0., 2., 5.]])
     """
-    cos, sin = _cos_sin(angle, h)
-    p = in_plane(h, plane)
-    # R − 1 instead of the difference of two large products: exact zeros at angle zero.
-    if isinstance(cos, float):
-        return _moved(h, plane, p @ p.new_tensor([[cos - 1, sin], [-sin, cos - 1]]))
-    x, y = p.unbind(-1)
-    return _moved(h, plane, torch.stack(((cos - 1) * x - sin * y, sin * x + (cos - 1) * y), -1))
+    return _moved(h, plane, lambda z, unit: (unit - 1) * z, phase(angle, h))
+
+
+def rotate_scale(
+    h: Float[Tensor, "*batch d_model"], plane: Plane, angle: Strength, scale: Strength
+) -> Float[Tensor, "*batch d_model"]:
+    r"""Turn by a relative angle and scale: :math:`z \leftarrow \rho e^{i\theta} z`.
+
+    Linear; angles add and scales multiply; keeps the norm where :math:`\rho = 1`. Angle and norm
+    as two knobs are the angle–norm decomposition of arXiv 2606.06735, which sets the norm of the
+    whole activation; here it is the norm of the in-plane part.
+    """
+    factor = per_row(scale, h) * phase(angle, h)
+    return _moved(h, plane, lambda z, factor: (factor - 1) * z, factor)
 
 
 def rotate_to(
     h: Float[Tensor, "*batch d_model"], plane: Plane, angle: Strength
 ) -> Float[Tensor, "*batch d_model"]:
-    r"""Turn to an absolute angle: :math:`p \leftarrow \|p\| (\cos\theta, \sin\theta)`.
+    r"""Turn to an absolute angle: :math:`z \leftarrow |z| e^{i\theta}`.
 
     Idempotent, not linear; keeps the norm for an orthonormal basis but discards the in-plane phase
     of each token. Source: Standard Angular Steering (SAS), the baseline of arXiv 2601.19375.
     """
-    return _moved(h, plane, _turn_to(in_plane(h, plane), *_cos_sin(angle, h)))
+    return _moved(h, plane, lambda z, unit: unit * z.abs() - z, phase(angle, h))
 
 
 def rotate_to_if_aligned(
@@ -117,22 +128,22 @@ def rotate_to_if_aligned(
 
     Source: Adaptive Angular Steering (AAS), the baseline of arXiv 2601.19375.
     """
-    p = in_plane(h, plane)
-    turn = _turn_to(p, *_cos_sin(angle, h))
-    return _moved(h, plane, torch.where(p[..., :1] > 0, turn, torch.zeros_like(turn)))
+
+    def change(z: Tensor, unit: Amount) -> Tensor:
+        return torch.where(z.real > 0, unit * z.abs() - z, 0.0)
+
+    return _moved(h, plane, change, phase(angle, h))
 
 
 def set_angle(
     h: Float[Tensor, "*batch d_model"], plane: Plane, angle: Strength, magnitude: float | int = 1.0
 ) -> Float[Tensor, "*batch d_model"]:
-    r"""Replace the in-plane part: :math:`p \leftarrow m (\cos\theta, \sin\theta)`, constant ``m``.
+    r"""Replace the in-plane part: :math:`z \leftarrow m e^{i\theta}`, constant ``m``.
 
     Keeps neither the norm nor the phase. Source: the ablation "no norm preservation" of
     arXiv 2601.19375.
     """
-    cos, sin = _cos_sin(angle, h)
-    x, y = in_plane(h, plane).unbind(-1)
-    return _moved(h, plane, torch.stack((magnitude * cos - x, magnitude * sin - y), dim=-1))
+    return _moved(h, plane, lambda z, target: target - z, magnitude * phase(angle, h))
 
 
 def add(
@@ -142,53 +153,48 @@ def add(
 
     Source: Activation Addition, arXiv 2308.10248, with the unit direction ``b1``.
     """
-    zero = 0 * in_plane(h, plane)[..., 0]
-    return _moved(h, plane, torch.stack((zero + _per_row(alpha, h), zero), dim=-1))
+    return _moved(h, plane, lambda z, shift: shift + 0 * z, per_row(alpha, h))
 
 
 def ablate(h: Float[Tensor, "*batch d_model"], plane: Plane) -> Float[Tensor, "*batch d_model"]:
-    r"""Remove the component along ``b1``: :math:`p_1 \leftarrow 0`.
+    r"""Remove the component along ``b1``: :math:`p_1 \leftarrow 0`, or :math:`z \leftarrow i p_2`.
 
     Linear and idempotent. Source: Directional Ablation, arXiv 2406.11717.
     """
-    x = in_plane(h, plane)[..., 0]
-    return _moved(h, plane, torch.stack((-x, 0 * x), dim=-1))
+    return _moved(h, plane, lambda z: -z.real + 0j)
 
 
-def _turn_to(p: Tensor, cos: float | Tensor, sin: float | Tensor) -> Tensor:
-    x, y = p.unbind(-1)
-    radius = torch.hypot(x, y)
-    return torch.stack((radius * cos - x, radius * sin - y), dim=-1)
+def reflect(h: Float[Tensor, "*batch d_model"], plane: Plane) -> Float[Tensor, "*batch d_model"]:
+    r"""Mirror at the hyperplane orthogonal to ``b1``: :math:`p_1 \leftarrow -p_1`.
+
+    That is :math:`h - 2 (h\cdot b_1) b_1`, or :math:`z \leftarrow -\bar z`. Linear, its own
+    inverse, keeps the norm. Source: Householder, J. ACM 5 (1958); the first of the two steps of
+    Householder Pseudo-Rotation, arXiv 2409.10053, which takes it where a probe tells it to.
+    """
+    return _moved(h, plane, lambda z: -2 * z.real + 0j)
 
 
-def _widened(h: Tensor) -> Tensor:
-    return h.to(torch.promote_types(h.dtype, torch.float32))
+def phase(angle: Strength, h: Float[Tensor, "*batch d_model"]) -> complex | Complex[Tensor, "row"]:
+    r""":math:`e^{i\theta}`: a number, or one per row of ``h``."""
+    theta = per_row(angle, h)
+    return torch.exp(1j * theta) if isinstance(theta, Tensor) else cmath.exp(1j * theta)
 
 
-def _basis_for(wide: Tensor, plane: Plane) -> Tensor:
-    return plane.basis.to(wide)
+def _moved(h: Tensor, plane: Plane, change: Callable[..., Tensor], *strengths: Amount) -> Tensor:
+    """``h`` with ``change(z, *strengths)`` added to its in-plane coordinates ``z``.
 
+    The change rather than the new coordinates, whose difference to the old would lose digits: what
+    stays as it is changes by exact zeros.
+    """
+    basis = plane.basis.to(h.device, wide_dtype(h))
 
-def _moved(h: Tensor, plane: Plane, change: Tensor) -> Tensor:
-    wide = _widened(h)
-    return (wide + change @ _basis_for(wide, plane)).to(h.dtype)
+    def edit(wide: Tensor, *strengths: Amount) -> Tensor:
+        z = torch.view_as_complex(wide @ basis.T)
+        added = torch.view_as_real(change(z, *strengths))
+        if wide.numel() <= SMALL:
+            return torch.addmm(wide, added, basis)
+        # For many rows a matrix product over two columns takes three times as long as this.
+        x, y = added.split(1, dim=1)
+        return torch.addcmul(wide, x, basis[0]).addcmul_(y, basis[1])
 
-
-def _per_row(strength: Strength, h: Tensor) -> float | Tensor:
-    """``strength`` shaped to broadcast over the axes of ``h`` without ``d_model``."""
-    if not isinstance(strength, Tensor) or strength.ndim == 0:
-        return float(strength)
-    if h.ndim < 2 or strength.shape[0] != h.shape[0]:
-        raise UserError(
-            f"got {strength.shape[0]} strengths for activations of shape {tuple(h.shape)}; "
-            "expected one number, or one per row of the batch."
-        )
-    wide = torch.promote_types(h.dtype, torch.float32)
-    return strength.to(h.device, wide).reshape(-1, *[1] * (h.ndim - 2))
-
-
-def _cos_sin(angle: Strength, h: Tensor) -> tuple[float | Tensor, float | Tensor]:
-    theta = _per_row(angle, h)
-    if isinstance(theta, Tensor):
-        return torch.cos(theta), torch.sin(theta)
-    return math.cos(theta), math.sin(theta)
+    return edited(h, edit, *strengths)

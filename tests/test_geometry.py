@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -20,25 +20,32 @@ from ss_lens.geometry import (
     ablate,
     add,
     in_plane,
+    reflect,
     rotate_by,
+    rotate_scale,
     rotate_to,
     rotate_to_if_aligned,
     set_angle,
 )
+from ss_lens.spherical import rotate_toward
 
 ANGLES = st.floats(-20, 20)
 SEEDS = st.integers(0, 2**31)
 WIDTHS = st.sampled_from([2, 3, 16, 257])
 
-MAPS: dict[str, Callable[[Tensor, Plane], Tensor]] = {
+IN_PLANE: dict[str, Callable[[Tensor, Plane], Tensor]] = {
     "rotate_by": lambda h, plane: rotate_by(h, plane, 0.7),
+    "rotate_scale": lambda h, plane: rotate_scale(h, plane, 0.7, 1.5),
     "rotate_to": lambda h, plane: rotate_to(h, plane, 0.7),
     "rotate_to_if_aligned": lambda h, plane: rotate_to_if_aligned(h, plane, 0.7),
     "set_angle": lambda h, plane: set_angle(h, plane, 0.7, 3.0),
     "add": lambda h, plane: add(h, plane, 2.5),
     "ablate": ablate,
+    "reflect": reflect,
 }
+MAPS = {**IN_PLANE, "rotate_toward": lambda h, plane: rotate_toward(h, plane, 0.7)}
 every_map = pytest.mark.parametrize("name", MAPS)
+every_in_plane_map = pytest.mark.parametrize("name", IN_PLANE)
 
 
 def plane64(d: int, seed: int) -> Plane:
@@ -80,12 +87,14 @@ def test_ablation_equals_the_dense_projection(d: int, seed: int) -> None:
     assert largest(ablate(h, plane) - h @ dense(plane, [[0.0, 0.0], [0.0, 1.0]]).T) < 1e-12
 
 
+@example(2, 613, 1.0, 1.0)  # a token half a degree from b1
 @given(WIDTHS, SEEDS, ANGLES, st.floats(1e-3, 1e3))
 def test_rotation_keeps_the_norm_in_float32(d: int, seed: int, angle: float, scale: float) -> None:
     loose = plane64(d, seed)
     plane = Plane.from_span(loose.b1.float(), loose.b2.float())
     h = scale * activations(7, d, seed=seed, dtype=torch.float32)
-    for turned in (rotate_by(h, plane, angle), rotate_to(h, plane, angle)):
+    for turn in (rotate_by, rotate_to, rotate_toward):
+        turned = turn(h, plane, angle)
         before, after = h.double().norm(dim=-1), turned.double().norm(dim=-1)
         assert largest(after / before - 1) < 1e-6
 
@@ -111,13 +120,13 @@ def test_angles_add_and_invert(seed: int, first: float, second: float) -> None:
 @given(SEEDS, ANGLES)
 def test_a_full_turn_changes_nothing(seed: int, angle: float) -> None:
     plane, h = plane64(16, seed), activations(3, 16, seed=seed)
-    for turn in (rotate_by, rotate_to, rotate_to_if_aligned, set_angle):
+    for turn in (rotate_by, rotate_to, rotate_to_if_aligned, rotate_toward, set_angle):
         assert largest(turn(h, plane, angle) - turn(h, plane, angle + 2 * math.pi)) < 1e-12
 
 
 def test_a_half_turn_changes_something() -> None:
     plane, h = plane64(16, 0), activations(3, 16, seed=0)
-    for turn in (rotate_by, rotate_to, set_angle):
+    for turn in (rotate_by, rotate_to, rotate_toward, set_angle):
         assert largest(turn(h, plane, 0.3) - turn(h, plane, 0.3 + math.pi)) > 0.1
 
 
@@ -125,15 +134,21 @@ def test_a_half_turn_changes_something() -> None:
 @pytest.mark.parametrize("zero", [0, 0.0, torch.tensor(0.0), torch.zeros(4)])
 def test_rotation_by_zero_is_identity(dtype: torch.dtype, zero: float | Tensor) -> None:
     h = activations(4, 3, 16, seed=0, dtype=dtype)
-    assert torch.equal(rotate_by(h, plane64(16, 0), zero), h)
+    for turned in (
+        rotate_by(h, plane64(16, 0), zero),
+        rotate_scale(h, plane64(16, 0), zero, 1),
+        rotate_scale(h, plane64(16, 0), zero, torch.ones(4)),
+        rotate_toward(h, plane64(16, 0), zero),
+    ):
+        assert torch.equal(turned, h)
 
 
-@every_map
+@every_in_plane_map
 @given(seed=SEEDS)
 def test_the_complement_of_the_plane_is_untouched(name: str, seed: int) -> None:
     plane, h = plane64(16, seed), activations(4, 16, seed=seed)
     outside = dense(plane, [[0.0, 0.0], [0.0, 0.0]])
-    moved = MAPS[name](h, plane)
+    moved = IN_PLANE[name](h, plane)
     assert largest((moved - h) @ outside) < 1e-12
     assert name == "rotate_to_if_aligned" or largest(moved - h) > 1e-3
 
@@ -173,11 +188,12 @@ def test_maps_accept_a_single_vector_and_an_empty_batch(name: str) -> None:
     assert MAPS[name](h[:0], plane).shape == (0, 16)
 
 
+@settings(max_examples=15)
 @given(SEEDS, st.lists(ANGLES, min_size=3, max_size=3))
 def test_one_angle_per_row_equals_a_loop(seed: int, angles: list[float]) -> None:
     plane, h = plane64(16, seed), activations(3, 4, 16, seed=seed)
     rows = torch.tensor(angles, dtype=torch.float64)
-    for turn in (rotate_by, rotate_to, rotate_to_if_aligned, set_angle, add):
+    for turn in (rotate_by, rotate_to, rotate_to_if_aligned, rotate_toward, set_angle, add):
         looped = torch.stack([turn(h[i], plane, angle) for i, angle in enumerate(angles)])
         assert largest(turn(h, plane, rows) - looped) < 1e-12
 
@@ -270,6 +286,112 @@ def test_an_activation_outside_the_plane_has_no_phase_to_turn(seed: int) -> None
     h = activations(5, 4, seed=seed, dtype=torch.float32) * torch.tensor([0.0, 0.0, 1.0, 1.0])
     for turn in (rotate_by, rotate_to, rotate_to_if_aligned):
         assert torch.equal(turn(h, plane, 2.0), h)
+    assert torch.equal(rotate_scale(h, plane, 2.0, 3.0), h)
+
+
+@given(SEEDS, ANGLES, st.floats(0, 4))
+def test_rotate_scale_multiplies_the_radius_of_what_rotate_by_turns(
+    seed: int, angle: float, scale: float
+) -> None:
+    plane, h = plane64(16, seed), activations(5, 16, seed=seed)
+    expected = scale * in_plane(rotate_by(h, plane, angle), plane)
+    assert largest(in_plane(rotate_scale(h, plane, angle, scale), plane) - expected) < 1e-12
+
+
+@settings(max_examples=15)
+@given(SEEDS, st.lists(ANGLES, min_size=3, max_size=3))
+def test_angles_and_scales_per_row_combine_with_one_for_all(seed: int, angles: list[float]) -> None:
+    plane, h = plane64(16, seed), activations(3, 4, 16, seed=seed)
+    scales = [0.0, 1.0, 2.5]
+    for theta, rho in ((angles, scales), (angles, [1.5] * 3), ([0.4] * 3, scales)):
+        looped = torch.stack([rotate_scale(h[i], plane, theta[i], rho[i]) for i in range(3)])
+        given_as = [
+            values[0] if len(set(values)) == 1 else torch.tensor(values, dtype=torch.float64)
+            for values in (theta, rho)
+        ]
+        assert largest(rotate_scale(h, plane, *given_as) - looped) < 1e-12
+
+
+@given(SEEDS)
+def test_reflection_reverses_b1_and_undoes_itself(seed: int) -> None:
+    plane, h = plane64(16, seed), activations(5, 16, seed=seed)
+    once = reflect(h, plane)
+    assert largest(once - (h - 2 * torch.outer(h @ plane.b1, plane.b1))) < 1e-12
+    assert largest(reflect(once, plane) - h) < 1e-12
+
+
+def angle_to_b1(h: Tensor, plane: Plane) -> Tensor:
+    cosine = h @ plane.b1 / h.norm(dim=-1)
+    return torch.arccos(cosine.clamp(-1, 1))
+
+
+@given(SEEDS, st.floats(-0.5, 0.5))
+def test_rotate_toward_lessens_the_angle_to_b1_by_what_was_asked(seed: int, angle: float) -> None:
+    plane, h = plane64(64, seed), activations(5, 64, seed=seed)
+    before = angle_to_b1(h, plane)
+    assert float((before - math.pi / 2).abs().max()) < 1  # so that no turn crosses b1
+    after = angle_to_b1(rotate_toward(h, plane, angle), plane)
+    assert largest(after - (before - angle)) < 1e-12
+
+
+@given(SEEDS)
+def test_rotate_toward_lands_on_b1_and_then_goes_past_it(seed: int) -> None:
+    plane, h = plane64(16, seed), activations(1, 16, seed=seed)
+    phi = float(angle_to_b1(h, plane))
+    assert largest(rotate_toward(h, plane, phi) - h.norm() * plane.b1) < 1e-11
+    mirrored = 2 * (h @ plane.b1) * plane.b1 - h
+    assert largest(rotate_toward(h, plane, 2 * phi) - mirrored) < 1e-11
+    assert largest(rotate_toward(h, plane, math.pi) + h) < 1e-11
+
+
+def test_rotate_toward_turns_back_what_is_already_past_b1() -> None:
+    """Why angles add only as long as the first turn stops short of b1."""
+    plane = Plane(torch.eye(3)[0], torch.eye(3)[1])
+    h = torch.tensor([[math.cos(0.1), math.sin(0.1), 0.0]])
+    past = rotate_toward(h, plane, 0.3)
+    assert float(past[0, 1]) == pytest.approx(math.sin(-0.2), abs=1e-6)
+    assert largest(rotate_toward(past, plane, 0.3) - h) < 1e-6
+
+
+@given(SEEDS)
+def test_rotate_toward_does_not_use_b2(seed: int) -> None:
+    plane, h = plane64(16, seed), activations(5, 16, seed=seed)
+    other = Plane.from_span(plane.b1, activations(16, seed=seed + 3))
+    other = Plane(plane.b1, other.b2.double())
+    assert torch.equal(rotate_toward(h, plane, 0.7), rotate_toward(h, other, 0.7))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("factor", [3.0, -0.2, 0.0])
+@pytest.mark.parametrize("length", [1.0, 1 + 4e-6])
+def test_rotate_toward_leaves_what_is_parallel_to_b1(
+    dtype: torch.dtype, factor: float, length: float
+) -> None:
+    """Also with a basis that is only as orthonormal as it must be."""
+    exact = plane64(512, 4)
+    plane = Plane(length * exact.b1, exact.b2)
+    h = factor * exact.b1.to(dtype).expand(3, -1)
+    assert torch.equal(rotate_toward(h, plane, 1.0), h)
+
+
+def test_rotate_toward_keeps_the_digits_of_a_small_angle_in_float32() -> None:
+    plane = Plane(torch.eye(64)[0], torch.eye(64)[1])
+    h = torch.zeros(1, 64)
+    h[0, 0], h[0, 9] = 1.0, 1e-4
+    expected = [math.cos(1e-4 - 0.5), math.sin(1e-4 - 0.5)]
+    assert rotate_toward(h, plane, 0.5)[0, [0, 9]].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("slope", [1e-1, 1e-2, 1e-3, 1e-4, 3e-5])
+@pytest.mark.parametrize("d", [2, 64, 1024])
+def test_rotate_toward_keeps_the_norm_close_to_b1_in_float32(d: int, slope: float) -> None:
+    exact = plane64(d, 8)
+    plane = Plane(exact.b1.float(), exact.b2.float())
+    h = (exact.b1 + slope * exact.b2).float().unsqueeze(0)
+    for angle in (0.3, -1.0, math.pi / 2):
+        turned = rotate_toward(h, plane, angle)
+        assert float(turned.double().norm() / h.double().norm()) == pytest.approx(1, abs=1e-6)
+        assert float((turned - h).norm()) > 0.1
 
 
 @pytest.mark.parametrize("tilt", [1e-3, 0.1])
@@ -321,6 +443,7 @@ def test_from_span_refuses_parallel_vectors_and_zero(factor: float) -> None:
 
 DOCUMENTED = {
     "ss_lens.geometry": 3,
+    "ss_lens.spherical": 3,
     "ss_lens.sites": 1,
     "ss_lens.scoring.coherence": 2,
     "ss_lens.scoring.intervals": 1,

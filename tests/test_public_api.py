@@ -107,7 +107,7 @@ def test_every_module_opens_with_a_docstring(path: Path) -> None:
 
 def test_geometry_knows_no_models() -> None:
     assert imports_of(PACKAGE / "geometry.py") <= {
-        "__future__", "math", "dataclasses", "torch", "jaxtyping", "ss_lens", "typing",
+        "__future__", "cmath", "math", "dataclasses", "torch", "jaxtyping", "ss_lens", "typing",
         "collections", "functools",
     }  # fmt: skip
 
