@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import pandas as pd
 import plotly.graph_objects as go
 import typer
-from rich.console import Console
-from rich.markup import escape
 
-from analyses import cosine_heatmap, norm_growth, sign_agreement
-from ss_lens import Store, UserError, load_run
-from ss_lens.files import atomic_path, disk_errors
-
-FORMATS = ("html", "pdf", "svg", "png")
+from analyses import cosine_heatmap, norm_growth, output, sign_agreement
+from ss_lens import Store, load_run
 
 
 def draw(run_dir: Path, store: Store | None = None) -> dict[str, tuple[pd.DataFrame, go.Figure]]:
@@ -40,26 +34,6 @@ def draw(run_dir: Path, store: Store | None = None) -> dict[str, tuple[pd.DataFr
     }
 
 
-def write(figure: go.Figure, path: Path) -> None:
-    """Write a figure in the format of its suffix; HTML is self-contained.
-
-    Raises:
-        UserError: a static format without kaleido and the browser that it draws with.
-    """
-    with atomic_path(path) as temporary:
-        if path.suffix == ".html":
-            figure.write_html(temporary, include_plotlyjs=True)
-            return
-        try:
-            figure.write_image(temporary, scale=2 if path.suffix == ".png" else 1)
-        except (ImportError, ValueError, RuntimeError) as error:
-            raise UserError(
-                f"{path.name} could not be drawn ({str(error).strip().splitlines()[0]}). PDF, SVG "
-                'and PNG need the extra "figures" (pip install "ss_lens[figures]") and Chrome or '
-                "Chromium (install one, or run plotly_get_chrome); HTML needs neither."
-            ) from error
-
-
 def main(
     run_dir: Annotated[Path, typer.Argument(help="What `ss-lens run` saved.")],
     out: Annotated[Path | None, typer.Option(help="Folder; default RUN_DIR/figures.")] = None,
@@ -68,21 +42,10 @@ def main(
     ] = None,
 ) -> None:
     """Draw sign agreement, norm growth and the cosine heatmap; tables are written beside them."""
-    folder = out or run_dir / "figures"
-    chosen = formats or ["html"]
-    if unknown := set(chosen) - set(FORMATS):
-        raise UserError(f"unknown --format {min(unknown)!r}; use one of {', '.join(FORMATS)}.")
+    folder, chosen = out or run_dir / "figures", output.checked(formats)
     for name, (table, figure) in draw(run_dir).items():
-        with disk_errors(folder), atomic_path(folder / f"{name}.csv") as temporary:
-            table.to_csv(temporary, index=False)
-        for suffix in chosen:
-            write(figure, folder / f"{name}.{suffix}")
-            print(folder / f"{name}.{suffix}")
+        output.save(folder, name, table, figure, chosen)
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except UserError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
-        sys.exit(2)
+    output.command(main)

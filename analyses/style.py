@@ -12,6 +12,7 @@ from ss_lens.sites import STREAMS, Site
 
 # Okabe–Ito, readable with every kind of colour vision.
 CLASS_COLOURS = {"positive": "#D55E00", "negative": "#0072B2"}
+SERIES_COLOURS = ("#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#D55E00", "#0072B2", "#000000")
 NEUTRAL = "#666666"
 SELECTED = "rgba(0, 158, 115, 0.14)"
 DASHES = ("solid", "dash", "dot", "dashdot")

@@ -14,7 +14,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 import ss_lens
 from analyses import __main__ as drawing
-from analyses import cosine_heatmap, norm_growth, sign_agreement
+from analyses import cosine_heatmap, norm_growth, output, sign_agreement
 from ss_lens import Activations, Calibration, ContrastiveDataset, RunConfig, Store, UserError
 
 
@@ -145,11 +145,11 @@ def test_figures_of_a_missing_store_or_run_say_what_to_do(
 def test_a_static_format_is_written_or_says_what_is_missing(tmp_path: Path) -> None:
     figure = go.Figure(go.Scatter(x=[0, 1], y=[0, 1]))
     if _has_a_browser():
-        drawing.write(figure, tmp_path / "figure.svg")
+        output.write(figure, tmp_path / "figure.svg")
         assert (tmp_path / "figure.svg").read_text("utf-8").startswith("<svg")
     else:
         with pytest.raises(UserError, match="Chrome"):
-            drawing.write(figure, tmp_path / "figure.svg")
+            output.write(figure, tmp_path / "figure.svg")
         assert not list(tmp_path.iterdir())
 
 
@@ -161,7 +161,7 @@ def test_a_failed_drawing_says_what_is_missing_and_leaves_nothing(
 
     monkeypatch.setattr(go.Figure, "write_image", without_a_browser)
     with pytest.raises(UserError, match=r"figure.pdf could not .*no browser found\).*Chrome"):
-        drawing.write(go.Figure(), tmp_path / "figure.pdf")
+        output.write(go.Figure(), tmp_path / "figure.pdf")
     assert not list(tmp_path.iterdir())
 
 

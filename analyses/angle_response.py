@@ -1,0 +1,164 @@
+"""How does the readiness to refuse answer to the angle, for each way of steering?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import plotly.graph_objects as go
+import torch
+import typer
+from plotly.subplots import make_subplots
+from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.utilities.statistics import bootstrap_ci, derive_generator
+
+import ss_lens
+from analyses import output, style
+from ss_lens import Activations, Calibration, ContrastiveDataset
+from ss_lens.operators import AngularOperator, RotateBy, RotateTo
+from ss_lens.scoring.refusal_score import refusal_score, sweep_refusal_score
+
+Way = tuple[Calibration, type[AngularOperator]]
+ANGLES = tuple(range(0, 360, 15))
+
+
+def paper_ways(train: Activations) -> dict[str, Way]:
+    """The comparison of arXiv 2601.19375: where to rotate, and by or to an angle."""
+    everywhere = ss_lens.calibrate(train, rule="uniform")
+    return {
+        "rotate_by, discriminative sites": (ss_lens.calibrate(train), RotateBy),
+        "rotate_by, all sites": (everywhere, RotateBy),
+        "rotate_to, all sites": (everywhere, RotateTo),
+    }
+
+
+def measure(
+    model: TransformerBridge,
+    ways: Mapping[str, Way],
+    data: ContrastiveDataset,
+    angles_deg: Sequence[float | int] = ANGLES,
+    *,
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Mean refusal score per way, class and angle.
+
+    Args:
+        model: the model that the calibrations were made on.
+        ways: calibration (plane and sites) and operator, by name.
+        data: prompts that no calibration has seen.
+        angles_deg: in degrees.
+        n_resamples: bootstrap draws over prompts.
+        seed: of the bootstrap.
+
+    Returns:
+        ``way``, ``prompt_class``, ``angle_deg``; the mean ``refusal_score`` in nats with its 95 %
+        bootstrap interval (``low``, ``high``), the mean ``opening_mass``, ``unsteered`` (the mean
+        score without steering), ``n``. See :func:`ss_lens.scoring.refusal_score.refusal_score`.
+    """
+    rows = []
+    for label in ("positive", "negative"):
+        prompts = getattr(data, label)
+        unsteered = float(refusal_score(model, prompts)["refusal_score"].mean())
+        for way, (calibration, operator) in ways.items():
+            table = sweep_refusal_score(model, calibration, operator, prompts, angles_deg)
+            for angle, group in table.groupby("angle_deg", sort=True):
+                scores = torch.tensor(group["refusal_score"].to_numpy())
+                low, high = bootstrap_ci(
+                    scores,
+                    dim=0,
+                    n_resamples=n_resamples,
+                    generator=derive_generator(seed, "angle_response", label),
+                )
+                rows.append(
+                    {
+                        "way": way,
+                        "prompt_class": label,
+                        "angle_deg": angle,
+                        "refusal_score": float(scores.mean()),
+                        "low": float(low),
+                        "high": float(high),
+                        "opening_mass": float(group["opening_mass"].mean()),
+                        "unsteered": unsteered,
+                        "n": len(scores),
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
+    """Score against angle, one panel per class; dotted: unsteered, hollow: little opening mass.
+
+    A hollow marker stands where less than half of the first token's probability is on any opening,
+    refusing or complying, so that the score says little.
+    """
+    labels = tuple(dict.fromkeys(table["prompt_class"]))
+    drawn = make_subplots(
+        rows=1,
+        cols=len(labels),
+        shared_yaxes=True,
+        horizontal_spacing=0.04,
+        subplot_titles=[f"{label} prompts" for label in labels],
+    )
+    for panel, (_, of_class) in enumerate(table.groupby("prompt_class", sort=False), start=1):
+        by_way = of_class.sort_values("angle_deg").groupby("way", sort=False)
+        for colour, (way, rows) in zip(style.SERIES_COLOURS, by_way, strict=False):
+            x = rows["angle_deg"].to_numpy()
+            low, high = rows["low"].to_numpy(), rows["high"].to_numpy()
+            drawn.add_trace(style.band(x, low, high, colour, str(way)), row=1, col=panel)
+            symbols = ["circle" if mass >= 0.5 else "circle-open" for mass in rows["opening_mass"]]
+            drawn.add_trace(
+                go.Scatter(
+                    x=x,
+                    y=rows["refusal_score"],
+                    mode="lines+markers",
+                    name=str(way),
+                    line={"color": colour},
+                    marker={"symbol": symbols, "size": 6},
+                    customdata=rows[["opening_mass"]],
+                    hovertemplate="%{x}°: %{y:.2f} nats<br>opening mass %{customdata[0]:.2f}",
+                    showlegend=panel == 1,
+                ),
+                row=1,
+                col=panel,
+            )
+        line = {"color": style.NEUTRAL, "width": 1, "dash": "dot"}
+        axis = "x domain" if panel == 1 else f"x{panel} domain"
+        unsteered = float(of_class["unsteered"].iloc[0])
+        drawn.add_shape(
+            type="line", x0=0, x1=1, xref=axis, y0=unsteered, y1=unsteered, line=line,
+            row=1, col=panel,
+        )  # fmt: skip
+    drawn.update_xaxes(title_text="θ (degrees)", tickvals=list(range(0, 361, 90)))
+    drawn.update_yaxes(title_text="refusal score (nats)", col=1)
+    drawn = style.layout(drawn, "Refusal score against the angle", subtitle, height=520)
+    return drawn.update_layout(
+        legend={"y": -0.2, "yanchor": "top", "x": 0.5, "xanchor": "center"}, margin={"b": 110}
+    )
+
+
+def main(
+    model: Annotated[str, typer.Option(help="Registered name, Hub id or folder.")] = (
+        "smollm2-135m-refusal"
+    ),
+    dataset: Annotated[str, typer.Option(help="Embedded name or file.")] = "refusal",
+    test: Annotated[int, typer.Option(help="Prompts per class that are reported.")] = 24,
+    seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
+    step: Annotated[int, typer.Option(help="Degrees between angles.")] = 15,
+    out: Annotated[Path, typer.Option(help="Folder.")] = Path("runs/angle_response"),
+    formats: Annotated[list[str] | None, typer.Option("--format", help="html, pdf, …")] = None,
+) -> None:
+    """Refusal score against the angle on held-out prompts, for three ways of steering."""
+    chosen = output.checked(formats)
+    parts = ss_lens.load_dataset(dataset).split(dev=16, test=test, seed=seed)
+    loaded = ss_lens.load_model(model)
+    ways = paper_ways(ss_lens.capture(loaded, parts.train))
+    table = measure(loaded, ways, parts.test, range(0, 360, step))
+    subtitle = f"{model}; {dataset}: {test} + {test} prompts that no calibration has seen"
+    output.save(out, "angle_response", table, figure(table, subtitle), chosen)
+
+
+if __name__ == "__main__":
+    output.command(main)

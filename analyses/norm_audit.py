@@ -1,0 +1,187 @@
+"""Which operators keep the norm: by mathematics, and in the arithmetic that is used for them?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import torch
+import typer
+from jaxtyping import Float
+from torch import Tensor
+
+import ss_lens
+from analyses import output
+from analyses.bent_bases import (
+    DENSE,
+    EXACT,
+    apply_as_published,
+    apply_with_basis,
+    bases,
+    orthonormal_basis,
+)
+from analyses.norm_audit_figure import figure
+from analyses.norm_audit_findings import findings
+from ss_lens import Activations, Calibration, Plane, UserError
+from ss_lens.operators import (
+    Ablate,
+    Add,
+    Operator,
+    Reflect,
+    RotateBy,
+    RotateScale,
+    RotateTo,
+    RotateToIfAligned,
+    RotateToward,
+    SetAngle,
+)
+from ss_lens.rowwise import widened
+
+OPERATORS: tuple[Operator, ...] = (
+    RotateBy(angle_deg=120),
+    RotateScale(angle_deg=120, scale=1),
+    RotateTo(angle_deg=120),
+    RotateToIfAligned(angle_deg=120),
+    RotateToward(angle_deg=30),
+    Reflect(),
+    SetAngle(angle_deg=120, magnitude=1.0),
+    Ablate(),
+    Add(alpha=1),
+)
+"""What is audited. 120° is no special angle: at 90° the target of a rotation would be ``b2``."""
+DTYPES = (torch.float64, torch.float32, torch.bfloat16)
+
+
+def measure(
+    acts: Activations, calibration: Calibration, operators: Sequence[Operator] = OPERATORS
+) -> pd.DataFrame:
+    """What each operator does to the norm, to the complement of the plane and to the phase.
+
+    Every number is taken in float64 against the exact plane, over all prompts of both classes at
+    all sites that the calibration steers, from the activation as its dtype holds it.
+
+    Args:
+        acts: activations of any prompts of the calibration's model, at its sites.
+        calibration: its plane and its selection.
+        operators: with one strength each, for all rows.
+
+    Returns:
+        One row per operator and condition: ``operator``, ``setting`` (with its strength);
+        ``basis`` (see :func:`analyses.bent_bases.bases`) and ``basis_deviation``, the largest entry
+        of ``|B Bᵀ − 1|``; ``dtype`` of the activation and of the result, and ``arithmetic``, that
+        of the computation between them (``bfloat16``: the published dense form, of the operators in
+        ``DENSE``); ``norm_median``, ``norm_q95`` and ``norm_max`` of ``|‖h′‖/‖h‖ − 1|``;
+        ``outside_median``, … of the change outside the plane, ``‖(1 − P)(h′ − h)‖/‖h‖``;
+        ``phase_before`` and ``phase_after``, see :func:`resultant_length`; ``n`` activations.
+
+    Raises:
+        UserError: another model's activations, a steered site that was not captured, or an
+            activation of length zero.
+    """
+    theirs = calibration.spec.model
+    if theirs.fingerprint not in (None, acts.spec.model.fingerprint):
+        raise UserError(
+            f"the calibration was made on {theirs.name!r}, the activations are of "
+            f"{acts.spec.model.name!r}; capture both on the same model."
+        )
+    h = torch.cat([side for site in calibration.selected_sites for side in acts.at(site)])
+    if not (h.norm(dim=-1) > 0).all():
+        raise UserError("an activation has length 0, so no relative change; leave its prompt out.")
+    exact = orthonormal_basis(calibration.plane)
+    rows = []
+    for dtype in DTYPES:
+        held = h.to(dtype)
+        wide = widened(held).dtype
+        for name, basis in bases(exact).items():
+            used = basis.to(wide)
+            deviation = (used.double() @ used.double().T - torch.eye(2).double()).abs().max()
+            for operator in operators:
+                if name == EXACT:
+                    steered = {wide: operator.apply(held, Plane(*used.unbind()))}
+                else:
+                    steered = {wide: apply_with_basis(operator, held, used)}
+                    if dtype != wide and isinstance(operator, DENSE):
+                        steered[dtype] = apply_as_published(operator, held, used)
+                rows += [
+                    {
+                        "operator": type(operator).__name__,
+                        "setting": repr(operator),
+                        "basis": name,
+                        "basis_deviation": float(deviation),
+                        "dtype": _name(dtype),
+                        "arithmetic": _name(arithmetic),
+                        **_changes(held.double(), after.double(), exact),
+                    }
+                    for arithmetic, after in steered.items()
+                ]
+    return pd.DataFrame(rows)
+
+
+def resultant_length(
+    h: Float[Tensor, "row d_model"], basis: Float[Tensor, "2 d_model"]
+) -> float | int:
+    """Mean resultant length of the in-plane phases: 1 if all are alike, 0 if they cancel.
+
+    An activation without any in-plane part has no phase and does not count.
+    """
+    p = torch.view_as_complex((h @ basis.T).contiguous())
+    p = p[p.abs() > 0]
+    return float((p / p.abs()).mean().abs())
+
+
+def main(
+    model: Annotated[str, typer.Option(help="Registered name, Hub id or folder.")] = (
+        "smollm2-135m-refusal"
+    ),
+    dataset: Annotated[str, typer.Option(help="Embedded name or file.")] = "refusal",
+    out: Annotated[Path, typer.Option(help="Folder.")] = Path("runs/norm_audit"),
+    formats: Annotated[list[str] | None, typer.Option("--format", help="html, pdf, …")] = None,
+) -> None:
+    """Norm, complement and phase under every operator, by dtype and basis; prints what follows."""
+    chosen = output.checked(formats)
+    # The training part of the other analyses, whose activations the store then has.
+    prompts = ss_lens.load_dataset(dataset).split(dev=16, test=24, seed=0).train
+    acts = ss_lens.capture(ss_lens.load_model(model), prompts)
+    calibration = ss_lens.calibrate(acts)
+    table = measure(acts, calibration)
+    n, sites = int(table["n"].iloc[0]), len(calibration.selected_sites)
+    subtitle = f"{model}; {dataset}: {n} activations at the {sites} steered sites"
+    output.save(out, "norm_audit", table, figure(table, subtitle), chosen)
+    for finding in findings(table):
+        print(f"- {finding}")
+
+
+def _changes(
+    before: Float[Tensor, "row d_model"],
+    after: Float[Tensor, "row d_model"],
+    basis: Float[Tensor, "2 d_model"],
+) -> dict[str, float]:
+    """Quantiles of both changes and the spread of the phases, of float64 activations."""
+    norms, change = before.norm(dim=-1), after - before
+    outside = change - (change @ basis.T) @ basis
+    numbers: dict[str, float] = {}
+    for what, values in (
+        ("norm", (after.norm(dim=-1) / norms - 1).abs()),
+        ("outside", outside.norm(dim=-1) / norms),
+    ):
+        numbers |= {
+            f"{what}_median": float(values.quantile(0.5)),
+            f"{what}_q95": float(values.quantile(0.95)),
+            f"{what}_max": float(values.max()),
+        }
+    return {
+        **numbers,
+        "phase_before": resultant_length(before, basis),
+        "phase_after": resultant_length(after, basis),
+        "n": len(before),
+    }
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+if __name__ == "__main__":
+    output.command(main)
