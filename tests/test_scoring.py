@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 import zlib
 
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ss_lens import UserError
-from ss_lens.scoring.coherence import coherence, compression_ratio, non_latin_share, repetition
+from ss_lens.scoring.coherence import (
+    CollapseRule,
+    coherence,
+    coherence_table,
+    collapse,
+    compression_ratio,
+    is_loop,
+    non_latin_share,
+    repetition,
+)
 from ss_lens.scoring.intervals import wilson_interval
 from ss_lens.scoring.refusal import (
     OPENING_CHARACTERS,
@@ -69,6 +80,7 @@ def test_repetition_takes_other_lengths() -> None:
         ("abc 中", 1 / 4),
         ("हिंदी", 1),
         ("γειά σου", 1),
+        ("ラーメン", 1),
     ],
 )
 def test_non_latin_share_counts_letters_of_other_scripts(text: str, expected: float) -> None:
@@ -80,12 +92,137 @@ def test_non_latin_share_of_a_text_without_letters_is_undefined(text: str) -> No
     assert math.isnan(non_latin_share(text))
 
 
+def test_every_letter_named_latin_is_latin_and_none_of_the_great_scripts_is() -> None:
+    letters = [
+        character
+        for character in map(chr, range(0x20000))
+        if unicodedata.category(character)[0] == "L"
+    ]
+
+    def named(*beginnings: str) -> str:
+        return "".join(c for c in letters if unicodedata.name(c, "").startswith(beginnings))
+
+    latin = named("LATIN ", "FULLWIDTH LATIN ")
+    assert len(latin) > 1200
+    assert non_latin_share(latin) == 0
+    foreign = named("CYRILLIC ", "HEBREW ", "CJK UNIFIED", "HIRAGANA ", "KATAKANA ", "HANGUL ")
+    assert len(foreign) > 30_000
+    assert non_latin_share(foreign) == 1
+    others = "".join(c for c in map(chr, range(0x3000)) if unicodedata.category(c)[0] in "PSZN")
+    assert math.isnan(non_latin_share(others))
+
+
 def test_an_empty_answer_scores_nan_and_keeps_its_row() -> None:
-    table = coherence(["", "one two three four five"])
-    assert list(table) == ["compression_ratio", "repetition", "non_latin_share", "n_words"]
-    assert table.iloc[0].isna().tolist() == [True, True, True, False]
+    table = coherence(["", "one two three four fivé"])
+    assert list(table) == [
+        "compression_ratio",
+        "repetition",
+        "non_latin_share",
+        "n_words",
+        "n_bytes",
+    ]
+    assert table.iloc[0].isna().tolist() == [True, True, True, False, False]
     assert table["n_words"].tolist() == [0, 5]
+    assert table["n_bytes"].tolist() == [0, 24]
     assert not table.iloc[1].isna().any()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", False),
+        ("no", False),
+        ("no no", False),
+        ("no no no", True),
+        ("no no no no", True),
+        ("no no yes", False),
+        ("I'm I'm I", True),
+        ("it is it is", False),
+        ("it is it is it is", True),
+        ("it is it is it is it", True),
+        ("it is it is it was", False),
+        ("Well: it is it is it is", False),
+    ],
+)
+def test_a_loop_is_one_phrase_three_times_or_more(text: str, expected: bool) -> None:
+    assert is_loop(text) is expected
+
+
+RULE = CollapseRule(
+    max_perplexity=50, max_compression_ratio=4, max_repetition=0.5, max_non_latin_share=0.2
+)
+PROSE = "A tall ship left the quiet harbour at dawn, bound for islands nobody had yet drawn."
+ANSWERS = ("so it goes " * 20, "I'm I'm I'm", " \n", "保存 the хлеб", PROSE)
+
+
+def perplexities(*values: float) -> pd.DataFrame:
+    return pd.DataFrame({"perplexity": values, "n_tokens": [len(values)] * len(values)})
+
+
+def test_each_way_to_collapse_has_its_own_reason_and_prose_has_none() -> None:
+    table = coherence_table(ANSWERS, perplexities(1.2, 30, math.nan, 40, 10), RULE)
+    assert table["collapsed"].tolist() == [True, True, True, True, False]
+    assert table["reasons"].tolist() == [
+        "loop; compression_ratio 10 > 4; repetition 0.947 > 0.5",
+        "loop",
+        "empty",
+        "non_latin_share 0.667 > 0.2",
+        "",
+    ]
+    assert table["undefined"].tolist() == [
+        "",
+        "repetition",
+        "perplexity, repetition, non_latin_share",
+        "repetition",
+        "",
+    ]
+    assert table["empty"].tolist() == [False, False, True, False, False]
+    assert set(coherence(ANSWERS)) | {"perplexity", "n_tokens"} <= set(table)
+
+
+def test_a_score_collapses_an_answer_above_its_limit_only_and_not_where_it_is_left_out() -> None:
+    scores = coherence_table([PROSE] * 3, perplexities(49, 50, 51), RULE)
+    assert scores["collapsed"].tolist() == [False, False, True]
+    assert scores["reasons"].tolist() == ["", "", "perplexity 51 > 50"]
+    without = CollapseRule(
+        max_perplexity=None, max_compression_ratio=None, max_repetition=None, max_non_latin_share=1
+    )
+    assert not collapse(scores, without)["collapsed"].any()
+    assert not collapse(scores.drop(columns="perplexity"), without)["collapsed"].any()
+    with pytest.raises(UserError, match="no column perplexity; take them from coherence_table"):
+        collapse(scores.drop(columns="perplexity"), RULE)
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"max_perplexity": 0.9}, "max_perplexity must be at least 1; got 0.9"),
+        ({"max_perplexity": math.inf}, "max_perplexity must be a finite number above 0"),
+        ({"max_compression_ratio": 0}, "max_compression_ratio must be a finite number above 0"),
+        ({"max_repetition": 1.1}, "max_repetition is a share, between 0 and 1; got 1.1"),
+        ({"max_non_latin_share": -0.1}, "max_non_latin_share is a share"),
+        ({"max_repetition": math.nan}, "max_repetition is a share"),
+    ],
+)
+def test_an_impossible_limit_is_an_error(limits: dict[str, float], message: str) -> None:
+    given = {
+        "max_perplexity": None,
+        "max_compression_ratio": None,
+        "max_repetition": None,
+        "max_non_latin_share": None,
+    }
+    with pytest.raises(UserError, match=message):
+        CollapseRule(**{**given, **limits})
+
+
+def test_every_limit_is_to_be_chosen() -> None:
+    with pytest.raises(TypeError, match="max_repetition"):
+        CollapseRule(max_perplexity=50, max_compression_ratio=4, max_non_latin_share=0.2)
+
+
+def test_perplexities_of_other_answers_are_an_error() -> None:
+    with pytest.raises(UserError, match="got 5 responses and 2 rows of perplexity"):
+        coherence_table(ANSWERS, perplexities(1, 2), RULE)
 
 
 @pytest.mark.parametrize("phrase", PUBLISHED_PHRASES)

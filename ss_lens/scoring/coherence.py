@@ -1,15 +1,19 @@
-"""Is the text still text? Repetition, compression and foreign script, per answer."""
+"""Is the text still text? Repetition, compression and foreign script, per answer; and collapse."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pandas as pd
 import regex
 
+from ss_lens.checks import check_positive
+from ss_lens.errors import UserError
+
+_LETTER = regex.compile(r"[\p{L}--\p{Common}--\p{Inherited}]", regex.V1)
 _FOREIGN_LETTER = regex.compile(r"[\p{L}--\p{Latin}--\p{Common}--\p{Inherited}]", regex.V1)
-_LETTER = regex.compile(r"\p{L}")
 
 
 def compression_ratio(text: str) -> float:
@@ -37,7 +41,8 @@ def repetition(text: str, n: int = 4) -> float:
 def non_latin_share(text: str) -> float:
     """Share of letters outside the Latin script; NaN for a text without letters.
 
-    Letters only: quotation marks, dashes and emoji belong to every script.
+    Letters of one script only: quotation marks, dashes and emoji belong to all, and so do a few
+    letters (ー, µ, 𝐛).
 
     >>> non_latin_share("“naïve” — да")
     0.2857142857142857
@@ -46,13 +51,145 @@ def non_latin_share(text: str) -> float:
     return len(_FOREIGN_LETTER.findall(text)) / letters if letters else float("nan")
 
 
+def is_loop(text: str) -> bool:
+    """Whether the text is nothing but one phrase, three times or more, the last perhaps cut short.
+
+    It sees the loops that are too short for :func:`repetition`.
+
+    >>> is_loop("I'm I'm I'm"), is_loop("as it was as it was as it w"), is_loop("no, no and no")
+    (True, True, False)
+    """
+    words = text.split()
+    last = len(words) - 1
+
+    def repeats(period: int) -> bool:
+        return words[last - period].startswith(words[last]) and all(
+            words[i] == words[i - period] for i in range(period, last)
+        )
+
+    return any(repeats(period) for period in range(1, len(words) // 3 + 1))
+
+
 def coherence(texts: Sequence[str]) -> pd.DataFrame:
-    """One row per text: ``compression_ratio``, ``repetition``, ``non_latin_share``, ``n_words``."""
+    """One row per text: ``compression_ratio``, ``repetition``, ``non_latin_share``, and the lengths
+    ``n_words`` and ``n_bytes`` (of the UTF-8 text, what the compression ratio is to be read by)."""
     return pd.DataFrame(
         {
             "compression_ratio": [compression_ratio(text) for text in texts],
             "repetition": [repetition(text) for text in texts],
             "non_latin_share": [non_latin_share(text) for text in texts],
             "n_words": [len(text.split()) for text in texts],
+            "n_bytes": [len(text.encode()) for text in texts],
         }
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollapseRule:
+    """An answer has collapsed when it is empty, a loop, or one of its scores exceeds its limit.
+
+    Each limit is to be chosen, from scores of the unsteered model's answers for instance: what good
+    answers score depends on the model that scores, on their length and on the language. ``None``
+    leaves a score out. The literature gives one number, a perplexity
+    (:data:`ss_lens.scoring.perplexity.PAPER_PERPLEXITY_LIMIT`), and for another quantity.
+
+    No single score will do. A loop repeats and compresses but is likely under any model; a mash of
+    scripts neither repeats nor compresses; an empty answer has no score at all.
+
+    Raises:
+        UserError: a perplexity below 1, a ratio that is not positive, a share outside of 0 to 1.
+    """
+
+    max_perplexity: float | int | None
+    max_compression_ratio: float | int | None
+    max_repetition: float | int | None
+    max_non_latin_share: float | int | None
+
+    def __post_init__(self) -> None:
+        if self.max_perplexity is not None:
+            check_positive("max_perplexity", self.max_perplexity)
+            if self.max_perplexity < 1:
+                raise UserError(f"max_perplexity must be at least 1; got {self.max_perplexity}.")
+        if self.max_compression_ratio is not None:
+            check_positive("max_compression_ratio", self.max_compression_ratio)
+        for name in ("max_repetition", "max_non_latin_share"):
+            share = getattr(self, name)
+            if share is not None and not 0 <= share <= 1:
+                raise UserError(f"{name} is a share, between 0 and 1; got {share}.")
+
+    @property
+    def limits(self) -> dict[str, float | int]:
+        """The limit of each score that has one, by its column."""
+        return {
+            column: limit
+            for column in _SCORES
+            if (limit := getattr(self, f"max_{column}")) is not None
+        }
+
+
+_SCORES = ("perplexity", "compression_ratio", "repetition", "non_latin_share")
+_FLAGS = ("empty", "loop")
+
+
+def collapse(scores: pd.DataFrame, rule: CollapseRule) -> pd.DataFrame:
+    """Which answers have collapsed, and why.
+
+    Args:
+        scores: one row per answer with ``empty``, ``loop`` and every score that ``rule`` limits.
+        rule: the limits.
+
+    Returns:
+        ``collapsed``; ``reasons``: ``empty``, ``loop`` and the scores beyond their limit with both
+        numbers; and ``undefined``, the limited scores that the answer is too short for, which
+        therefore do not speak against it.
+
+    Raises:
+        UserError: a score is missing.
+    """
+    missing = [name for name in (*_FLAGS, *rule.limits) if name not in scores]
+    if missing:
+        raise UserError(
+            f"the scores have no column {', '.join(missing)}; take them from coherence_table, or "
+            "set the limit to None."
+        )
+    reasons, undefined = [], []
+    for row in scores.to_dict("records"):
+        found = {name: row[name] for name in rule.limits}
+        beyond = [
+            f"{name} {value:.3g} > {rule.limits[name]:g}"
+            for name, value in found.items()
+            if value > rule.limits[name]
+        ]
+        flagged = [name for name in _FLAGS if row[name]]
+        reasons.append("; ".join(flagged + beyond))
+        undefined.append(", ".join(name for name, value in found.items() if pd.isna(value)))
+    columns = {"collapsed": [bool(r) for r in reasons], "reasons": reasons, "undefined": undefined}
+    return pd.DataFrame(columns, index=scores.index)
+
+
+def coherence_table(
+    responses: Sequence[str], perplexity: pd.DataFrame, rule: CollapseRule
+) -> pd.DataFrame:
+    """All coherence scores of each answer together, and the verdict of ``rule``.
+
+    Args:
+        responses: the answers.
+        perplexity: of these answers, from :func:`ss_lens.scoring.perplexity.answer_perplexity`.
+        rule: when an answer counts as collapsed.
+
+    Returns:
+        One row per answer: the columns of ``perplexity``, those of :func:`coherence`, ``empty``
+        (nothing but white space), ``loop`` (:func:`is_loop`), and those of :func:`collapse`.
+
+    Raises:
+        UserError: not as many perplexities as answers.
+    """
+    if len(perplexity) != len(responses):
+        raise UserError(
+            f"got {len(responses)} responses and {len(perplexity)} rows of perplexity; give the "
+            "table that answer_perplexity returned for these responses."
+        )
+    scores = pd.concat([perplexity.reset_index(drop=True), coherence(responses)], axis=1)
+    scores["empty"] = [not text.strip() for text in responses]
+    scores["loop"] = [is_loop(text) for text in responses]
+    return pd.concat([scores, collapse(scores, rule)], axis=1)

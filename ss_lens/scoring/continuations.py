@@ -1,0 +1,147 @@
+"""Given texts after given contexts, in padded batches: what teacher-forced scores read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from ss_lens import forward
+from ss_lens.errors import UserError
+from ss_lens.forward import Batch, Origin
+from ss_lens.models import device_of
+from ss_lens.operators import Operator
+from ss_lens.progress import progress_bar
+from ss_lens.tokens import Tokens, check_context, tokenize
+
+BATCH_SIZE = 32
+LOGITS_AT_ONCE = 2**26
+"""At most so many logits are held per pass (256 MiB of float32), but at least those of one row."""
+
+AT_ONCE = 128
+"""Positions whose logits are turned into probabilities at once."""
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """Tokens to score and the tokens, at least one, that they follow."""
+
+    context: Tokens
+    scored: Tokens
+
+    def __post_init__(self) -> None:
+        assert self.context, "the first scored token must follow something"
+
+    @property
+    def read(self) -> Tokens:
+        """What the model reads: all but the last scored token, whose successor nobody asks for."""
+        return self.context + self.scored[:-1]
+
+    @property
+    def predictions(self) -> int:
+        """At how many positions, counted from the end of ``read``, the predictions are wanted.
+
+        One for an empty continuation: what the model expects to follow the context.
+        """
+        return max(1, len(self.scored))
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One left-padded forward pass, so that the wanted positions are the last columns."""
+
+    batch: Batch
+    continuations: tuple[Continuation, ...]
+
+    def logits(self, model: TransformerBridge) -> list[Float[Tensor, "prediction vocab"]]:
+        """Of each row, the logits at its wanted positions; views of one tensor."""
+        contexts = [len(continuation.context) for continuation in self.continuations]
+        origin = Origin(self.batch.rows, self.batch.mask.new_tensor(contexts))
+        wanted = [continuation.predictions for continuation in self.continuations]
+        whole = forward.run_all(
+            model, self.batch.ids, self.batch.mask, keep=max(wanted), origin=origin
+        )
+        return [row[-n:] for row, n in zip(whole, wanted, strict=True)]
+
+
+def answers(
+    model: TransformerBridge, prompts: Sequence[str], responses: Sequence[str]
+) -> list[Continuation]:
+    """Each response as the assistant's turn after its prompt in the model's chat template.
+
+    The text of the response is tokenised on its own, as it stands and without an end of turn: an
+    answer that was cut off has none, and the text does not tell.
+
+    Raises:
+        UserError: a number of responses that is not that of the prompts, a blank prompt, or a
+            prompt that exceeds the context together with its response.
+    """
+    if isinstance(responses, str):
+        raise UserError(f"responses must be a list; got one text. Write [{responses[:40]!r}].")
+    contexts = tokenize(model, prompts)
+    if len(responses) != len(contexts):
+        raise UserError(
+            f"got {len(contexts)} prompts and {len(responses)} responses; give one response per "
+            "prompt, an empty text where there is none."
+        )
+    check_context(model, contexts, prompts)
+    if not contexts:
+        return []
+    scored = model.tokenizer(list(responses), add_special_tokens=False)["input_ids"]
+    found = [Continuation(c, tuple(s)) for c, s in zip(contexts, scored, strict=True)]
+    for index, continuation in enumerate(found):
+        length, limit = len(continuation.context) + len(continuation.scored), model.cfg.n_ctx
+        if length > limit:
+            raise UserError(
+                f"prompt {index} ({prompts[index][:40]!r}…) has {length} tokens together with its "
+                f"response; the context of {model.cfg.model_name} is {limit}. Shorten the response."
+            )
+    return found
+
+
+def passes(
+    model: TransformerBridge,
+    continuations: Sequence[Continuation],
+    rows: Sequence[int],
+    batch_size: int,
+    what: str,
+) -> Iterator[Pass]:
+    """The given rows in passes of like length, of at most ``batch_size`` rows and as many logits
+    as :data:`LOGITS_AT_ONCE` allows; with a progress bar named ``what``."""
+    if batch_size < 1:
+        raise UserError(f"batch_size must be at least 1; got {batch_size}.")
+    read = [continuation.read for continuation in continuations]
+    groups: list[list[int]] = []
+    widest = 0
+    for row in sorted(rows, key=lambda i: len(read[i])):
+        widest = max(widest, continuations[row].predictions)
+        held = (len(groups[-1]) + 1) * widest * model.cfg.d_vocab if groups else 0
+        if not groups or len(groups[-1]) == batch_size or held > LOGITS_AT_ONCE:
+            groups.append([])
+            widest = continuations[row].predictions
+        groups[-1].append(row)
+    with progress_bar(len(rows), what, "text") as bar:
+        for batch in forward.batches(
+            read, groups, side="left", pad_id=forward.pad_id_of(model), device=device_of(model)
+        ):
+            yield Pass(batch, tuple(continuations[row] for row in batch.rows))
+            bar.update(len(batch.rows))
+
+
+def log_probabilities(logits: Float[Tensor, "token vocab"]) -> Float[Tensor, "token vocab"]:
+    """In float64, or in float32 on MPS, which has none."""
+    wide = torch.float32 if logits.device.type == "mps" else torch.float64
+    return logits.to(wide).log_softmax(dim=-1)
+
+
+def check_one_strength(operator: Operator) -> None:
+    """Raise for an operator with one strength per batch row: rows are batched by their length."""
+    if operator.rows is not None:
+        raise UserError(
+            f"{type(operator).__name__} holds {operator.rows} strengths, one per batch row; give "
+            "one number, and call once per strength."
+        )

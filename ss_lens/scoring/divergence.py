@@ -1,0 +1,92 @@
+"""How far does steering move the model's predictions? Kullback–Leibler divergence on given text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from ss_lens.calibration import Calibration
+from ss_lens.capture import check_unhooked
+from ss_lens.operators import Operator
+from ss_lens.positions import ALL_POSITIONS, GeneratedOnly, Positions
+from ss_lens.scoring.continuations import (
+    AT_ONCE,
+    BATCH_SIZE,
+    answers,
+    check_one_strength,
+    log_probabilities,
+    passes,
+)
+from ss_lens.steering import steer
+
+
+@torch.inference_mode()
+def kl_divergence(
+    model: TransformerBridge,
+    calibration: Calibration,
+    operator: Operator,
+    prompts: Sequence[str],
+    responses: Sequence[str],
+    *,
+    positions: Positions = ALL_POSITIONS,
+    batch_size: int = BATCH_SIZE,
+) -> pd.DataFrame:
+    r"""KL(unsteered ‖ steered) of the next-token distributions along each answer.
+
+    :math:`\sum_v p(v) \ln \frac{p(v)}{q(v)}` with p of the unsteered and q of the steered model, at
+    every position that predicts a token of the answer, both models reading the same text: the
+    unsteered model's own answers to harmless prompts, for instance, tell what steering does to what
+    it should leave alone.
+
+    Args:
+        model: without hooks.
+        calibration: as in :func:`ss_lens.steer`.
+        operator: with one strength, not one per row.
+        prompts: the users' turns.
+        responses: one per prompt; with an empty one, only what follows the prompt is compared.
+        positions: which tokens are steered; those of ``responses`` count as generated.
+        batch_size: answers per pass; changes the speed, not the result. The logits of two passes
+            are held at once.
+
+    Returns:
+        One row per answer: ``kl_mean`` in nats per token (NaN for an empty answer), ``kl_first`` in
+        nats, at the first token of the answer, and ``n_tokens``.
+
+    Raises:
+        UserError: the model carries hooks, one strength per row, or what
+            :func:`ss_lens.scoring.perplexity.answer_perplexity` and :func:`ss_lens.steer` raise.
+    """
+    check_unhooked(model, "there would be no unsteered model to compare with")
+    check_one_strength(operator)
+    given = answers(model, prompts, responses)
+    # Steering that begins in the answer is felt only where some of the answer has been read.
+    read = 2 if isinstance(positions, GeneratedOnly) else 0
+    rows = [row for row, continuation in enumerate(given) if len(continuation.scored) >= read]
+    first, total = np.zeros(len(given)), np.zeros(len(given))
+    for run in passes(model, given, rows, batch_size, "divergence"):
+        plain = run.logits(model)
+        with steer(model, calibration, operator, positions=positions):
+            steered = run.logits(model)
+        for row, before, after in zip(run.batch.rows, plain, steered, strict=True):
+            kl = _kl(before, after)
+            first[row], total[row] = float(kl[0]), float(kl.sum())
+    counts = np.array([len(continuation.scored) for continuation in given], dtype=int)
+    mean = np.where(counts > 0, total / np.maximum(counts, 1), np.nan)
+    return pd.DataFrame({"kl_mean": mean, "kl_first": first, "n_tokens": counts})
+
+
+def _kl(
+    before: Float[Tensor, "token vocab"], after: Float[Tensor, "token vocab"]
+) -> Float[Tensor, "token"]:
+    """At each position, some positions at a time."""
+    parts = []
+    for some, others in zip(before.split(AT_ONCE), after.split(AT_ONCE), strict=True):
+        log_p, log_q = log_probabilities(some), log_probabilities(others)
+        parts.append((log_p.exp() * (log_p - log_q)).sum(dim=-1))
+    return torch.cat(parts).clamp(min=0)  # rounding may leave a little less
