@@ -22,6 +22,7 @@ from ss_lens.discriminants import (
 from ss_lens.errors import UserError
 from ss_lens.sites import Site
 
+
 @dataclass(frozen=True)
 class DifferenceOfMeans:
     r"""Normalised difference of the class means at each site.
