@@ -20,6 +20,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
 BIN = Path(sys.executable).parent
 # Commands that would run for minutes get a small size; nothing else about them is changed.
 SMALL = "--test 2 --dev 1 --angles 0,180 --max-new-tokens 6"
+SMALLER = {"ss-lens run": SMALL, "python -m analyses.angle_response": "--test 2 --step 180"}
 
 
 def blocks(language: str) -> list[str]:
@@ -45,7 +46,8 @@ def test_every_shell_command_of_the_readme_runs_in_order(tmp_path: Path) -> None
     for line in shell_lines():
         if line.startswith("make"):
             continue
-        command = f"{line} {SMALL}" if line.startswith("ss-lens run") else line
+        small = [flags for start, flags in SMALLER.items() if line.startswith(start)]
+        command = " ".join([line, *small])
         done = run_in(tmp_path, command)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         ran.append(line)
