@@ -95,9 +95,9 @@ def load_model(
     folder = adapters.adapter_folder(str(name))
     adapter = adapters.read_adapter(folder) if folder else None
     source = _resolve(str(name), revision) if adapter is None else _base_of(adapter, revision)
-    chosen_device = _device(device)
-    chosen_dtype = _dtype(dtype, chosen_device)
-    with _load_errors(str(name)), _without_bars():
+    chosen_device = device_named(device)
+    chosen_dtype = dtype_named(dtype, chosen_device)
+    with _load_errors(str(name)), without_bars():
         tokenizer = AutoTokenizer.from_pretrained(
             source.place, trust_remote_code=trust_remote_code, **source.arguments()
         )
@@ -155,7 +155,8 @@ def _base_of(adapter: adapters.Adapter, revision: str | None) -> _Source:
     return source
 
 
-def _device(device: str) -> str:
+def device_named(device: str) -> str:
+    """The device that a name means; ``auto`` is the first of cuda, mps and cpu that is present."""
     if device == "auto":
         if torch.cuda.is_available():
             return "cuda"
@@ -169,7 +170,8 @@ def _device(device: str) -> str:
     return device
 
 
-def _dtype(dtype: str, device: str) -> torch.dtype:
+def dtype_named(dtype: str, device: str) -> torch.dtype:
+    """The dtype that a name means; ``auto`` is bfloat16 on a GPU, else float32."""
     if dtype == "auto":
         return torch.float32 if device == "cpu" else torch.bfloat16
     if dtype not in _DTYPES:
@@ -193,7 +195,7 @@ def _load_errors(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _without_bars() -> Iterator[None]:
+def without_bars() -> Iterator[None]:
     """Hide the weight-loading bars (the Hub client's download bars are separate and stay)."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()

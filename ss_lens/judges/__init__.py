@@ -1,0 +1,45 @@
+"""Judges: was the answer harmful? Local classifiers, guard models, and a model behind an endpoint.
+
+Every judge is a frozen value that is called with prompts and responses and returns one row per
+answer (:func:`verdict_table`), so that a sweep can name it, store it as text and swap it.
+"""
+
+from __future__ import annotations
+
+from typing import get_args
+
+from ss_lens.judges.endpoint import EndpointJudge
+from ss_lens.judges.guardrails import LlamaGuard3, PolyGuard, Qwen3Guard
+from ss_lens.judges.harmbench import HarmBench
+from ss_lens.judges.local import unload
+from ss_lens.judges.replies import parse_reply
+from ss_lens.judges.spending import Ledger
+from ss_lens.judges.verdicts import Opinion, summary, verdict_table
+from ss_lens.values import read_value
+
+Judge = HarmBench | PolyGuard | LlamaGuard3 | Qwen3Guard | EndpointJudge
+
+__all__ = [
+    "EndpointJudge",
+    "HarmBench",
+    "Judge",
+    "Ledger",
+    "LlamaGuard3",
+    "Opinion",
+    "PolyGuard",
+    "Qwen3Guard",
+    "parse_reply",
+    "read_judge",
+    "summary",
+    "unload",
+    "verdict_table",
+]
+
+
+def read_judge(text: str) -> Judge:
+    """The judge that prints as ``text``.
+
+    >>> read_judge('HarmBench(template="card")').template
+    'card'
+    """
+    return read_value(text, get_args(Judge), "judge")

@@ -1,0 +1,173 @@
+"""Ask an endpoint many questions at once: retries, the budget, and nothing lost on the way."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import TYPE_CHECKING, Any
+
+from ss_lens.errors import UserError
+from ss_lens.judges import failures
+from ss_lens.judges.failures import Failure
+from ss_lens.judges.spending import Ledger, Pace, Stopped
+from ss_lens.judges.verdict_cache import Reply, VerdictCache
+from ss_lens.progress import progress_bar
+
+if TYPE_CHECKING:
+    from ss_lens.judges.endpoint import EndpointJudge
+
+
+class Endpoint:
+    """The server of a judge, as one call of that judge sees it."""
+
+    def __init__(self, judge: EndpointJudge, key: str, ledger: Ledger) -> None:
+        try:
+            import openai
+        except ImportError:
+            raise UserError(
+                'a judge behind an endpoint needs the extra "judges": '
+                'pip install "ss_lens[judges]".'
+            ) from None
+        self.judge = judge
+        self.ledger = ledger
+        self.pace = Pace()
+        self._openai = openai
+        # Its own retries could neither be counted nor interrupted.
+        self._client = openai.OpenAI(
+            api_key=key, base_url=judge.base_url, timeout=float(judge.timeout_s), max_retries=0
+        )
+        self._options: dict[str, Any] = {judge.token_limit: judge.max_tokens}
+        if judge.temperature is not None:
+            self._options["temperature"] = judge.temperature
+        if judge.json_mode:
+            self._options["response_format"] = {"type": "json_object"}
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def account(self, reply: Reply) -> None:
+        """Count the tokens of a reply, once it is safe on disk.
+
+        Raises:
+            Stopped: there is a budget of tokens, and the server does not count them.
+        """
+        if reply.tokens is not None:
+            self.ledger.add_tokens(reply.tokens)
+        elif self.judge.max_total_tokens is not None:
+            raise Stopped(
+                "the server does not say how many tokens it used, so max_total_tokens cannot be "
+                "kept",
+                "use max_requests in its place",
+            )
+
+    def ask(self, question: str) -> Reply:
+        """The reply to one question, after as many attempts as it takes.
+
+        Raises:
+            Stopped: the budget is used up, or the server has failed for good.
+            Interrupted: the call is ending.
+        """
+        judge, failure = self.judge, Failure("")
+        for attempt in range(judge.max_attempts):
+            self.pace.wait(self._backoff(attempt))
+            self.ledger.open_request(judge.max_requests, judge.max_total_tokens)
+            outcome = self._attempt(question)
+            if isinstance(outcome, Reply):
+                return outcome
+            failure = outcome
+            if failure.rest is not None:
+                if failure.rest > judge.max_wait_s:
+                    raise Stopped(
+                        f"{failure.reason} and asks to wait {failure.rest:.0f} s, more than "
+                        f"max_wait_s={judge.max_wait_s:g}",
+                        "wait so long or raise max_wait_s",
+                    )
+                self.pace.rest(failure.rest)
+        raise Stopped(
+            f"{failure.reason}, at the last of {judge.max_attempts} attempts",
+            "see that the server is well, or lower concurrency",
+        )
+
+    def _backoff(self, attempt: int) -> float:
+        if attempt == 0:
+            return 0.0
+        longest = min(self.judge.backoff_s * 2.0 ** (attempt - 1), float(self.judge.max_wait_s))
+        return longest * random.SystemRandom().uniform(0.5, 1.0)
+
+    def _attempt(self, question: str) -> Reply | Failure:
+        openai = self._openai
+        try:
+            raw = self._client.chat.completions.with_raw_response.create(
+                model=self.judge.model,
+                messages=[{"role": "user", "content": question}],
+                **self._options,
+            )
+        except openai.APITimeoutError:
+            return Failure(f"the server did not answer within {self.judge.timeout_s:g} s")
+        except openai.APIConnectionError:
+            return Failure("there is no connection to the server")
+        except openai.APIStatusError as error:
+            status, headers, body = error.status_code, error.response.headers, error.body
+        else:
+            return _read_completion(raw.text)
+        return failures.of_status(status, headers, body, self.judge.api_key_env)
+
+
+def ask_all(
+    endpoint: Endpoint,
+    questions: Mapping[str, str],
+    cache: VerdictCache,
+    identity: dict[str, Any],
+) -> dict[str, Reply]:
+    """The reply to each question, each put on disk as soon as it is there.
+
+    Raises:
+        Stopped: the first that stopped a request; requests under way were waited for and kept.
+    """
+
+    stop = endpoint.pace.stop
+
+    def ask(key: str) -> Reply:
+        endpoint.pace.wait()
+        try:
+            with cache.asking(key):
+                reply = cache.read(key)  # another process may have asked it meanwhile
+                if reply is None:
+                    reply = endpoint.ask(questions[key])
+                    cache.write(key, identity, reply)
+                    endpoint.account(reply)
+        except BaseException:  # at once, before this thread takes the next question
+            stop.set()
+            raise
+        return reply
+
+    with (
+        progress_bar(len(questions), "judge", "answer") as bar,
+        ThreadPoolExecutor(endpoint.judge.concurrency) as pool,
+    ):
+        waiting = {pool.submit(ask, key): key for key in questions}
+        try:
+            for finished in as_completed(waiting):
+                finished.result()
+                bar.update(1)
+        finally:
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+            endpoint.close()
+    return {key: finished.result() for finished, key in waiting.items()}
+
+
+def _read_completion(text: str) -> Reply | Failure:
+    """The reply in the body of a chat completion; a model that said nothing said an empty text."""
+    try:
+        body = json.loads(text)
+        content = body["choices"][0]["message"].get("content")
+        tokens = (body.get("usage") or {}).get("total_tokens")
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return Failure("the server answered with something else than a chat completion")
+    return Reply(
+        content if isinstance(content, str) else "", tokens if isinstance(tokens, int) else None
+    )

@@ -1,0 +1,86 @@
+"""Replies of paid judges on disk, so that none is paid for twice and none is lost."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from ss_lens.errors import UserError
+from ss_lens.files import cache_root, disk_errors, read_json, sha256_of_json, write_json
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a judge wrote, and the tokens it took where the server told."""
+
+    text: str
+    tokens: int | None
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.text, str) and isinstance(self.tokens, int | None)):
+            raise TypeError("a reply is a text and a number of tokens or None")
+
+
+class VerdictCache:
+    """One JSON file per question, named by the hash of the judge, the prompt and the response.
+
+    The file holds the judge's reply, so that an unparsed one can be read and a better parser costs
+    nothing; prompt and response are in its name only. It appears under its name when it is whole.
+    """
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = root if root is not None else cache_root() / "verdicts"
+
+    @staticmethod
+    def key(judge: dict[str, Any], prompt: str, response: str) -> str:
+        """The address of a verdict; ``judge`` is whatever it depends on besides the texts."""
+        return sha256_of_json(
+            {"format": FORMAT, "judge": judge, "prompt": prompt, "response": response}
+        )
+
+    def read(self, key: str) -> Reply | None:
+        """The reply, or ``None`` where there is none; a damaged file is told and counts as none."""
+        path = self._path(key)
+        if not path.exists():
+            return None
+        try:
+            content = read_json(path, "verdict")
+            return Reply(content["reply"], content["tokens"])
+        except (UserError, KeyError, TypeError):
+            warnings.warn(f"the verdict at {path} is damaged; it is asked for again.", stacklevel=2)
+            return None
+
+    def write(self, key: str, judge: dict[str, Any], reply: Reply) -> None:
+        """Keep a reply.
+
+        Raises:
+            UserError: the disk is full or may not be written to.
+        """
+        write_json(
+            self._path(key),
+            {"format": FORMAT, "judge": judge, "reply": reply.text, "tokens": reply.tokens},
+        )
+
+    @contextmanager
+    def asking(self, key: str) -> Iterator[None]:
+        """Held while a question is asked; another process with the same question waits.
+
+        There are 256 locks, so that they do not litter the disk.
+        """
+        folder = self._path(key).parent
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(folder / ".lock")
+        with lock:
+            yield
+
+    def _path(self, key: str) -> Path:
+        return self.root / key[:2] / f"{key}.json"
