@@ -12,11 +12,14 @@ import pandas as pd
 import pytest
 import torch
 from oracles import HuggingFaceOracle, dense_rotation, everywhere, relative_error
+from peft import PeftModel
 from transformer_lens.model_bridge import TransformerBridge
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import ss_lens
 from ss_lens import ContrastiveDataset, RotateBy, RunConfig, Site, Store
-from ss_lens.fetch import fetch
+from ss_lens.adapters import adapter_folder
+from ss_lens.fetch import SMOLLM2_135M, fetch
 from ss_lens.models import DEFAULT_MODEL
 from ss_lens.sites import available_streams
 
@@ -33,8 +36,16 @@ def data() -> ContrastiveDataset:
 
 
 @pytest.fixture(scope="module")
-def oracle(default_model: TransformerBridge) -> HuggingFaceOracle:
-    return HuggingFaceOracle(fetch(DEFAULT_MODEL))
+def oracle(
+    default_model: TransformerBridge, tmp_path_factory: pytest.TempPathFactory
+) -> HuggingFaceOracle:
+    """The default model as PEFT merges it, in a folder of its own."""
+    folder, base = tmp_path_factory.mktemp("merged"), fetch(SMOLLM2_135M.name)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    merged = PeftModel.from_pretrained(model, adapter_folder(DEFAULT_MODEL)).merge_and_unload()
+    merged.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    return HuggingFaceOracle(folder)
 
 
 @pytest.fixture(scope="module")
