@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ss_lens.errors import UserError
 from ss_lens.judges import failures
 from ss_lens.judges.failures import Failure
-from ss_lens.judges.spending import Ledger, Pace, Stopped
+from ss_lens.judges.spending import Interrupted, Ledger, Pace, Stopped
 from ss_lens.judges.verdict_cache import Reply, VerdictCache
 from ss_lens.progress import progress_bar
 
@@ -151,6 +151,8 @@ def ask_all(
         waiting = {pool.submit(ask, key): key for key in questions}
         try:
             for finished in as_completed(waiting):
+                if isinstance(finished.exception(), Interrupted):
+                    continue  # told to stop by another, whose own error is still to come
                 finished.result()
                 bar.update(1)
         finally:
