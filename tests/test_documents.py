@@ -14,6 +14,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from ss_lens.files import cache_root
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
@@ -39,8 +41,19 @@ def run_in(folder: Path, command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.fixture
+def new_user(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty store, so that what other runs left behind decides nothing; models are kept."""
+    home = tmp_path_factory.mktemp("home")
+    models = cache_root() / "models"
+    models.mkdir(parents=True, exist_ok=True)
+    (home / "models").symlink_to(models, target_is_directory=True)
+    monkeypatch.setenv("SS_LENS_HOME", str(home))
+
+
 @pytest.mark.slow
 @pytest.mark.default_model
+@pytest.mark.usefixtures("new_user")
 def test_every_shell_command_of_the_readme_runs_in_order(tmp_path: Path) -> None:
     ran = []
     for line in shell_lines():
@@ -64,6 +77,7 @@ def test_the_make_targets_of_the_readme_exist() -> None:
 
 @pytest.mark.slow
 @pytest.mark.default_model
+@pytest.mark.usefixtures("new_user")
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_make_demo_runs_the_main_job_and_draws_its_figures(tmp_path: Path) -> None:
     if not (ROOT / ".venv" / ".installed").exists():
@@ -78,6 +92,7 @@ def test_make_demo_runs_the_main_job_and_draws_its_figures(tmp_path: Path) -> No
 
 @pytest.mark.slow
 @pytest.mark.default_model
+@pytest.mark.usefixtures("new_user")
 def test_every_python_block_of_the_readme_runs(tmp_path: Path) -> None:
     code = "\n".join(blocks("python"))
     assert code
@@ -113,6 +128,7 @@ def test_a_notebook_defines_nothing(source: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.default_model
+@pytest.mark.usefixtures("new_user")
 def test_the_quickstart_runs_at_small_size() -> None:
     notebook = jupytext.read(ROOT / "notebooks" / "01_quickstart.py")
     small = "prompts_per_class = 12\nheld_out = 4\nanswers_to = 1\nnew_tokens = 4"
