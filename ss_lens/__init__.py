@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ss_lens.activations import Activations, CaptureSpec, Evidence
+    from ss_lens.angle_sweeps import sweep_angles
     from ss_lens.calibration import Calibration, Recipe, calibrate
     from ss_lens.capture import capture
     from ss_lens.datasets import ContrastiveDataset, load_dataset
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from ss_lens.directions import CentredPCA, DifferenceOfMeans, Fisher, Logistic, PairedPCA
     from ss_lens.errors import UserError
     from ss_lens.experiment import Run, RunConfig, load_run, run_main_job
-    from ss_lens.generation import generate, sweep_angles
+    from ss_lens.generation import generate
     from ss_lens.geometry import Plane
     from ss_lens.global_direction import AtSite, BestSeparation, Consensus, MaxMeanCosine
     from ss_lens.models import load_model
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "activations": ("Activations", "CaptureSpec", "Evidence"),
+    "angle_sweeps": ("sweep_angles",),
     "calibration": ("Calibration", "Recipe", "calibrate"),
     "capture": ("capture",),
     "datasets": ("ContrastiveDataset", "load_dataset"),
@@ -60,7 +62,7 @@ _HOMES = {
     "directions": ("CentredPCA", "DifferenceOfMeans", "Fisher", "Logistic", "PairedPCA"),
     "errors": ("UserError",),
     "experiment": ("Run", "RunConfig", "load_run", "run_main_job"),
-    "generation": ("generate", "sweep_angles"),
+    "generation": ("generate",),
     "geometry": ("Plane",),
     "global_direction": ("AtSite", "BestSeparation", "Consensus", "MaxMeanCosine"),
     "models": ("load_model",),

@@ -13,6 +13,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ss_lens import forward
 from ss_lens.activations import Activations, CaptureSpec, Position
+from ss_lens.checks import check_at_least
 from ss_lens.datasets import ContrastiveDataset
 from ss_lens.errors import UserError
 from ss_lens.forward import Batch
@@ -61,8 +62,7 @@ def capture(
     """
     check_unhooked(model, "what is captured now would be stored as the model's own")
     sites = sites_of(model, streams, layers)
-    if batch_size < 1:
-        raise UserError(f"batch_size must be at least 1; got {batch_size}.")
+    check_at_least("batch_size", batch_size)
     prompts = (*dataset.positive, *dataset.negative)
     tokens = tokenize(model, prompts)
     check_context(model, tokens, prompts)

@@ -1,4 +1,4 @@
-"""Checks of the literals that frozen values hold; each error names the field and what it takes."""
+"""Checks of numbers and literals; each error names the argument or field and what it takes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,12 @@ def check_whole(name: str, value: object, at_least: int) -> None:
     """Raise unless ``value`` is an ``int`` (no ``bool``) from ``at_least`` on."""
     if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
         raise UserError(f"{name} must be a whole number from {at_least} on; got {value!r}.")
+
+
+def check_at_least(name: str, value: int, least: int = 1) -> None:
+    """Raise if ``value`` is below ``least``."""
+    if value < least:
+        raise UserError(f"{name} must be at least {least}; got {value}.")
 
 
 def check_positive(name: str, value: object) -> None:

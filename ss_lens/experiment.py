@@ -13,12 +13,13 @@ from typing import cast
 import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
+from ss_lens.angle_sweeps import sweep_angles
 from ss_lens.calibration import Calibration, calibrate
 from ss_lens.capture import capture
+from ss_lens.checks import check_at_least
 from ss_lens.datasets import ContrastiveDataset
 from ss_lens.errors import UserError
 from ss_lens.files import atomic_path, read_json, sha256_of_json, write_json
-from ss_lens.generation import sweep_angles
 from ss_lens.operators import RotateBy
 from ss_lens.progress import progress_bar
 from ss_lens.scoring.coherence import coherence
@@ -51,8 +52,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         as_rule(self.rule)
-        if self.max_new_tokens < 1:
-            raise UserError(f"max_new_tokens must be at least 1; got {self.max_new_tokens}.")
+        check_at_least("max_new_tokens", self.max_new_tokens)
         if len(set(self.angles_deg)) < len(self.angles_deg):
             raise UserError(f"an angle of {self.angles_deg} is given twice; keep one.")
 

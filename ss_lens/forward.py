@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,6 +15,8 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ss_lens.models import device_of
 from ss_lens.tokens import Tokens
+
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def order_by_length(tokens: Sequence[Tokens]) -> list[int]:
     return sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
 
 
-def equal_groups(rows: Sequence[int], size: int) -> list[Sequence[int]]:
+def equal_groups(rows: Sequence[Row], size: int) -> list[Sequence[Row]]:
     """``rows`` in groups of ``size``; the last may be smaller."""
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 

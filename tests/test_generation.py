@@ -140,6 +140,7 @@ def test_a_sweep_lists_prompts_in_their_order_each_with_the_angles_in_theirs(
     )
     assert list(table.columns) == ["prompt_index", "prompt", "angle_deg", "response"]
     assert table["prompt_index"].tolist() == [0, 0, 1, 1, 2, 2]
+    assert table["prompt_index"].dtype == "int64"
     assert table["prompt"].tolist() == [prompts[i] for i in (0, 0, 1, 1, 2, 2)]
     assert table["angle_deg"].tolist() == [90, 0] * 3
     assert answer_to(table, 1, 90.0) == answer_to(table, 2, 90.0)
@@ -282,6 +283,15 @@ def test_a_sweep_of_an_operator_without_an_angle_names_those_with_one(
             sweep_angles(tiny_llama, calibration, Add, PROMPTS, [0], max_new_tokens=NEW)
     finally:
         jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def test_a_sweep_needs_room_for_a_token_and_for_a_row(
+    tiny_llama: TransformerBridge, calibration: Calibration
+) -> None:
+    with pytest.raises(UserError, match="max_new_tokens must be at least 1; got 0"):
+        sweep_angles(tiny_llama, calibration, RotateBy, PROMPTS, [0], max_new_tokens=0)
+    with pytest.raises(UserError, match="batch_rows must be at least 1; got 0"):
+        sweep_angles(tiny_llama, calibration, RotateBy, PROMPTS, [0], batch_rows=0)
 
 
 def test_a_sweep_refuses_a_prompt_that_does_not_fit_before_it_generates_anything(

@@ -227,7 +227,7 @@ def test_a_finished_row_leaves_the_trace_while_the_others_go_on(
     tiny_llama: TransformerBridge, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn = iter([[5, 5], [2, 6], [7, 7], [8, 2]])  # 2 ends an answer
-    monkeypatch.setattr("ss_lens.generation._choose", lambda *arguments: torch.tensor(next(drawn)))
+    monkeypatch.setattr("ss_lens.decoding.greedy", lambda *arguments: torch.tensor(next(drawn)))
     trace = Trace()
     with steer(tiny_llama, calibration, RotateBy(ANGLE), trace=trace):
         texts = generate(tiny_llama, ["w9", "w70"], max_new_tokens=9)

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import pandas as pd
 
+from ss_lens.checks import check_at_least
 from ss_lens.errors import UserError
 from ss_lens.files import sha256_of_json
 from ss_lens.judges.asking import Endpoint, ask_all
@@ -93,8 +94,7 @@ class EndpointJudge:
                 f"unknown token_limit {self.token_limit!r}; use {' or '.join(TOKEN_LIMITS)}."
             )
         for name in ("max_tokens", "concurrency", "max_attempts"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1; got {getattr(self, name)}.")
+            check_at_least(name, getattr(self, name))
         for name in ("max_requests", "max_total_tokens", "backoff_s", "max_wait_s"):
             value = getattr(self, name)
             if value is not None and not value >= 0:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
+from ss_lens.checks import check_at_least
 from ss_lens.errors import UserError
 from ss_lens.judges.local import check_dtype, resident
 from ss_lens.judges.verdicts import check_pairs, verdict_table
@@ -48,9 +49,8 @@ class HarmBench:
                 f"unknown HarmBench template {self.template!r}; use {' or '.join(TEMPLATES)}."
             )
         for name in ("max_response_tokens", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name} must be at least 1; got {value}.")
+            if (value := getattr(self, name)) is not None:
+                check_at_least(name, value)
         check_dtype(self.dtype)
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> pd.DataFrame:

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from ss_lens import forward
+from ss_lens.checks import check_at_least
 from ss_lens.errors import UserError
 from ss_lens.forward import Batch, Origin
 from ss_lens.models import device_of
@@ -112,8 +113,7 @@ def passes(
 ) -> Iterator[Pass]:
     """The given rows in passes of like length, of at most ``batch_size`` rows and as many logits
     as :data:`LOGITS_AT_ONCE` allows; with a progress bar named ``what``."""
-    if batch_size < 1:
-        raise UserError(f"batch_size must be at least 1; got {batch_size}.")
+    check_at_least("batch_size", batch_size)
     read = [continuation.read for continuation in continuations]
     groups: list[list[int]] = []
     widest = 0

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from ss_lens.angle_sweeps import Angled, at_angles, checked_angles
 from ss_lens.calibration import Calibration
 from ss_lens.capture import check_unhooked
 from ss_lens.operators import Operator
@@ -26,7 +27,6 @@ from ss_lens.scoring.continuations import (
 from ss_lens.steering import steer
 
 
-@torch.inference_mode()
 def kl_divergence(
     model: TransformerBridge,
     calibration: Calibration,
@@ -62,23 +62,75 @@ def kl_divergence(
         UserError: the model carries hooks, one strength per row, or what
             :func:`ss_lens.scoring.perplexity.answer_perplexity` and :func:`ss_lens.steer` raise.
     """
-    check_unhooked(model, "there would be no unsteered model to compare with")
     check_one_strength(operator)
+    (table,) = _divergences(
+        model, calibration, [operator], prompts, responses, positions, batch_size
+    )
+    return table
+
+
+def sweep_kl_divergence(
+    model: TransformerBridge,
+    calibration: Calibration,
+    operator: Angled,
+    prompts: Sequence[str],
+    responses: Sequence[str],
+    angles_deg: Sequence[float | int] | np.ndarray,
+    *,
+    batch_size: int = BATCH_SIZE,
+) -> pd.DataFrame:
+    """:func:`kl_divergence` at every angle, the unsteered model's part of it computed once.
+
+    Returns:
+        Columns ``prompt_index``, ``prompt``, ``angle_deg``, ``kl_mean``, ``kl_first``; angle after
+        angle, each with the prompts in their order.
+    """
+    angles = checked_angles(operator, angles_deg)
+    operators = [at_angles(operator, angle) for angle in angles]
+    found = _divergences(
+        model, calibration, operators, prompts, responses, ALL_POSITIONS, batch_size
+    )
+    places = {"prompt_index": range(len(prompts)), "prompt": [*prompts]}
+    tables = [
+        pd.concat(
+            [pd.DataFrame({**places, "angle_deg": angle}), table.drop(columns="n_tokens")], axis=1
+        )
+        for angle, table in zip(angles, found, strict=True)
+    ]
+    return pd.concat(tables, ignore_index=True)
+
+
+@torch.inference_mode()
+def _divergences(
+    model: TransformerBridge,
+    calibration: Calibration,
+    operators: Sequence[Operator],
+    prompts: Sequence[str],
+    responses: Sequence[str],
+    positions: Positions,
+    batch_size: int,
+) -> list[pd.DataFrame]:
+    """One table for each operator, all from one unsteered pass."""
+    check_unhooked(model, "there would be no unsteered model to compare with")
     given = answers(model, prompts, responses)
     # Steering that begins in the answer is felt only where some of the answer has been read.
     read = 2 if isinstance(positions, GeneratedOnly) else 0
     rows = [row for row, continuation in enumerate(given) if len(continuation.scored) >= read]
-    first, total = np.zeros(len(given)), np.zeros(len(given))
+    first, total = np.zeros((2, len(operators), len(given)))
     for run in passes(model, given, rows, batch_size, "divergence"):
         plain = run.logits(model)
-        with steer(model, calibration, operator, positions=positions):
-            steered = run.logits(model)
-        for row, before, after in zip(run.batch.rows, plain, steered, strict=True):
-            kl = _kl(before, after)
-            first[row], total[row] = float(kl[0]), float(kl.sum())
+        for place, operator in enumerate(operators):
+            with steer(model, calibration, operator, positions=positions):
+                steered = run.logits(model)
+            for row, before, after in zip(run.batch.rows, plain, steered, strict=True):
+                kl = _kl(before, after)
+                first[place, row], total[place, row] = float(kl[0]), float(kl.sum())
     counts = np.array([len(continuation.scored) for continuation in given], dtype=int)
-    mean = np.where(counts > 0, total / np.maximum(counts, 1), np.nan)
-    return pd.DataFrame({"kl_mean": mean, "kl_first": first, "n_tokens": counts})
+    means = np.where(counts > 0, total / np.maximum(counts, 1), np.nan)
+    return [
+        pd.DataFrame({"kl_mean": means[place], "kl_first": first[place], "n_tokens": counts})
+        for place in range(len(operators))
+    ]
 
 
 def _kl(

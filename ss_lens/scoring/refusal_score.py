@@ -10,11 +10,11 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from ss_lens import forward
+from ss_lens.angle_sweeps import BATCH_ROWS, Angled, over_angles
 from ss_lens.calibration import Calibration
+from ss_lens.checks import check_at_least
 from ss_lens.errors import UserError
-from ss_lens.generation import BATCH_ROWS, over_angles
 from ss_lens.models import device_of
-from ss_lens.operators import AngularOperator
 from ss_lens.tokens import check_context, tokenize
 
 REFUSAL_OPENINGS = (
@@ -79,8 +79,7 @@ def refusal_score(
         UserError: a blank prompt, one that exceeds the context, or a tokenizer that cannot tell the
             openings apart.
     """
-    if batch_size < 1:
-        raise UserError(f"batch_size must be at least 1; got {batch_size}.")
+    check_at_least("batch_size", batch_size)
     tokens = tokenize(model, prompts)
     check_context(model, tokens, prompts)
     refusal, compliance = opening_tokens(model)
@@ -104,7 +103,7 @@ def refusal_score(
 def sweep_refusal_score(
     model: TransformerBridge,
     calibration: Calibration,
-    operator: type[AngularOperator],
+    operator: Angled,
     prompts: Sequence[str],
     angles_deg: Sequence[float | int] | np.ndarray,
     *,
