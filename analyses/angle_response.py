@@ -17,6 +17,7 @@ from transformer_lens.utilities.statistics import bootstrap_ci, derive_generator
 import ss_lens
 from analyses import output, style
 from ss_lens import Activations, Calibration, ContrastiveDataset
+from ss_lens.models import DEFAULT_MODEL
 from ss_lens.operators import AngularOperator, RotateBy, RotateTo
 from ss_lens.scoring.refusal_score import refusal_score, sweep_refusal_score
 
@@ -140,19 +141,17 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
 
 
 def main(
-    model: Annotated[str, typer.Option(help="Registered name, Hub id or folder.")] = (
-        "smollm2-135m-refusal"
-    ),
-    dataset: Annotated[str, typer.Option(help="Embedded name or file.")] = "refusal",
+    model: output.Model = DEFAULT_MODEL,
+    dataset: output.Dataset = "refusal",
     test: Annotated[int, typer.Option(help="Prompts per class that are reported.")] = 24,
     seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
     step: Annotated[int, typer.Option(help="Degrees between angles.")] = 15,
-    out: Annotated[Path, typer.Option(help="Folder.")] = Path("runs/angle_response"),
-    formats: Annotated[list[str] | None, typer.Option("--format", help="html, pdf, …")] = None,
+    out: output.Out = Path("runs/angle_response"),
+    formats: output.Formats = None,
 ) -> None:
     """Refusal score against the angle on held-out prompts, for three ways of steering."""
     chosen = output.checked(formats)
-    parts = ss_lens.load_dataset(dataset).split(dev=16, test=test, seed=seed)
+    parts = output.split(dataset, seed, test)
     loaded = ss_lens.load_model(model)
     ways = paper_ways(ss_lens.capture(loaded, parts.train))
     table = measure(loaded, ways, parts.test, range(0, 360, step))

@@ -16,6 +16,7 @@ from analyses.folds import assign_folds, auroc_within_folds, bootstrap_counts
 from analyses.out_of_fold import activation_scores, best_site, direction_site, surface_scores
 from ss_lens import Activations, ContrastiveDataset, UserError
 from ss_lens.calibration import CALIBRATION_STREAMS
+from ss_lens.models import DEFAULT_MODEL
 from ss_lens.progress import progress_bar
 from ss_lens.sites import Stream
 from ss_lens.tokens import tokenize
@@ -161,17 +162,15 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
 
 
 def main(
-    model: Annotated[str, typer.Option(help="Registered name, Hub id or folder.")] = (
-        "smollm2-135m-refusal"
-    ),
-    dataset: Annotated[str, typer.Option(help="Embedded name or file.")] = "refusal",
+    model: output.Model = DEFAULT_MODEL,
+    dataset: output.Dataset = "refusal",
     seed: Annotated[int, typer.Option(help="Of the split, the folds and the draws.")] = 0,
-    out: Annotated[Path, typer.Option(help="Folder.")] = Path("runs/confounds"),
-    formats: Annotated[list[str] | None, typer.Option("--format", help="html, pdf, …")] = None,
+    out: output.Out = Path("runs/confounds"),
+    formats: output.Formats = None,
 ) -> None:
     """Whether length and surface form tell the classes apart as well as the activations do."""
     chosen = output.checked(formats)
-    train = ss_lens.load_dataset(dataset).split(dev=16, test=24, seed=seed).train
+    train = output.split(dataset, seed).train
     loaded = ss_lens.load_model(model)
     counts = [len(ids) for ids in tokenize(loaded, (*train.positive, *train.negative))]
     table = measure(train, ss_lens.capture(loaded, train), token_counts=counts, seed=seed)

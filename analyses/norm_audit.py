@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
 
 import pandas as pd
 import torch
-import typer
 from jaxtyping import Float
 from torch import Tensor
 
@@ -25,6 +23,7 @@ from analyses.bent_bases import (
 from analyses.norm_audit_figure import figure
 from analyses.norm_audit_findings import findings
 from ss_lens import Activations, Calibration, Plane, UserError
+from ss_lens.models import DEFAULT_MODEL
 from ss_lens.operators import (
     Ablate,
     Add,
@@ -132,18 +131,14 @@ def resultant_length(
 
 
 def main(
-    model: Annotated[str, typer.Option(help="Registered name, Hub id or folder.")] = (
-        "smollm2-135m-refusal"
-    ),
-    dataset: Annotated[str, typer.Option(help="Embedded name or file.")] = "refusal",
-    out: Annotated[Path, typer.Option(help="Folder.")] = Path("runs/norm_audit"),
-    formats: Annotated[list[str] | None, typer.Option("--format", help="html, pdf, …")] = None,
+    model: output.Model = DEFAULT_MODEL,
+    dataset: output.Dataset = "refusal",
+    out: output.Out = Path("runs/norm_audit"),
+    formats: output.Formats = None,
 ) -> None:
     """Norm, complement and phase under every operator, by dtype and basis; prints what follows."""
     chosen = output.checked(formats)
-    # The training part of the other analyses, whose activations the store then has.
-    prompts = ss_lens.load_dataset(dataset).split(dev=16, test=24, seed=0).train
-    acts = ss_lens.capture(ss_lens.load_model(model), prompts)
+    acts = ss_lens.capture(ss_lens.load_model(model), output.split(dataset).train)
     calibration = ss_lens.calibrate(acts)
     table = measure(acts, calibration)
     n, sites = int(table["n"].iloc[0]), len(calibration.selected_sites)

@@ -1,11 +1,11 @@
-"""Write an analysis to disk: its table as CSV, its figure in the formats asked for."""
+"""An analysis as a command: the options and prompts that all share, table and figure on disk."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -13,10 +13,21 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from ss_lens import UserError
+from ss_lens import UserError, load_dataset
+from ss_lens.datasets import DatasetSplit
 from ss_lens.files import atomic_path, disk_errors
 
 FORMATS = ("html", "pdf", "svg", "png")
+
+Model = Annotated[str, typer.Option(help="Registered name, Hub id or folder.")]
+Dataset = Annotated[str, typer.Option(help="Embedded name or file.")]
+Out = Annotated[Path, typer.Option(help="Folder.")]
+Formats = Annotated[list[str] | None, typer.Option("--format", help="html, pdf, …")]
+
+
+def split(dataset: str, seed: int = 0, test: int = 24) -> DatasetSplit:
+    """The same training part for every analysis by default: the store then has its activations."""
+    return load_dataset(dataset).split(dev=16, test=test, seed=seed)
 
 
 def checked(formats: Sequence[str] | None) -> Sequence[str]:

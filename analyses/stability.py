@@ -23,6 +23,7 @@ from analyses.stability_figures import plane_figure, site_figure
 from analyses.stability_findings import findings
 from ss_lens import Activations, Plane, UserError
 from ss_lens.calibration import CALIBRATION_STREAMS
+from ss_lens.models import DEFAULT_MODEL
 from ss_lens.progress import progress_bar
 from ss_lens.sites import Stream
 
@@ -179,18 +180,16 @@ def _angle_deg(a: Float[Tensor, "d_model"], b: Float[Tensor, "d_model"]) -> floa
 
 
 def main(
-    model: Annotated[str, typer.Option(help="Registered name, Hub id or folder.")] = (
-        "smollm2-135m-refusal"
-    ),
-    dataset: Annotated[str, typer.Option(help="Embedded name or file.")] = "refusal",
+    model: output.Model = DEFAULT_MODEL,
+    dataset: output.Dataset = "refusal",
     draws: Annotated[int, typer.Option(help="Of each kind and size.")] = 400,
     seed: Annotated[int, typer.Option(help="Of the split and the draws.")] = 0,
-    out: Annotated[Path, typer.Option(help="Folder.")] = Path("runs/stability"),
-    formats: Annotated[list[str] | None, typer.Option("--format", help="html, pdf, …")] = None,
+    out: output.Out = Path("runs/stability"),
+    formats: output.Formats = None,
 ) -> None:
     """How a calibration changes with its prompts, with their number, and under shuffled labels."""
     chosen = output.checked(formats)
-    train = ss_lens.load_dataset(dataset).split(dev=16, test=24, seed=seed).train
+    train = output.split(dataset, seed).train
     acts = ss_lens.capture(ss_lens.load_model(model), train)
     found = measure(acts, n_resamples=draws, seed=seed)
     subtitle = (

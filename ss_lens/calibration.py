@@ -22,6 +22,7 @@ from ss_lens.directions import DifferenceOfMeans, DirectionMethod
 from ss_lens.errors import UserError
 from ss_lens.files import (
     atomic_path,
+    check_replaceable,
     read_json,
     sha256_of_file,
     write_json,
@@ -139,12 +140,8 @@ class Calibration:
     def save(self, folder: Path | str) -> None:
         """Write ``folder``, atomically: safetensors for the tensors, JSON for the rest."""
         folder = Path(folder)
-        files = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-        if files - {"calibration.json", "calibration.safetensors"} or folder.is_file():
-            raise UserError(
-                f"{folder} holds something that is not a calibration and would be replaced; choose "
-                "another folder."
-            )
+        names = {"calibration.json", "calibration.safetensors"}
+        check_replaceable(folder, names, "calibration")
         with atomic_path(folder) as temporary:
             temporary.mkdir()
             write_safetensors(

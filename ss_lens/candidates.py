@@ -146,9 +146,7 @@ def global_direction(candidates: Candidates) -> int:
 
 
 def first_principal_component(candidates: Candidates) -> Float[Tensor, "d_model"]:
-    """First principal component of the centred candidates, its largest entry made positive.
-
-    The sign is a convention that reproduces the published planes; a component has none of its own.
+    """First principal component of the candidates; see :func:`signed_component`.
 
     Raises:
         UserError: fewer than three candidates, whose differences span no plane with the direction.
@@ -159,6 +157,13 @@ def first_principal_component(candidates: Candidates) -> Float[Tensor, "d_model"
             f"a principal component needs at least 3 sites with a direction, got "
             f"{len(directions)}. Capture more layers or streams."
         )
-    centred = directions - directions.mean(dim=0)
-    component = torch.linalg.svd(centred, full_matrices=False).Vh[0]
+    return signed_component(directions)
+
+
+def signed_component(rows: Float[Tensor, "row d_model"]) -> Float[Tensor, "d_model"]:
+    """First principal component of the rows once centred, its largest entry made positive.
+
+    The sign is a convention that reproduces the published planes; a component has none of its own.
+    """
+    component = torch.linalg.svd(rows - rows.mean(dim=0), full_matrices=False).Vh[0]
     return (component * component[component.abs().argmax()].sign()).float()

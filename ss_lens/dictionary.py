@@ -53,10 +53,11 @@ class Dictionary:
         for a file that is absent or not a decoder of this width; for a feature that is not in it.
         """
         index, difference = self._place_in(acts)
-        feature = self.resolved(acts).feature
-        assert feature is not None
+        decoder, feature = read_decoder(self.path, difference.shape[1]), self.feature
+        if feature is None:
+            feature = nearest_feature(decoder, difference[index])
         rows = torch.zeros_like(difference)
-        rows[index] = feature_row(read_decoder(self.path, difference.shape[1]), feature)
+        rows[index] = feature_row(decoder, feature)
         only = torch.arange(len(rows)) == index
         return Candidates.from_rows(rows, difference, only, acts.sites, self)
 

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +40,16 @@ def sha256_of_json(value: Any) -> str:
     """SHA-256 of a JSON value in canonical form (sorted keys, no spaces, UTF-8)."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def check_replaceable(folder: Path, names: Set[str], what: str) -> None:
+    """Raise a :class:`UserError` unless ``folder`` is absent or holds nothing but ``names``."""
+    present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if folder.is_file() or present - names:
+        raise UserError(
+            f"{folder} holds something that is not a {what} and would be replaced; choose another "
+            "folder."
+        )
 
 
 @contextmanager

@@ -129,6 +129,11 @@ def pad_id_of(model: TransformerBridge) -> int:
     return 0 if pad is None else pad
 
 
+def position_ids(mask: Int[Tensor, "row token"]) -> Int[Tensor, "row token"]:
+    """Positions counted from each row's first token: padding must not move it."""
+    return (mask.cumsum(dim=1) - 1).clamp(min=0)
+
+
 def run(
     model: TransformerBridge,
     ids: Int[Tensor, "row token"],
@@ -143,22 +148,9 @@ def run(
     learns from ``origin`` which tokens are prompt; without it, a pass without a cache is prompt and
     what continues a cache is answer (:mod:`ss_lens.positions`).
     """
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-    kwargs: dict[str, Any] = {} if cache is None else {"past_key_values": cache}
-    token = _origin.set(origin)
-    try:
-        logits, grown = model(
-            ids,
-            return_type="logits_and_cache",
-            attention_mask=mask,
-            position_ids=positions,
-            logits_to_keep=1,
-            output_attentions=False,
-            use_cache=keep_cache or cache is not None,
-            **kwargs,
-        )
-    finally:
-        _origin.reset(token)
+    past = {} if cache is None else {"past_key_values": cache}
+    use_cache = keep_cache or cache is not None
+    logits, grown = _pass(model, ids, mask, origin, 1, use_cache=use_cache, **past)
     return logits[:, -1], grown
 
 
@@ -201,16 +193,27 @@ def run_all(
 
     ``origin`` is as in :func:`run`. The unembedding runs on those columns only.
     """
+    return _pass(model, ids, mask, origin, keep, use_cache=False)[0]
+
+
+def _pass(
+    model: TransformerBridge,
+    ids: Int[Tensor, "row token"],
+    mask: Int[Tensor, "row past_and_token"],
+    origin: Origin | None,
+    keep: int,
+    **options: Any,
+) -> tuple[Float[Tensor, "row kept vocab"], Any]:
     token = _origin.set(origin)
     try:
         return model(
             ids,
-            return_type="logits",
+            return_type="logits_and_cache",
             attention_mask=mask,
-            position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
+            position_ids=position_ids(mask)[:, -ids.shape[1] :],
             logits_to_keep=keep,
             output_attentions=False,
-            use_cache=False,
+            **options,
         )
     finally:
         _origin.reset(token)

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ss_lens.errors import UserError
-from ss_lens.files import atomic_path, read_json, write_json
+from ss_lens.files import atomic_path, check_replaceable, read_json, write_json
 from ss_lens.module_names import sites_of_modules
 from ss_lens.sites import Site
 from ss_lens.untrusted import Layout, load_tensors
@@ -129,12 +129,7 @@ def write_files(published: Published, path: Path | str) -> None:
         UserError: the folder holds something else, which would be replaced.
     """
     folder = Path(path)
-    present = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
-    if folder.is_file() or present - {*FILES}:
-        raise UserError(
-            f"{folder} holds something that is not a published calibration and would be replaced; "
-            "choose another folder."
-        )
+    check_replaceable(folder, {*FILES}, "published calibration")
     modules, session = published.modules, published.session
     width = published.candidates.shape[1]
     rows = dict(zip(modules, published.candidates.float().unbind(), strict=True))

@@ -7,12 +7,10 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from ss_lens.activations import Activations, CaptureSpec, Evidence
 from ss_lens.calibration import Calibration, Recipe
-from ss_lens.candidates import Candidates
+from ss_lens.candidates import Candidates, signed_component
 from ss_lens.errors import UserError
 from ss_lens.geometry import Plane
 from ss_lens.models import ModelIdentity
@@ -233,7 +231,4 @@ def _agreement(published: Published, made: Calibration) -> Agreement:
 
 def _with_zeros_kept(made: Calibration) -> Plane:
     """The plane with every candidate in the principal component, excluded sites as zeros."""
-    rows: Float[Tensor, "site d_model"] = made.directions.double()
-    component = torch.linalg.svd(rows - rows.mean(dim=0), full_matrices=False).Vh[0]
-    sign = component[component.abs().argmax()].sign()
-    return Plane.from_span(made.direction.vector, (component * sign).float())
+    return Plane.from_span(made.direction.vector, signed_component(made.directions.double()))

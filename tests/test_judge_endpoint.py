@@ -18,7 +18,8 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -31,6 +32,7 @@ from ss_lens.files import cache_root
 from ss_lens.judges import EndpointJudge, Ledger, read_judge, summary
 from ss_lens.judges.failures import retry_after
 from ss_lens.judges.rubric import fill, read_rubric
+from ss_lens.judges.spending import Interrupted
 from ss_lens.judges.verdict_cache import VerdictCache
 
 SECRET = "sk-test-0123456789-never-to-be-seen"
@@ -527,6 +529,20 @@ def test_a_budget_of_requests_stops_and_keeps(server: Server) -> None:
     assert len(server.asked) == len(kept()) == 5
     assert judge(PROMPTS, RESPONSES)["parse_ok"].all()
     assert sorted(server.asked) == RESPONSES
+
+
+def test_the_budget_is_named_even_where_those_told_to_stop_are_collected_first(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told_first(futures: Iterable[Future[Any]]) -> list[Future[Any]]:
+        """All of them, once they are done: an order that ``as_completed`` may have."""
+        order = sorted(wait(futures).done, key=lambda f: not isinstance(f.exception(), Interrupted))
+        assert isinstance(order[0].exception(), Interrupted)
+        return order
+
+    monkeypatch.setattr("ss_lens.judges.asking.as_completed", told_first)
+    with pytest.raises(UserError, match="the budget of 5 requests is used up; 5 of 8"):
+        judge_at(server, max_requests=5, concurrency=1)(PROMPTS, RESPONSES)
 
 
 def test_retries_count_towards_the_budget(server: Server) -> None:

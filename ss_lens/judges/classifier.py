@@ -122,12 +122,10 @@ def _clipped(tokenizer: Any, response: str, limit: int | None) -> str:
 
 @torch.inference_mode()
 def _next_token_logits(model: Any, batch: forward.Batch) -> Float[Tensor, "row vocabulary"]:
-    # Positions are counted from each row's first token: padding must not move it.
-    positions = (batch.mask.cumsum(dim=1) - 1).clamp(min=0)
     output = model(
         input_ids=batch.ids,
         attention_mask=batch.mask,
-        position_ids=positions,
+        position_ids=forward.position_ids(batch.mask),
         use_cache=False,
         logits_to_keep=1,
     )
