@@ -11,7 +11,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ss_lens.ablations import AblationConfig, AblationResult, load_ablations, run_ablations
     from ss_lens.activations import Activations, CaptureSpec, Evidence
+    from ss_lens.angle_choice import AngleChoice, AngleCriterion, choose_angle
     from ss_lens.angle_sweeps import sweep_angles
     from ss_lens.calibration import Calibration, Recipe, calibrate
     from ss_lens.capture import capture
@@ -50,10 +52,14 @@ if TYPE_CHECKING:
     from ss_lens.sites import Site
     from ss_lens.steering import steer, steer_all
     from ss_lens.store import Store
+    from ss_lens.sweep_config import SweepConfig, load_sweep_config
+    from ss_lens.sweeps import SweepResult, load_sweep, run_sweep
     from ss_lens.trace import Trace
 
 _HOMES = {
+    "ablations": ("AblationConfig", "AblationResult", "load_ablations", "run_ablations"),
     "activations": ("Activations", "CaptureSpec", "Evidence"),
+    "angle_choice": ("AngleChoice", "AngleCriterion", "choose_angle"),
     "angle_sweeps": ("sweep_angles",),
     "calibration": ("Calibration", "Recipe", "calibrate"),
     "capture": ("capture",),
@@ -92,16 +98,22 @@ _HOMES = {
     "sites": ("Site",),
     "steering": ("steer", "steer_all"),
     "store": ("Store",),
+    "sweep_config": ("SweepConfig", "load_sweep_config"),
+    "sweeps": ("SweepResult", "load_sweep", "run_sweep"),
     "trace": ("Trace",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Ablate",
+    "AblationConfig",
+    "AblationResult",
     "ActAdd",
     "Activations",
     "Add",
     "AllPositions",
+    "AngleChoice",
+    "AngleCriterion",
     "AtSite",
     "BestSeparation",
     "Calibration",
@@ -143,17 +155,25 @@ __all__ = [
     "SetAngle",
     "Site",
     "Store",
+    "SweepConfig",
+    "SweepResult",
     "TopK",
     "Trace",
     "Uniform",
     "UserError",
     "calibrate",
     "capture",
+    "choose_angle",
     "generate",
+    "load_ablations",
     "load_dataset",
     "load_model",
     "load_run",
+    "load_sweep",
+    "load_sweep_config",
+    "run_ablations",
     "run_main_job",
+    "run_sweep",
     "steer",
     "steer_all",
     "sweep_angles",

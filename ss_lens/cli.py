@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 import ss_lens
-from ss_lens import console
+from ss_lens import console, reports
 from ss_lens.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,6 +39,10 @@ RuleOption = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Limit = Annotated[int | None, typer.Option(help="Use the first N prompts of each class.")]
 NewTokens = Annotated[int, typer.Option(help="Length at which an answer is cut off.")]
+DevPrompts = Annotated[int, typer.Option(help="Prompts per class kept for choosing.")]
+TestPrompts = Annotated[int, typer.Option(help="Prompts per class that are reported.")]
+SplitSeed = Annotated[int, typer.Option(help="Of the split.")]
+EIGHT_ANGLES = "0,45,90,135,180,225,270,315"
 CalibrationDir = Annotated[
     Path | None, typer.Option(help="A saved calibration; else one is made from --dataset.")
 ]
@@ -66,13 +70,11 @@ def run(
     model: Model = DEFAULT_MODEL,
     dataset: Dataset = "refusal",
     out_dir: Annotated[Path, typer.Option("--out", help="Run directory.")] = Path("runs/refusal"),
-    angles: Annotated[str, typer.Option(help="Degrees, comma-separated.")] = (
-        "0,45,90,135,180,225,270,315"
-    ),
+    angles: Annotated[str, typer.Option(help="Degrees, comma-separated.")] = EIGHT_ANGLES,
     rule: RuleOption = "site",
-    dev: Annotated[int, typer.Option(help="Prompts per class kept for choosing.")] = 16,
-    test: Annotated[int, typer.Option(help="Prompts per class that are reported.")] = 24,
-    seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
+    dev: DevPrompts = 16,
+    test: TestPrompts = 24,
+    seed: SplitSeed = 0,
     max_new_tokens: NewTokens = 48,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -84,6 +86,50 @@ def run(
     loaded = ss_lens.load_model(model, device=device, dtype=dtype)
     finished = ss_lens.run_main_job(loaded, data, out_dir, config)
     console.print_run(finished, out_dir, as_json)
+
+
+@app.command()
+def sweep(
+    config: Annotated[Path, typer.Argument(help="A YAML file, like configs/sweep_small.yaml.")],
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder.")] = Path("runs/sweep"),
+    as_json: Json = False,
+) -> None:
+    """Measure the grid of a YAML file; what the folder has already is not computed again."""
+    swept = ss_lens.run_sweep(ss_lens.load_sweep_config(config), out_dir)
+    reports.print_sweep(swept, out_dir, as_json)
+
+
+@app.command()
+def ablate(
+    model: Model = DEFAULT_MODEL,
+    dataset: Dataset = "refusal",
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder.")] = Path("runs/ablations"),
+    angles: Annotated[str, typer.Option(help="Degrees to choose from on dev.")] = EIGHT_ANGLES,
+    dev: DevPrompts = 16,
+    test: TestPrompts = 24,
+    seed: SplitSeed = 0,
+    draws: Annotated[int, typer.Option(help="Seeds of each random control.")] = 5,
+    workers: Annotated[int, typer.Option(help="Processes that share the work.")] = 1,
+    max_new_tokens: NewTokens = 48,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    as_json: Json = False,
+) -> None:
+    """The ablation table: the full method against variants that lack one part, tested in pairs."""
+    config = ss_lens.AblationConfig(
+        model=model,
+        dataset=dataset,
+        angles_deg=_angles(angles),
+        dev=dev,
+        test=test,
+        seed=seed,
+        draws=draws,
+        workers=workers,
+        max_new_tokens=max_new_tokens,
+        device=device,
+        dtype=dtype,
+    )
+    reports.print_ablations(ss_lens.run_ablations(config, out_dir), out_dir, as_json)
 
 
 @app.command()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _err = Console(stderr=True, emoji=False)
 _out = Console(emoji=False)
 if not _out.is_terminal:
-    _out = Console(width=140, emoji=False)  # a file or a pipe has no width of its own
+    _out = Console(width=200, emoji=False)  # a file or a pipe has no width of its own
 
 
 def error(message: str) -> None:
