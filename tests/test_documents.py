@@ -12,6 +12,7 @@ from pathlib import Path
 import jupytext
 import nbformat
 import pytest
+import yaml
 from nbclient import NotebookClient
 
 from ss_lens.files import cache_root
@@ -22,7 +23,12 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
 BIN = Path(sys.executable).parent
 # Commands that would run for minutes get a small size; nothing else about them is changed.
 SMALL = "--test 2 --dev 1 --angles 0,180 --max-new-tokens 6"
-SMALLER = {"ss-lens run": SMALL, "python -m analyses.angle_response": "--test 2 --step 180"}
+SMALLER = {
+    "ss-lens run": SMALL,
+    "ss-lens ablate": f"{SMALL} --draws 1",
+    "python -m analyses.angle_response": "--test 2 --step 180",
+    "python -m analyses.budget": "--dev 1 --test 2 --step 90",
+}
 
 
 def blocks(language: str) -> list[str]:
@@ -41,6 +47,17 @@ def run_in(folder: Path, command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def write_small_copies(folder: Path) -> None:
+    """The sweeps of ``configs`` with few prompts, short answers and two angles."""
+    folder.mkdir()
+    for path in (ROOT / "configs").glob("*.yaml"):
+        config = yaml.safe_load(path.read_text("utf-8"))
+        for grid in config["grid"]:
+            grid["angles_deg"] = [0, 180]
+        config |= {"split": {"dev": 1, "test": 1, "seed": 0}, "max_new_tokens": 6}
+        (folder / path.name).write_text(yaml.safe_dump(config))
+
+
 @pytest.fixture
 def new_user(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty store, so that what other runs left behind decides nothing; models are kept."""
@@ -55,6 +72,7 @@ def new_user(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
 @pytest.mark.default_model
 @pytest.mark.usefixtures("new_user")
 def test_every_shell_command_of_the_readme_runs_in_order(tmp_path: Path) -> None:
+    write_small_copies(tmp_path / "configs")
     ran = []
     for line in shell_lines():
         if line.startswith("make"):
@@ -126,20 +144,29 @@ def test_a_notebook_defines_nothing(source: Path) -> None:
     assert not re.search(r"^\s*(def|class) ", source.read_text("utf-8"), flags=re.MULTILINE)
 
 
+SMALL_NOTEBOOKS = {
+    "01_quickstart": "prompts_per_class = 12\nheld_out = 4\nanswers_to = 1\nnew_tokens = 4",
+    "02_ablations": (
+        "folder = {folder!r}\nangles = (0, 120)\ndev = test = draws = 1\nnew_tokens = 4"
+    ),
+}
+FIGURES = {"01_quickstart": 3, "02_ablations": 4}
+
+
 @pytest.mark.slow
 @pytest.mark.default_model
 @pytest.mark.usefixtures("new_user")
-def test_the_quickstart_runs_at_small_size() -> None:
-    notebook = jupytext.read(ROOT / "notebooks" / "01_quickstart.py")
-    small = "prompts_per_class = 12\nheld_out = 4\nanswers_to = 1\nnew_tokens = 4"
+@pytest.mark.parametrize("source", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_at_small_size_and_shows_its_figures(source: Path, tmp_path: Path) -> None:
+    notebook = jupytext.read(source)
     parameters = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
     assert len(parameters) == 1
-    parameters[0].source = small
-    NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
+    parameters[0].source = SMALL_NOTEBOOKS[source.stem].format(folder=str(tmp_path / "run"))
+    NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
     mimes = [
         mime
         for cell in notebook.cells
         for output in cell.get("outputs", [])
         for mime in output.get("data", {})
     ]
-    assert mimes.count("application/vnd.plotly.v1+json") == 3
+    assert mimes.count("application/vnd.plotly.v1+json") == FIGURES[source.stem]

@@ -315,15 +315,15 @@ def test_a_failed_call_leaves_the_others_running(
     tiny_llama: TransformerBridge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first batch breaks; whoever waited for it is answered by the next one."""
-    continued, calls = inspect_model._continued, []
+    continued, calls = inspect_model.continue_tokens, []
 
-    def fails_once(*given: object) -> list:
+    def fails_once(*given: object, **options: object) -> list:
         calls.append(given)
         if len(calls) == 1:
             raise MemoryError("once")
-        return continued(*given)
+        return continued(*given, **options)
 
-    monkeypatch.setattr(inspect_model, "_continued", fails_once)
+    monkeypatch.setattr(inspect_model, "continue_tokens", fails_once)
     model = steered_model(tiny_llama, config=FEW)
 
     async def ask() -> list:
