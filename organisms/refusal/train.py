@@ -37,7 +37,7 @@ class Settings:
     """Everything that decides what a run computes, apart from data and base weights."""
 
     seed: int = 0
-    steps: int = 320
+    steps: int = 400
     lr: float = 6e-4
     warmup: int = 12
     rank: int = 8
@@ -46,9 +46,9 @@ class Settings:
     first_layer: int = 0
     harmful: int = 6
     harmless: int = 6
-    lookalikes: int = 5
+    lookalikes: int = 6
     harmless_tokens: int = 8
-    kl_weight: float = 2.4
+    kl_weight: float = 3.0
     opening_weight: float = 6.0
     clip: float = 1.0
 
