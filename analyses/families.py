@@ -1,0 +1,95 @@
+"""Families of operators: ways of steering that are alike in all but their strength."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+
+import ss_lens
+from ss_lens import Activations, Calibration, UserError
+from ss_lens.operators import Ablate, Add, Operator, RotateBy, RotateTo, SetAngle
+
+DOUBLINGS = range(-4, 4)
+"""Shifts, which have no natural end, are scanned from 1/16 to 8 times the mean coordinate."""
+
+
+@dataclass(frozen=True, eq=False)
+class Family:
+    """Where to steer, and the operator for each strength; or one operator that has none.
+
+    Attributes:
+        calibration: plane and sites.
+        operator: from a strength to the operator, such as a class with an angle; or an operator.
+        strengths: to look for one among, in order from the start of the interval to its end, up or
+            down and close enough together to show the shape of the divergence. None for an operator
+            that stands for itself.
+
+    Raises:
+        UserError: one strength, strengths that are not finite or not in order, strengths for an
+            operator that cannot take them, or none for one that needs them.
+    """
+
+    calibration: Calibration
+    operator: Operator | Callable[[float], Operator]
+    strengths: Sequence[float | int] = ()
+
+    def __post_init__(self) -> None:
+        strengths = tuple(float(strength) for strength in self.strengths)
+        object.__setattr__(self, "strengths", strengths)
+        if callable(self.operator) != bool(strengths):
+            raise UserError(
+                f"a family has an operator and no strengths, or a function of the strength and two "
+                f"or more; got {self.operator!r} with {len(strengths)}."
+            )
+        steps = [after - before for before, after in pairwise(strengths)]
+        in_order = all(step > 0 for step in steps) or all(step < 0 for step in steps)
+        if not all(map(math.isfinite, strengths)) or len(strengths) == 1 or not in_order:
+            raise UserError(
+                "the strengths of a family must be two or more finite numbers that rise or fall "
+                f"from the start of the interval to its end; got {strengths}."
+            )
+
+    @property
+    def is_fixed(self) -> bool:
+        return not self.strengths
+
+    def at(self, strength: float | int) -> Operator:
+        return self.operator(strength) if callable(self.operator) else self.operator
+
+
+def paper_families(train: Activations, step: int = 15) -> dict[str, Family]:
+    """The operators of arXiv 2601.19375; the first is its proposal.
+
+    Args:
+        train: what to calibrate on.
+        step: degrees between the angles that are scanned.
+
+    Raises:
+        UserError: a step below 1 or above 90, or an error of the calibration.
+    """
+    if not 1 <= step <= 90:
+        raise UserError(f"the scan needs a step of 1 to 90 degrees; got {step}.")
+    chosen = ss_lens.calibrate(train)
+    everywhere = ss_lens.calibrate(train, rule="uniform")
+    half, full = ((*range(0, end, step), end) for end in (180, 360))
+    unit = _mean_coordinate(train, chosen)
+    shifts = [unit * 2.0**power for power in DOUBLINGS]
+    return {
+        "rotate_by, discriminative sites": Family(chosen, RotateBy, half),
+        "rotate_by, all sites": Family(everywhere, RotateBy, half),
+        "rotate_to, discriminative sites": Family(chosen, RotateTo, full),
+        "set_angle, discriminative sites": Family(chosen, SetAngle, full),
+        "add, along the direction": Family(chosen, Add, [0.0, *shifts]),
+        "add, against the direction": Family(chosen, Add, [0.0, *(-shift for shift in shifts)]),
+        "ablate, discriminative sites": Family(chosen, Ablate()),
+    }
+
+
+def _mean_coordinate(train: Activations, calibration: Calibration) -> float:
+    """Mean \\|h · b1\\| over the prompts and the steered sites, in units of the activation."""
+    h = torch.cat([side for site in calibration.selected_sites for side in train.at(site)])
+    return float((h @ calibration.plane.b1).abs().mean())
