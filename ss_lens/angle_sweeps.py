@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from tqdm import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -18,6 +20,7 @@ from ss_lens.calibration import Calibration
 from ss_lens.checks import check_at_least
 from ss_lens.decoding import decode, greedy
 from ss_lens.errors import UserError
+from ss_lens.forward import Batch
 from ss_lens.models import device_of
 from ss_lens.operators import AngularOperator, Strengths
 from ss_lens.positions import ALL_POSITIONS, Positions
@@ -74,58 +77,45 @@ def sweep_angles(
         UserError: no angle, an angle that is not finite, or anything :func:`generate` raises.
     """
     check_at_least("max_new_tokens", max_new_tokens)
-    check_at_least("batch_rows", batch_rows)
-    angles = checked_angles(operator, angles_deg)
-    tokens = tokenize(model, prompts)
-    check_context(model, tokens, prompts, max_new_tokens)
-    reach = Reach.of(model, calibration.selected_sites, positions)
-    sweep = _Sweep(model, calibration, operator, angles, positions, tokens, reach, max_new_tokens)
-    # The prefix has a row for each angle, so at most as many angles are at work as rows.
-    groups = forward.equal_groups(range(len(angles)), batch_rows)
-    order = forward.order_by_length(tokens)
-    plan = [(group, forward.equal_groups(_pairs(order, group), batch_rows)) for group in groups]
-    tables = []
-    steps = max_new_tokens * sum(len(chunks) for _, chunks in plan)
-    with torch.inference_mode(), progress_bar(steps, "sweep", "step") as bar:
-        for group, chunks in plan:
-            prefix = sweep.prefix(group)
-            for chunk in chunks:
-                texts = sweep.answers(chunk, group, prefix, bar)
-                tables.append(_places(chunk, prompts, angles).assign(response=texts))
-    return _in_order(tables or [_places([], prompts, angles).assign(response=[])])
+
+    def answered(sweep: _Sweep, chunk: _Chunk, bar: tqdm) -> dict[str, Sequence[Any]]:
+        return {"response": sweep.answers(chunk, max_new_tokens, bar)}
+
+    sweep = _Sweep.of(model, calibration, operator, prompts, angles_deg, batch_rows, positions)
+    check_context(model, sweep.tokens, prompts, max_new_tokens)
+    return sweep.table(answered, ("response",), steps=max_new_tokens)
 
 
-def over_angles(
+def sweep_first_logits(
     model: TransformerBridge,
     calibration: Calibration,
     operator: Angled,
     prompts: Sequence[str],
     angles_deg: Sequence[float | int] | np.ndarray,
-    measure: Callable[[list[str]], pd.DataFrame],
+    measure: Callable[[Float[Tensor, "row vocab"]], dict[str, Sequence[Any]]],
+    columns: Sequence[str],
     batch_rows: int = BATCH_ROWS,
     positions: Positions = ALL_POSITIONS,
 ) -> pd.DataFrame:
-    """``measure`` on every prompt at every angle, ``batch_rows`` prompt–angle pairs at a time.
+    """What ``measure`` makes of the logits that follow each prompt at each angle.
 
-    ``measure`` gets prompts from the shortest to the longest, must run them as one batch in that
-    order, and returns one row for each; its columns follow ``prompt_index``, ``prompt`` and
-    ``angle_deg``.
+    Work is shared as in :func:`sweep_angles`.
+
+    Args:
+        measure: from logits to the values of each of ``columns``, one per row.
+        columns: follow ``prompt_index``, ``prompt`` and ``angle_deg`` in the table.
 
     Raises:
-        UserError: the operator has no angle, or the angles are empty or not finite.
+        UserError: what :func:`sweep_angles` raises.
     """
-    check_at_least("batch_rows", batch_rows)
-    angles = checked_angles(operator, angles_deg)
-    pairs = _pairs(forward.order_by_length(tokenize(model, prompts)), range(len(angles)))
-    if not pairs:
-        return pd.concat([_places([], prompts, angles).drop(columns="place"), measure([])], axis=1)
-    tables = []
-    for chunk in forward.equal_groups(pairs, batch_rows):
-        rowwise = at_angles(operator, tuple(angles[place] for _, place in chunk))
-        with steer(model, calibration, rowwise, positions=positions):
-            measured = measure([prompts[row] for row, _ in chunk])
-        tables.append(pd.concat([_places(chunk, prompts, angles), measured], axis=1))
-    return _in_order(tables)
+
+    def measured(sweep: _Sweep, chunk: _Chunk, bar: tqdm) -> dict[str, Sequence[Any]]:
+        bar.update(1)
+        return measure(chunk.logits)
+
+    sweep = _Sweep.of(model, calibration, operator, prompts, angles_deg, batch_rows, positions)
+    check_context(model, sweep.tokens, prompts)
+    return sweep.table(measured, columns, steps=1)
 
 
 def checked_angles(
@@ -161,67 +151,115 @@ def _pairs(rows: Sequence[int], places: Sequence[int]) -> list[Pair]:
     return [(row, place) for row in rows for place in places]
 
 
-def _places(
-    chunk: Sequence[Pair], prompts: Sequence[str], angles: tuple[float, ...]
-) -> pd.DataFrame:
-    rows = [(row, place, prompts[row], angles[place]) for row, place in chunk]
-    return pd.DataFrame(rows, columns=["prompt_index", "place", "prompt", "angle_deg"])
+@dataclass(frozen=True, eq=False)
+class _Chunk:
+    """Pairs that run as one batch, after their prompts."""
+
+    places: Sequence[int]
+    batch: Batch
+    logits: Float[Tensor, "row vocab"]
+    cache: Any
 
 
-def _in_order(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    table = pd.concat(tables).sort_values(["prompt_index", "place"], ignore_index=True)
-    return table.drop(columns="place")
+Measure = Callable[["_Sweep", _Chunk, tqdm], dict[str, Sequence[Any]]]
 
 
 @dataclass(frozen=True, eq=False)
 class _Sweep:
-    """One operator's class, with a strength per batch row, in every part of a generation."""
+    """One operator, with an angle per batch row, in every part of a generation."""
 
     model: TransformerBridge
     calibration: Calibration
     operator: Angled
     angles_deg: tuple[float, ...]
+    batch_rows: int
     positions: Positions
+    prompts: Sequence[str]
     tokens: Sequence[Tokens]
     reach: Reach
-    max_new_tokens: int
 
-    def prefix(self, places: Sequence[int]) -> SharedPrefix | None:
-        """What all prompts start with, at these angles."""
-        ids = self.reach.prefix_of(self.tokens)
-        with self._steered(places, self.reach.prefix < self.reach.blocks):
-            return shared_work.run_prefix(self.model, ids, len(places), self.reach)
-
-    def answers(
-        self, chunk: Sequence[Pair], group: Sequence[int], prefix: SharedPrefix | None, bar: tqdm
-    ) -> list[str]:
-        """One text for each pair; ``group`` holds the places of the prefix's angles."""
-        places = [place for _, place in chunk]
-        (batch,) = forward.batches(
-            [self.tokens[row] for row, _ in chunk],
-            [range(len(chunk))],
-            side="left",
-            pad_id=forward.pad_id_of(self.model),
-            device=device_of(self.model),
+    @classmethod
+    def of(
+        cls,
+        model: TransformerBridge,
+        calibration: Calibration,
+        operator: Angled,
+        prompts: Sequence[str],
+        angles_deg: Sequence[float | int] | np.ndarray,
+        batch_rows: int,
+        positions: Positions,
+    ) -> _Sweep:
+        check_at_least("batch_rows", batch_rows)
+        angles = checked_angles(operator, angles_deg)
+        reach = Reach.of(model, calibration.selected_sites, positions)
+        tokens = tokenize(model, prompts)
+        return cls(
+            model, calibration, operator, angles, batch_rows, positions, prompts, tokens, reach
         )
-        strengths = batch.ids.new_tensor([group.index(place) for place in places])
-        with self._steered(places, self.reach.prompt < self.reach.blocks):
-            after_prompt = shared_work.run_prompts(self.model, batch, prefix, strengths, self.reach)
+
+    def table(self, measure: Measure, columns: Sequence[str], steps: int) -> pd.DataFrame:
+        """``measure`` on every chunk, told in ``steps``; prompts and angles in their order."""
+        batch_rows = self.batch_rows
+        # The prefix has a row for each angle, so at most as many angles are at work as rows.
+        groups = forward.equal_groups(range(len(self.angles_deg)), batch_rows)
+        order = forward.order_by_length(self.tokens)
+        plan = [(group, forward.equal_groups(_pairs(order, group), batch_rows)) for group in groups]
+        tables = [self._places([]).assign(**{name: [] for name in columns})]
+        chunks = sum(len(of_group) for _, of_group in plan)
+        with torch.inference_mode(), progress_bar(steps * chunks, "sweep", "step") as bar:
+            for group, of_group in plan:
+                prefix = self._prefix(group)
+                for pairs in of_group:
+                    chunk = self._after_prompts(pairs, group, prefix)
+                    tables.append(self._places(pairs).assign(**measure(self, chunk, bar)))
+        table = pd.concat(tables[1:] or tables)
+        table = table.sort_values(["prompt_index", "place"], ignore_index=True)
+        return table.drop(columns="place")
+
+    def answers(self, chunk: _Chunk, max_new_tokens: int, bar: tqdm) -> list[str]:
+        """One text for each row."""
 
         def steered(lines: Sequence[int]) -> AbstractContextManager[object]:
-            return self._steered([places[line] for line in lines], self.reach.answer)
+            return self._steered([chunk.places[line] for line in lines], self.reach.answer)
 
         new = decode(
             self.model,
-            batch,
-            after_prompt,
-            self.max_new_tokens,
+            chunk.batch,
+            (chunk.logits, chunk.cache),
+            max_new_tokens,
             greedy,
             bar,
             steered,
             leave=self.reach.shares,
         )
         return [self.model.tokenizer.decode(ids, skip_special_tokens=True) for ids in new]
+
+    def _prefix(self, places: Sequence[int]) -> SharedPrefix | None:
+        """What all prompts start with, at these angles."""
+        ids = self.reach.prefix_of(self.tokens)
+        with self._steered(places, self.reach.prefix < self.reach.blocks):
+            return shared_work.run_prefix(self.model, ids, len(places), self.reach)
+
+    def _after_prompts(
+        self, pairs: Sequence[Pair], group: Sequence[int], prefix: SharedPrefix | None
+    ) -> _Chunk:
+        """``group`` holds the places of the prefix's angles."""
+        places = [place for _, place in pairs]
+        (batch,) = forward.batches(
+            [self.tokens[row] for row, _ in pairs],
+            [range(len(pairs))],
+            side="left",
+            pad_id=forward.pad_id_of(self.model),
+            device=device_of(self.model),
+        )
+        strengths = batch.ids.new_tensor([group.index(place) for place in places])
+        with self._steered(places, self.reach.prompt < self.reach.blocks):
+            after = shared_work.run_prompts(self.model, batch, prefix, strengths, self.reach)
+        return _Chunk(places, batch, *after)
+
+    def _places(self, pairs: Sequence[Pair]) -> pd.DataFrame:
+        rows = [(row, place, self.prompts[row], self.angles_deg[place]) for row, place in pairs]
+        return pd.DataFrame(rows, columns=["prompt_index", "place", "prompt", "angle_deg"])
 
     def _steered(self, places: Sequence[int], reached: bool) -> AbstractContextManager[object]:
         if not reached:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from ss_lens import forward
-from ss_lens.angle_sweeps import BATCH_ROWS, Angled, over_angles
+from ss_lens.angle_sweeps import BATCH_ROWS, Angled, sweep_first_logits
 from ss_lens.calibration import Calibration
 from ss_lens.checks import check_at_least
 from ss_lens.errors import UserError
@@ -82,8 +84,7 @@ def refusal_score(
     check_at_least("batch_size", batch_size)
     tokens = tokenize(model, prompts)
     check_context(model, tokens, prompts)
-    refusal, compliance = opening_tokens(model)
-    scores, masses = np.empty(len(prompts)), np.empty(len(prompts))
+    measure, scores = _measure_of(model), np.empty((len(_COLUMNS), len(prompts)))
     for batch in forward.batches(
         tokens,
         forward.equal_groups(forward.order_by_length(tokens), batch_size),
@@ -93,11 +94,26 @@ def refusal_score(
     ):
         origin = forward.Origin(batch.rows, batch.lengths)
         logits, _ = forward.run(model, batch.ids, batch.mask, origin=origin)
+        scores[:, list(batch.rows)] = [*measure(logits).values()]
+    return pd.DataFrame(dict(zip(_COLUMNS, scores, strict=True)))
+
+
+_COLUMNS = ("refusal_score", "opening_mass")
+
+
+def _measure_of(
+    model: TransformerBridge,
+) -> Callable[[Float[Tensor, "row vocab"]], dict[str, Sequence[float]]]:
+    """From the logits of first answer tokens to the columns."""
+    openings = opening_tokens(model)
+
+    def measure(logits: Float[Tensor, "row vocab"]) -> dict[str, Sequence[float]]:
         logp = torch.log_softmax(logits.float(), dim=-1)
-        refuse, comply = (logp[:, ids].logsumexp(dim=-1) for ids in (refusal, compliance))
-        scores[list(batch.rows)] = (refuse - comply).cpu().numpy()
-        masses[list(batch.rows)] = (refuse.exp() + comply.exp()).cpu().numpy()
-    return pd.DataFrame({"refusal_score": scores, "opening_mass": masses})
+        refuse, comply = (logp[:, ids].logsumexp(dim=-1) for ids in openings)
+        values = (refuse - comply, refuse.exp() + comply.exp())
+        return {name: column.tolist() for name, column in zip(_COLUMNS, values, strict=True)}
+
+    return measure
 
 
 def sweep_refusal_score(
@@ -115,7 +131,7 @@ def sweep_refusal_score(
         Columns ``prompt_index``, ``prompt``, ``angle_deg``, ``refusal_score``, ``opening_mass``.
     """
 
-    def measure(chunk: list[str]) -> pd.DataFrame:
-        return refusal_score(model, chunk, batch_size=len(chunk))
-
-    return over_angles(model, calibration, operator, prompts, angles_deg, measure, batch_rows)
+    measure = _measure_of(model)
+    return sweep_first_logits(
+        model, calibration, operator, prompts, angles_deg, measure, _COLUMNS, batch_rows
+    )
