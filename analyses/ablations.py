@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Annotated
 
@@ -12,22 +13,25 @@ import typer
 from plotly.subplots import make_subplots
 
 from analyses import output, style
-from ss_lens.ablations import FULL, METRICS, OWN, AblationResult, load_ablations
+from ss_lens.ablations import FULL, METRICS, AblationResult, load_ablations
 from ss_lens.reports import SCORES
 
 SETTLED, UNSETTLED, REFERENCE = "#D55E00", "#0072B2", "#000000"
 LEVEL = 0.05
+HOVER = (
+    *("low", "high", "n", "draws", "draw_low", "draw_high"),
+    *("angles_deg", "n_sites", "p_holm"),
+)
 
 
-def measure(result: AblationResult, *, at: str = OWN) -> pd.DataFrame:
-    """The rows of the ablation table at one choice of the angle.
+def measure(result: AblationResult) -> pd.DataFrame:
+    """The ablation table.
 
     Returns:
         The columns of :func:`ss_lens.comparisons.compare`, and ``settled``: whether the difference
         from the full method has Holm's p below 0.05 within its metric and class.
     """
-    rows = result.table.query("at == @at")
-    return rows.assign(settled=rows["p_holm"] < LEVEL).reset_index(drop=True)
+    return result.table.assign(settled=result.table["p_holm"] < LEVEL)
 
 
 def forest(
@@ -76,10 +80,12 @@ def forest(
                         "thickness": 1.5,
                         "width": 0,
                     },
-                    customdata=part[["low", "high", "angles_deg", "n_sites", "p_holm"]],
+                    customdata=part[[*HOVER]],
                     hovertemplate=(
-                        "%{y}: %{x:.3g} [%{customdata[0]:.3g}, %{customdata[1]:.3g}]<br>angle "
-                        "%{customdata[2]}°, %{customdata[3]} sites, p %{customdata[4]:.3g}"
+                        "%{y}: %{x:.3g} [%{customdata[0]:.3g}, %{customdata[1]:.3g}] from "
+                        "%{customdata[2]} prompts<br>%{customdata[3]} draws, %{customdata[4]:.3g} "
+                        "to %{customdata[5]:.3g}<br>angle %{customdata[6]}°, %{customdata[7]} "
+                        "sites, p %{customdata[8]:.3g}"
                     ),
                 ),
                 row=1,
@@ -103,26 +109,30 @@ def forest(
     )
 
 
+def angle_means(scan: pd.DataFrame) -> pd.DataFrame:
+    """Mean ``refusal_score`` per ``prompt_class``, ``variant`` and ``angle_deg``, over prompts and
+    draws."""
+    keys = ["prompt_class", "variant", "angle_deg"]
+    return scan.groupby(keys, sort=False).agg({"refusal_score": "mean"}).reset_index()
+
+
 def polar(
-    dev: pd.DataFrame,
+    scan: pd.DataFrame,
     subtitle: str = "",
     *,
     variants: Sequence[str] | None = None,
-    score: str = "refusal_score",
 ) -> go.Figure:
-    """The mean score at each angle on dev, around the circle; one panel per class.
+    """The mean refusal score at each angle on dev, around the circle; one panel per class.
 
     Args:
-        dev: :attr:`ss_lens.ablations.AblationResult.dev`.
+        scan: :attr:`ss_lens.ablations.AblationResult.scan`.
         subtitle: what was measured.
-        variants: which to draw; those that steer otherwise than by the full method's rotation, and
-            the full method itself, unless told.
-        score: a column of ``dev``.
+        variants: which to draw; the first seven unless told.
     """
-    chosen = [*dict.fromkeys(dev["variant"])][: len(style.SERIES_COLOURS)]
-    shown = dev.query("variant in @wanted", local_dict={"wanted": [*(variants or chosen)]})
-    keys = ["prompt_class", "variant", "angle_deg"]
-    means = shown.groupby(keys, sort=False).agg({score: "mean"}).reset_index()
+    score = "refusal_score"
+    chosen = [*dict.fromkeys(scan["variant"])][: len(style.SERIES_COLOURS)]
+    shown = scan.query("variant in @wanted", local_dict={"wanted": [*(variants or chosen)]})
+    means = angle_means(shown)
     labels = [*dict.fromkeys(means["prompt_class"])]
     drawn = make_subplots(
         rows=1,
@@ -130,7 +140,7 @@ def polar(
         specs=[[{"type": "polar"}] * len(labels)],
         subplot_titles=[f"{label} prompts" for label in labels],
     )
-    colours = dict(zip(variants or chosen, style.SERIES_COLOURS, strict=False))
+    colours = dict(zip(variants or chosen, cycle(style.SERIES_COLOURS), strict=False))
     for panel, label in enumerate(labels, start=1):
         for variant, colour in colours.items():
             here = (means["prompt_class"] == label) & (means["variant"] == variant)
@@ -157,7 +167,7 @@ def polar(
         radialaxis={"range": [low - room, high + room], "angle": 90, "tickangle": 90, "nticks": 5},
         angularaxis={"direction": "counterclockwise", "dtick": 45},
     )
-    title = f"{SCORES.get(score, score)} against the angle, on dev".capitalize()
+    title = "Refusal score (nats) against the angle, on dev"
     drawn = style.layout(drawn, title, subtitle, height=560)
     return drawn.update_layout(
         legend={"y": -0.08, "yanchor": "top", "x": 0.5, "xanchor": "center"},
@@ -175,14 +185,14 @@ def main(
     result = load_ablations(folder)
     config = result.config
     seen = f"{config.model}; {config.dataset}: {config.test} prompts per class"
-    for at in dict.fromkeys(result.table["at"]):
-        table = measure(result, at=at)
-        for label in dict.fromkeys(table["prompt_class"]):
-            name = f"ablations_{label}_{'own' if at == OWN else 'same'}_angle"
-            figure = forest(table, f"{seen} that no choice has seen; at {at}", prompt_class=label)
-            output.save(place, name, table.query("prompt_class == @label"), figure, chosen)
+    table = measure(result)
+    for label in dict.fromkeys(table["prompt_class"]):
+        drawn = forest(table, f"{seen} that no choice has seen", prompt_class=label)
+        rows = table.loc[table["prompt_class"] == label]
+        output.save(place, f"ablations_{label}", rows, drawn, chosen)
     subtitle = f"{config.model}; {config.dataset}: {config.dev} dev prompts per class"
-    output.save(place, "angle_polar", result.dev, polar(result.dev, subtitle), chosen)
+    drawn = polar(result.scan, subtitle)
+    output.save(place, "angle_polar", angle_means(result.scan), drawn, chosen)
 
 
 if __name__ == "__main__":

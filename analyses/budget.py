@@ -23,7 +23,7 @@ from analyses.budget_figure import figure
 from analyses.families import Family, paper_families
 from analyses.matching import TOLERANCE, Curve, Match
 from ss_lens import ContrastiveDataset, UserError
-from ss_lens.comparisons import compare
+from ss_lens.comparisons import compare, holm
 from ss_lens.models import DEFAULT_MODEL
 from ss_lens.operators import Operator
 from ss_lens.progress import progress_bar
@@ -77,7 +77,8 @@ def measure(
         (:func:`ss_lens.comparisons.compare`).
 
         A family that does not reach the budget keeps its rows: ``problem`` says why, numbers are
-        NaN. One without a strength is reported as it is, and ``problem`` says so.
+        NaN. One without a strength is reported as it is, without a difference, and ``problem``
+        says so.
 
     Raises:
         UserError: no family, a calibration of another model, no budget or one that is not positive
@@ -101,9 +102,7 @@ def measure(
             written = repr(operator) if operator else ""
             rows.append((float(budget), name, match.strength, written, match.kl, match.problem))
         chosen = pd.DataFrame(rows, columns=[*_COLUMNS[:5], "problem"])
-        tables.append(
-            chosen.merge(_summary(pd.concat(cells), next(iter(families)), seed), on="family")
-        )
+        tables.append(chosen.merge(_summary(pd.concat(cells), families, seed), on="family"))
     table = pd.concat(tables, ignore_index=True)
     for label in ("positive", "negative"):
         plain = refusal_score(model, getattr(test, label))["refusal_score"].mean()
@@ -176,10 +175,15 @@ def _matched(
     return found
 
 
-def _summary(cells: pd.DataFrame, reference: str, seed: int) -> pd.DataFrame:
+def _summary(cells: pd.DataFrame, families: Mapping[str, Family], seed: int) -> pd.DataFrame:
     """Means, intervals and differences at one budget, a row per family and class."""
+    reference = next(iter(families))
     places = ["variant", "prompt_class"]
     scores = compare(cells, ["refusal_score"], reference, seed=seed)
+    # What has no strength is not at the budget, and must not count among those that are.
+    fixed = scores["variant"].isin([name for name, family in families.items() if family.is_fixed])
+    scores.loc[fixed, ["difference", "difference_low", "difference_high", "p_value"]] = math.nan
+    scores["p_holm"] = scores.groupby("prompt_class")["p_value"].transform(holm)
     means = cells.groupby(places, as_index=False).agg(
         class_kl=("kl", "mean"), opening_mass=("opening_mass", "mean")
     )

@@ -28,7 +28,7 @@ folder = "runs/ablations"
 angles = (0, 45, 90, 135, 180, 225, 270, 315)
 dev, test = 16, 24
 draws = 5
-new_tokens = 48
+new_tokens = 32
 
 # %%
 import ss_lens
@@ -58,6 +58,9 @@ columns = ["variant", "angles_deg", "n_sites", "mean", "low", "high", "differenc
 table.query("prompt_class == 'positive' and metric == 'refusal_score'")[columns].round(3)
 
 # %%
+result.choices.query("chosen").round(3)
+
+# %%
 result.problems
 
 # %% [markdown]
@@ -73,12 +76,8 @@ ablations.forest(table, subtitle)
 ablations.forest(table, subtitle, prompt_class="negative")
 
 # %% [markdown]
-# At one angle for all, that of the full method, a difference may be one of force and not of kind;
-# `python -m analyses.budget` compares operators at equal divergence from the unsteered model instead.
-
-# %%
-same = ablations.measure(result, at=ss_lens.ablations.SAME)
-ablations.forest(same, f"{subtitle.rsplit(',', 1)[0]}, all at the full method's angle")
+# An equal angle is no equal force: `python -m analyses.budget` compares operators at equal divergence
+# from the unsteered model.
 
 # %% [markdown]
 # ## Around the circle
@@ -87,4 +86,4 @@ ablations.forest(same, f"{subtitle.rsplit(',', 1)[0]}, all at the full method's 
 
 # %%
 shown = ["full method", "rotate_to (SAS)", "all sites", "random sites", "random plane"]
-ablations.polar(result.dev, f"default model; refusal: {dev} dev prompts per class", variants=shown)
+ablations.polar(result.scan, f"default model; refusal: {dev} dev prompts per class", variants=shown)

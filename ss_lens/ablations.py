@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import pandas as pd
 
-from ss_lens.angle_choice import AngleCriterion
-from ss_lens.arms import ARM_COLUMNS, Arm
-from ss_lens.cell_store import read_table, write_table
+from ss_lens.angle_choice import AngleCriterion, rank_angles
+from ss_lens.arms import ARM_COLUMNS
+from ss_lens.cell_store import CellStore, read_table, write_table
 from ss_lens.checks import check_whole
 from ss_lens.comparisons import compare
 from ss_lens.errors import UserError
 from ss_lens.files import atomic_path, read_json, write_json
 from ss_lens.scoring.coherence import collapse
 from ss_lens.store import Store
-from ss_lens.sweep_config import SEED, Grid, Split, SweepConfig
+from ss_lens.sweep_config import SCORES, SEED, Grid, Part, Score, Split, SweepConfig
 from ss_lens.sweeps import SweepResult, run_sweep
 
-FULL = "full method"
-OWN, SAME = "own angle", "the full method's angle"
+FULL, RANDOM_SITES = "full method", "random sites"
 METRICS = (
     *("refusal_score", "refused", "perplexity", "repetition", "compression_ratio"),
     *("kl_mean", "collapsed"),
@@ -46,7 +45,7 @@ VARIANTS: Mapping[str, Mapping[str, str]] = {
     "rotate_to_if_aligned (AAS)": {"operator": "RotateToIfAligned"},
     "all sites": {"selection": "uniform"},
     "rotate_to, all sites": {"operator": "RotateTo", "selection": "uniform"},
-    "random sites": {"selection": f"RandomSites(seed={SEED})"},
+    RANDOM_SITES: {"selection": f"RandomSites(seed={SEED})"},
     "first half": {"selection": "Half(which='first')"},
     "second half": {"selection": "Half(which='second')"},
     "random b2": {"plane": f"RandomSecond(seed={SEED})", "selection": _SAME_SITES},
@@ -61,6 +60,10 @@ sites as it was done. Random sites are as many as the full method's.
 """
 
 
+SCANNED: tuple[Score, ...] = ("refusal_score",)
+CHOSEN_BY: tuple[Score, ...] = ("refusal_score", "answers", "perplexity")
+
+
 @dataclass(frozen=True)
 class AblationConfig:
     """What is ablated, and on how many prompts.
@@ -69,7 +72,7 @@ class AblationConfig:
         angles_deg: among which each variant's angle is chosen on dev.
         dev, test: prompts per class to choose on, and to report; the rest is calibrated on.
         seed: of the split, the intervals and the tests.
-        draws: how many seeds of each variant that is drawn.
+        draws: how many draws of random sites; of the other random controls half as many.
         workers: processes that share the work.
     """
 
@@ -80,7 +83,7 @@ class AblationConfig:
     test: int = 24
     seed: int = 0
     draws: int = 5
-    max_new_tokens: int = 48
+    max_new_tokens: int = 32
     device: str = "auto"
     dtype: str = "auto"
     workers: int = 1
@@ -88,25 +91,32 @@ class AblationConfig:
     def __post_init__(self) -> None:
         check_whole("draws", self.draws, at_least=1)
         check_whole("workers", self.workers, at_least=1)
-        _ = self.sweep([self.grid(FULL)])  # rejects what a sweep rejects
+        _ = self.sweep([self.grid(FULL)], "dev", SCANNED)  # rejects what a sweep rejects
 
-    def grid(self, variant: str, sites: str = "site", angle: float | None = None) -> Grid:
-        """The variant's part of the sweep; ``sites`` are the full method's, as a selection."""
+    def draws_of(self, variant: str) -> range:
+        """The seeds of a variant; one where nothing is drawn."""
+        fields = VARIANTS[variant]
+        if fields.get("labels") != "shuffled" and SEED not in "".join(fields.values()):
+            return range(1)
+        return range(self.draws if variant == RANDOM_SITES else max(1, self.draws // 2))
+
+    def grid(
+        self, variant: str, draw: int = 0, sites: str = "site", angle: float | None = None
+    ) -> Grid:
+        """One draw of a variant; ``sites`` are the full method's, as a selection."""
         fields: dict[str, Any] = {"labels": True, **VARIANTS[variant]}
         if fields.get("selection") == _SAME_SITES:
             fields["selection"] = sites
-        drawn = fields["labels"] == "shuffled" or any(SEED in str(text) for text in fields.values())
-        fields["seed"] = tuple(range(self.draws)) if drawn else 0
         fields["angles_deg"] = self.angles_deg if angle is None else angle
-        return Grid(model=(self.model,), dataset=(self.dataset,), **fields)
+        return Grid(model=(self.model,), dataset=(self.dataset,), seed=(draw,), **fields)
 
-    def sweep(self, grids: list[Grid], *, choose: bool = True) -> SweepConfig:
-        """The grids measured: on dev and at the chosen angles on test, or on test alone."""
+    def sweep(self, grids: Iterable[Grid], part: Part, scores: tuple[Score, ...]) -> SweepConfig:
+        """The grids measured on one part."""
         return SweepConfig(
             grid=tuple(grids),
             split=Split(dev=self.dev, test=self.test, seed=self.seed),
-            parts=("dev",) if choose else ("test",),
-            choose=CRITERION if choose else None,
+            parts=(part,),
+            scores=scores,
             max_new_tokens=self.max_new_tokens,
             device=self.device,
             dtype=self.dtype,
@@ -120,17 +130,19 @@ class AblationResult:
     """A finished ablation.
 
     Attributes:
-        table: :func:`ss_lens.comparisons.compare` on test, with ``at`` in front: each variant at
-            its ``own angle``, chosen on dev, and at ``the full method's angle``. Besides its
+        table: :func:`ss_lens.comparisons.compare` on test, each variant at its angles. Besides its
             columns ``angles_deg`` and ``n_sites``, one number per draw, separated by commas.
-        dev: the dev rows of the sweep that the angles were chosen on, with their ``variant``.
+        scan: refusal scores of the dev prompts at every angle, with ``variant`` and ``draw``.
+        choices: a row per variant, draw and angle that was tried on dev, from the best score on:
+            ``score``, the share ``collapsed`` of the answers, and whether it was ``chosen``.
         problems: a row per draw that has no answers, and why: not calibrated, or no admissible
             angle.
     """
 
     config: AblationConfig
     table: pd.DataFrame
-    dev: pd.DataFrame
+    scan: pd.DataFrame
+    choices: pd.DataFrame
     problems: pd.DataFrame
 
 
@@ -139,9 +151,11 @@ def run_ablations(
 ) -> AblationResult:
     """Measure all variants; stopped at any moment, the same call goes on from there.
 
-    Every variant's angle is chosen on dev alone: least refusal of harmful prompts where at most a
-    tenth of the answers has collapsed (:data:`CRITERION`). Test is measured at the chosen angle and
-    at the full method's, and nowhere else.
+    Every variant's angle is chosen on dev alone: the least refusal of harmful prompts among the
+    angles at which at most a tenth of the answers of both classes has collapsed
+    (:data:`CRITERION`, as :func:`ss_lens.angle_choice.choose_angle` would). Refusal scores are
+    measured at all angles, answers from the best angle on until one is admissible. Test is measured
+    at the chosen angle and nowhere else.
 
     Args:
         config: what to measure.
@@ -152,26 +166,46 @@ def run_ablations(
         UserError: the full method cannot be calibrated or has no admissible angle, or what
             :func:`ss_lens.sweeps.run_sweep` raises.
     """
-    full = run_sweep(config.sweep([config.grid(FULL)]), folder, store=store)
-    angle = full.choices[0].choice.angle_deg
-    if angle is None:
+
+    def swept(grids: Mapping[Item, Grid], part: Part, scores: tuple[Score, ...]) -> SweepResult:
+        return run_sweep(config.sweep(grids.values(), part, scores), folder, store=store)
+
+    full = swept({(FULL, 0): config.grid(FULL)}, "dev", SCANNED)
+    sites = f"Explicit(sites={full.groups['steered_sites'].iloc[0]!r})"
+    items = [(variant, draw) for variant in VARIANTS for draw in config.draws_of(variant)]
+    grids = {item: config.grid(*item, sites) for item in items}
+    scanned = swept(grids, "dev", SCANNED)
+    scan = _named(scanned.table, grids)
+    ranks = {item: rank_angles(rows, CRITERION) for item, rows in _by_item(scan).items()}
+    failed = _named(scanned.groups, grids).query("problem.notna()")
+    problems = {(r["variant"], r["draw"]): r["problem"] for r in failed.to_dict("records")}
+    tried: list[dict[str, Any]] = []
+    pending, rank = set(ranks), 0
+    while pending:
+        at_rank = {item: config.grid(*item, sites, ranks[item][rank]) for item in sorted(pending)}
+        answered = _named(swept(at_rank, "dev", CHOSEN_BY).table, at_rank)
+        for item, rows in _by_item(answered).items():
+            tried.append(_verdict(item, rows))
+            if tried[-1]["chosen"]:
+                pending.remove(item)
+        rank += 1
+        for item in [item for item in pending if rank == len(ranks[item])]:
+            pending.remove(item)
+            problems[item] = f"no admissible angle of {rank}: at each too many answers collapse"
+    choices = pd.DataFrame(tried)
+    if (FULL, 0) in problems:
         raise UserError(
-            f"the full method has {full.choices[0].choice}; there is nothing to compare with. Give "
+            f"the full method has {problems[FULL, 0]}; there is nothing to compare with. Give "
             "other angles."
         )
-    sites = f"Explicit(sites={full.groups['steered_sites'].iloc[0]!r})"
-    grids = {variant: config.grid(variant, sites) for variant in VARIANTS}
-    own = run_sweep(config.sweep([*grids.values()]), folder, store=store)
-    at_angle = [config.grid(variant, sites, angle) for variant in VARIANTS]
-    same = run_sweep(config.sweep(at_angle, choose=False), folder, store=store)
-    variant_of = {arm: name for name, grid in grids.items() for arm in grid.arms()}
-    tables = []
-    for at, swept in ((OWN, own), (SAME, same)):
-        tables.append(_compared(swept, variant_of, config.seed))
-        tables[-1].insert(0, "at", at)
-    dev = _named(own.table.query("part == 'dev'"), variant_of)
+    chosen = {
+        (r["variant"], r["draw"]): config.grid(r["variant"], r["draw"], sites, r["angle_deg"])
+        for r in choices.query("chosen").to_dict("records")
+    }
+    chosen = {item: chosen[item] for item in items if item in chosen}
+    tested = swept(chosen, "test", SCORES)
     result = AblationResult(
-        config, pd.concat(tables, ignore_index=True), dev, _problems(own, variant_of)
+        config, _compared(tested, chosen, config.seed), scan, choices, _problem_table(problems)
     )
     _save(result, Path(folder) / "ablations")
     return result
@@ -199,23 +233,51 @@ def load_ablations(folder: Path | str) -> AblationResult:
     return AblationResult(AblationConfig(**fields), **cast("dict[str, pd.DataFrame]", tables))
 
 
-_TABLES = ("table", "dev", "problems")
+Item = tuple[str, int]
+"""A variant and the number of its draw."""
+_TABLES = ("table", "scan", "choices", "problems")
 
 
-def _named(rows: pd.DataFrame, variant_of: Mapping[Arm, str]) -> pd.DataFrame:
-    """The rows of a sweep with their ``variant`` and ``draw`` (its seed; 0 where none is)."""
-    arms = pd.DataFrame([{**asdict(arm), "variant": name} for arm, name in variant_of.items()])
+def _named(rows: pd.DataFrame, grids: Mapping[Item, Grid]) -> pd.DataFrame:
+    """The rows of a sweep with their ``variant`` and ``draw``."""
+    arms = pd.DataFrame(
+        [
+            {**asdict(arm), "variant": variant, "draw": draw}
+            for (variant, draw), grid in grids.items()
+            for arm in grid.arms()
+        ]
+    )
     arms = arms.astype({"seed": "Int64"})
-    arms["draw"] = arms["seed"].fillna(0).astype(int)
     return rows.merge(arms, how="left", on=[*ARM_COLUMNS], validate="m:1")
 
 
-def _compared(swept: SweepResult, variant_of: Mapping[Arm, str], seed: int) -> pd.DataFrame:
+def _by_item(rows: pd.DataFrame) -> dict[Item, pd.DataFrame]:
+    places = rows[["variant", "draw"]].drop_duplicates().itertuples(index=False, name=None)
+    return {
+        (variant, draw): rows.query("variant == @variant and draw == @draw")
+        for variant, draw in places
+    }
+
+
+def _verdict(item: Item, rows: pd.DataFrame) -> dict[str, Any]:
+    """Whether dev's answers at one angle let it be chosen."""
+    share = float(collapse(rows, CRITERION.rule)["collapsed"].mean())
+    scored = rows[rows["prompt_class"] == CRITERION.prompt_class]
+    return {
+        "variant": item[0],
+        "draw": item[1],
+        "angle_deg": float(rows["angle_deg"].iloc[0]),
+        "score": float(scored[CRITERION.score].mean()),
+        "collapsed": share,
+        "chosen": share <= CRITERION.max_collapsed,
+    }
+
+
+def _compared(tested: SweepResult, grids: Mapping[Item, Grid], seed: int) -> pd.DataFrame:
     """The paired comparison on test, with the angles and numbers of sites of each variant."""
-    cells = _named(swept.table.query("part == 'test'"), variant_of)
+    cells = _named(tested.table, grids)
     cells = cells.assign(collapsed=collapse(cells, CRITERION.rule)["collapsed"])
-    groups = _named(swept.groups.query("part == 'test'"), variant_of)
-    n_sites = groups.groupby(["variant", "draw"])["n_sites"].first()
+    n_sites = _named(tested.groups, grids).groupby(["variant", "draw"])["n_sites"].first()
     angles = cells.groupby(["variant", "draw"])["angle_deg"].first()
     table = compare(cells, METRICS, FULL, seed=seed)
     for name, values in (("n_sites", n_sites), ("angles_deg", angles)):
@@ -226,23 +288,15 @@ def _compared(swept: SweepResult, variant_of: Mapping[Arm, str], seed: int) -> p
     return table
 
 
-def _problems(swept: SweepResult, variant_of: Mapping[Arm, str]) -> pd.DataFrame:
-    groups = _named(swept.groups, variant_of).drop_duplicates(["variant", "draw"])
-    failed = groups.query("problem.notna()")
-    rows = [*zip(failed["variant"], failed["draw"], failed["problem"], strict=True)]
-    rows += [
-        (variant_of[made.arm], made.arm.seed or 0, str(made.choice))
-        for made in swept.choices
-        if made.choice.angle_deg is None
-    ]
+def _problem_table(problems: Mapping[Item, str]) -> pd.DataFrame:
+    rows = [(variant, draw, told) for (variant, draw), told in sorted(problems.items())]
     return pd.DataFrame(rows, columns=["variant", "draw", "problem"]).astype({"draw": int})
 
 
 def _save(result: AblationResult, place: Path) -> None:
-    with atomic_path(place) as temporary:
+    said = {"format": FORMAT, "config": asdict(result.config), "criterion": asdict(CRITERION)}
+    with CellStore(place.parent).exclusive(), atomic_path(place) as temporary:
         temporary.mkdir()
         for name in _TABLES:
             write_table(temporary / f"{name}.parquet", getattr(result, name))
-        write_json(
-            temporary / "ablations.json", {"format": FORMAT, "config": asdict(result.config)}
-        )
+        write_json(temporary / "ablations.json", said)

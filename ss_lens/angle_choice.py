@@ -52,6 +52,8 @@ class AngleCriterion:
     prompt_class: str = "positive"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.score, str):
+            raise UserError(f"score must be the name of a column; got {self.score!r}.")
         check_one_of("goal", self.goal, ("minimise", "maximise"))
         check_one_of("prompt_class", self.prompt_class, _CLASSES)
         number = isinstance(self.max_collapsed, int | float)
@@ -95,6 +97,11 @@ class AngleChoice:
     def __str__(self) -> str:
         if self.angle_deg is None:
             least = self.dev["collapsed"].min()
+            if least <= self.criterion.max_collapsed:
+                return (
+                    f"no admissible angle of {len(self.dev)}: {self.criterion.score} is undefined "
+                    "for the dev answers where few enough have collapsed"
+                )
             return (
                 f"no admissible angle of {len(self.dev)}: at best {least:.2f} of the dev answers "
                 f"have collapsed, {self.criterion.max_collapsed:g} may"
@@ -162,6 +169,24 @@ def choose_angle(table: pd.DataFrame, criterion: AngleCriterion) -> AngleChoice:
     return AngleChoice(criterion, angle, numbers, _numbers(at_angle, criterion))
 
 
+def rank_angles(table: pd.DataFrame, criterion: AngleCriterion) -> tuple[float, ...]:
+    """The angles on dev from the best mean score on, admissible or not.
+
+    The first of them that is admissible is the one that :func:`choose_angle` chooses.
+
+    Args:
+        table: as there, without the coherence scores.
+        criterion: what is best.
+
+    Raises:
+        UserError: what :func:`choose_angle` says of the table.
+    """
+    _check(table, criterion)
+    of_class = (table["part"] == "dev") & (table["prompt_class"] == criterion.prompt_class)
+    means = table.loc[of_class].groupby("angle_deg").agg({criterion.score: "mean"})
+    return _ranked(means[criterion.score].dropna(), criterion)
+
+
 _NUMBERS = (
     *("angle_deg", "score", "low", "high", "n_scored"),
     *("collapsed", "n_answers", "perplexity", "repetition"),
@@ -218,10 +243,18 @@ def _numbers(rows: pd.DataFrame, criterion: AngleCriterion) -> pd.DataFrame:
 def _best(admissible: pd.DataFrame, criterion: AngleCriterion) -> float | None:
     if admissible.empty:
         return None
-    score = admissible["score"]
-    best = score.min() if criterion.goal == "minimise" else score.max()
-    tied = admissible.loc[score == best, "angle_deg"].tolist()
-    return min(tied, key=lambda a: (min(a % 360, -a % 360), a % 360, abs(a)))
+    return _ranked(admissible.set_index("angle_deg")["score"], criterion)[0]
+
+
+def _ranked(scores: pd.Series, criterion: AngleCriterion) -> tuple[float, ...]:
+    """Angles from the best score on; ties as :func:`choose_angle` says."""
+    sign = 1 if criterion.goal == "minimise" else -1
+
+    def place(angle: float) -> tuple[float, ...]:
+        a = angle
+        return (sign * float(scores.loc[a]), min(a % 360, -a % 360), a % 360, abs(a))
+
+    return tuple(sorted(map(float, scores.index), key=place))
 
 
 def _as_records(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -190,6 +190,7 @@ class _Sweep:
         positions: Positions,
     ) -> _Sweep:
         check_at_least("batch_rows", batch_rows)
+        calibration.check_fits(model)  # which steering does not where it reaches no token
         angles = checked_angles(operator, angles_deg)
         reach = Reach.of(model, calibration.selected_sites, positions)
         tokens = tokenize(model, prompts)

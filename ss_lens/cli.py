@@ -108,9 +108,11 @@ def ablate(
     dev: DevPrompts = 16,
     test: TestPrompts = 24,
     seed: SplitSeed = 0,
-    draws: Annotated[int, typer.Option(help="Seeds of each random control.")] = 5,
+    draws: Annotated[
+        int, typer.Option(help="Draws of random sites; of other random controls half as many.")
+    ] = 5,
     workers: Annotated[int, typer.Option(help="Processes that share the work.")] = 1,
-    max_new_tokens: NewTokens = 48,
+    max_new_tokens: NewTokens = 32,
     device: Device = "auto",
     dtype: Dtype = "auto",
     as_json: Json = False,

@@ -39,12 +39,12 @@ def compare(
 
     Returns:
         One row per variant, prompt class and metric: ``n`` prompts, their ``mean`` with its 95 %
-        interval ``low``, ``high`` (Wilson for the rate of a single draw, else percentile bootstrap
-        over prompts); ``draws`` and the smallest and largest mean of a draw, ``draw_low`` and
-        ``draw_high``; ``n_pairs``, the mean ``difference`` with ``difference_low`` and
-        ``difference_high`` (bootstrap over pairs), and the two-sided ``p_value`` of a sign-flip
-        permutation test. ``p_holm`` corrects it for the number of variants that are compared on the
-        same metric and class (Holm 1979). The reference's own comparison is NaN.
+        interval ``low``, ``high`` (Wilson for rates, else percentile bootstrap over prompts);
+        ``draws`` and the smallest and largest mean of a draw, ``draw_low`` and ``draw_high``;
+        ``n_pairs``, the mean ``difference`` with ``difference_low`` and ``difference_high``
+        (bootstrap over pairs), and the two-sided ``p_value`` of a sign-flip permutation test.
+        ``p_holm`` corrects it for the number of variants that are compared on the same metric and
+        class (Holm 1979). The reference's own comparison is NaN.
 
     Raises:
         UserError: the reference or a metric is absent, or a prompt stands twice in a draw.
@@ -109,9 +109,12 @@ def _by_prompt(group: pd.DataFrame, metric: str) -> pd.Series:
 
 
 def _level(group: pd.DataFrame, metric: str, where: tuple[Any, ...]) -> dict[str, Any]:
-    group, draws = group.sort_values("prompt_index"), group["draw"].nunique()
-    values = group[metric].dropna() if draws == 1 else _by_prompt(group, metric)
-    low, high = mean_interval(values, derive_generator(*where))
+    draws = group["draw"].nunique()
+    values = _by_prompt(group, metric)
+    if pd.api.types.is_bool_dtype(group[metric]):
+        low, high = wilson_interval(float(values.sum()), len(values))
+    else:
+        low, high = mean_interval(values, derive_generator(*where))
     means = group.astype({metric: float}).groupby("draw")[metric].agg("mean")
     return {
         "n": len(values),

@@ -97,7 +97,7 @@ def decode(
     The passes over the answers run inside ``steered(lines)``, where ``lines`` are the batch rows
     that they compute: all of them, unless those whose answer is over may ``leave``.
     """
-    stops = _stop_ids(model)
+    stops = torch.tensor(stop_ids(model), device=device_of(model))
     new: list[list[int]] = [[] for _ in batch.rows]
     logits, cache = after_prompt
     lines = torch.arange(len(batch.rows), device=batch.ids.device)
@@ -141,8 +141,9 @@ def _worth_leaving(running: Tensor) -> bool:
     return finished > 0 and 16 * finished >= len(running)
 
 
-def _stop_ids(model: TransformerBridge) -> Tensor:
+def stop_ids(model: TransformerBridge) -> list[int]:
+    """The tokens that end an answer, by the model's configuration or its tokenizer."""
     configured = cast(Any, model.original_model).generation_config.eos_token_id
     ids = {*(configured if isinstance(configured, list) else [configured])}
     ids = (ids | {model.tokenizer.eos_token_id}) - {None}
-    return torch.tensor(sorted(ids), device=device_of(model))
+    return sorted(ids)

@@ -81,8 +81,8 @@ def disk_errors(place: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
-                f"no space left under {place}; what was finished is kept. Free some space, or set "
-                "SS_LENS_HOME to a folder on another disk, and run the same command again."
+                f"no space left under {place}; what was finished is kept. Free some space, choose "
+                "another folder, or set SS_LENS_HOME to one on another disk, and run it again."
             ) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise UserError(

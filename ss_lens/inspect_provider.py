@@ -124,8 +124,8 @@ def read_operator(
         name = "RotateBy" if operator is None else operator
         if not isinstance(name, str) or "(" in name:
             raise UserError(
-                f"angle_deg={angle_deg} is given beside the operator {name}, which has its own "
-                "strength; give one of them."
+                f"angle_deg={angle_deg} is given beside {name}; write the angle into the operator, "
+                "like SetAngle(angle_deg=120, magnitude=4), or give its name alone."
             )
         made = read_value(
             f"{name}(angle_deg={angle_deg!r})", get_args(AngularOperator), "operator with an angle"

@@ -64,37 +64,40 @@ def print_sweep(result: SweepResult, folder: Path, as_json: bool) -> None:
 
 
 def print_ablations(result: AblationResult, folder: Path, as_json: bool) -> None:
-    """A table per prompt class and choice of the angle: means, intervals, and what differs."""
+    """A table per prompt class: means, intervals, and what differs."""
     if as_json:
-        parts = {name: _records(getattr(result, name)) for name in ("table", "problems")}
+        names = ("table", "choices", "problems")
+        parts = {name: _records(getattr(result, name)) for name in names}
         console.print_json({"folder": str(folder), **parts})
         return
-    tables: dict[tuple[str, str], dict[str, dict[str, dict[Any, Any]]]] = {}
+    tables: dict[str, dict[str, dict[str, dict[Any, Any]]]] = {}
     for row in result.table.to_dict("records"):
-        table = tables.setdefault((row["at"], row["prompt_class"]), {})
+        table = tables.setdefault(row["prompt_class"], {})
         table.setdefault(row["variant"], {})[row["metric"]] = row
-    for (at, prompt_class), table in tables.items():
+    for prompt_class, table in tables.items():
         n = max(row["n"] for of_variant in table.values() for row in of_variant.values())
-        console.line(f"\n{n} {prompt_class} test prompts, at {at}")
+        console.line(f"\n{n} {prompt_class} test prompts, each variant at its angle from dev")
         rows = []
         for variant, by_metric in table.items():
             first = next(iter(by_metric.values()))
-            cells = [_with_interval(by_metric[name]) for name in SCORES]
+            cells = [_with_interval(by_metric[name], n) for name in SCORES]
             drawn = [_in_short(first[name]) for name in ("angles_deg", "n_sites")]
             rows.append([variant, *drawn, *cells])
         console.print_rows(["variant", "angle (°)", "sites", *SCORES.values()], rows, as_json=False)
     console.line(
         "\n* differs from the full method on the same prompts: sign-flip permutation test, Holm's "
-        "p < 0.05 over the variants of a table."
+        "p < 0.05 over the variants of a column."
     )
     for row in result.problems.to_dict("records"):
         console.line(f"{row['variant']}, draw {row['draw']}: {row['problem']}")
     console.line(f"saved in {folder}; draw its figures with: python -m analyses.ablations {folder}")
 
 
-def _with_interval(row: dict[Any, Any]) -> str:
+def _with_interval(row: dict[Any, Any], n: int) -> str:
+    """Mean, star and interval; with the number of prompts where some have no value."""
     star = "*" if row["p_holm"] < 0.05 else ""
-    return f"{_number(row['mean'])}{star}\n[{_number(row['low'])}, {_number(row['high'])}]"
+    fewer = f"\n(n = {row['n']})" if row["n"] < n else ""
+    return f"{_number(row['mean'])}{star}\n[{_number(row['low'])}, {_number(row['high'])}]{fewer}"
 
 
 def _in_short(numbers: str) -> str:

@@ -9,7 +9,6 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
-import numpy as np
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from ss_lens.angle_choice import AngleCriterion
@@ -24,6 +23,16 @@ SEED = "{seed}"
 Score = Literal["refusal_score", "answers", "perplexity", "kl"]
 SCORES: tuple[Score, ...] = get_args(Score)
 """All scores, each after those that it is of."""
+COLUMNS: Mapping[Score, tuple[str, ...]] = {
+    "refusal_score": ("refusal_score", "opening_mass"),
+    "answers": (
+        *("refused", "refused_published", "compression_ratio", "repetition", "non_latin_share"),
+        *("n_words", "n_bytes", "empty", "loop"),
+    ),
+    "perplexity": ("perplexity", "mean_nll", "n_tokens"),
+    "kl": ("kl_mean", "kl_first"),
+}
+"""The columns of numbers that each score brings to the table of a sweep."""
 Part = Literal["dev", "test"]
 PromptClass = Literal["positive", "negative"]
 
@@ -78,7 +87,9 @@ class AngleRange(Section):
 
     @property
     def angles(self) -> tuple[float, ...]:
-        return tuple(np.arange(self.start, self.stop, self.step, dtype=float).tolist())
+        # Counted, since np.arange may reach the stop by rounding.
+        count = math.ceil(round((self.stop - self.start) / self.step, 9))
+        return tuple(self.start + self.step * place for place in range(count))
 
 
 class Split(Section):
@@ -182,6 +193,12 @@ class SweepConfig(Section):
             raise UserError("choose needs the dev part to choose on; add dev to parts.")
         if "answers" not in self.scores:
             raise UserError("choose needs answers, whose coherence it limits; add them to scores.")
+        known = [name for score in self.scores_of("test") for name in COLUMNS[score]]
+        if self.choose.score not in known:
+            raise UserError(
+                f"choose has the score {self.choose.score!r}, which this sweep does not measure; "
+                f"with scores {', '.join(self.scores)} it can be {', '.join(known)}."
+            )
         if self.choose.max_perplexity is not None and "perplexity" not in self.scores:
             raise UserError("choose limits perplexity; add perplexity to scores.")
         if self.choose.prompt_class not in self.prompt_class:
@@ -200,7 +217,7 @@ class SweepConfig(Section):
         unread = (
             self.choose is not None
             and (part == "dev" and "test" not in self.parts)
-            and not self.choose.score.startswith("kl_")
+            and self.choose.score not in COLUMNS["kl"]
         )
         skipped = {"kl"} if unread else set()
         return tuple(score for score in SCORES if score in {*self.scores} - skipped)

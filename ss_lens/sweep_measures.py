@@ -60,7 +60,7 @@ def measured(
     if score == "perplexity":
         rows = answers.query("angle_deg in @angles_deg").reset_index(drop=True)
         prompts, texts = rows["prompt"].tolist(), rows["response"].tolist()
-        found = answer_perplexity(setting.model, prompts, texts)
+        found = answer_perplexity(setting.model, prompts, texts, batch_size=setting.batch_rows)
         return pd.concat([rows.filter([*ROW]), found], axis=1)
     return sweep_kl_divergence(
         setting.model,
@@ -69,6 +69,7 @@ def measured(
         setting.prompts,
         [*unsteered()],
         angles_deg,
+        batch_size=setting.batch_rows,
     )
 
 

@@ -15,6 +15,7 @@ from ss_lens.arms import Arm, CellGroup
 from ss_lens.calibration import Calibration, calibrate
 from ss_lens.capture import capture
 from ss_lens.datasets import ContrastiveDataset, DatasetSplit, load_dataset
+from ss_lens.decoding import stop_ids
 from ss_lens.errors import UserError
 from ss_lens.models import load_model
 from ss_lens.operators import AngularOperator
@@ -71,6 +72,7 @@ class Workbench:
         answered = {
             "tokens": tokens_digest(tokenize(self._model(), prompts)),
             "max_new_tokens": config.max_new_tokens,
+            "stop_ids": stop_ids(self._model()),
         }
         spec = train.spec
         return Setting(

@@ -188,6 +188,8 @@ def _cells_of(group: CellGroup, rows: pd.DataFrame) -> pd.DataFrame:
     """The group's angles, in order; earlier sweeps may have left others."""
     order = {angle: place for place, angle in enumerate(group.angles_deg)}
     rows = rows.query("angle_deg in @order")
+    # Without working locks two processes may have computed a cell in batches of their own.
+    rows = rows.drop_duplicates([*ROW])
     if rows["angle_deg"].nunique() < len(order):
         raise UserError(
             f"finished cells of {group.arm} are gone; run the same command again, which computes "

@@ -17,9 +17,9 @@ import torch
 import ss_lens
 from analyses import ablations as drawn
 from ss_lens import AblationConfig, AblationResult, ContrastiveDataset, Store, UserError, reports
-from ss_lens.ablations import FULL, METRICS, OWN, SAME, VARIANTS, load_ablations, run_ablations
+from ss_lens.ablations import FULL, METRICS, VARIANTS, load_ablations, run_ablations
 from ss_lens.scoring.refusal_score import refusal_score
-from ss_lens.sweeps import load_sweep
+from ss_lens.sweeps import run_sweep
 
 sweep_work = importlib.import_module("ss_lens.sweep_work")
 
@@ -41,10 +41,10 @@ def config(
     return AblationConfig(
         model=str(tiny_folders["qwen2"]),
         dataset=str(path),
-        angles_deg=(0, 120),
+        angles_deg=(0, 75, 120, 200),
         dev=2,
         test=2,
-        draws=2,
+        draws=4,
         max_new_tokens=4,
     )
 
@@ -73,60 +73,71 @@ LENIENT = replace(
 )
 
 
-def at(result: AblationResult, choice: str) -> pd.DataFrame:
-    return result.table[result.table["at"] == choice]
-
-
 def test_every_variant_is_in_the_table_or_among_the_problems(
     finished: tuple[Path, AblationResult],
 ) -> None:
     _, result = finished
-    for _, rows in result.table.groupby("at"):
-        assert {*rows["variant"]} | {*result.problems["variant"]} == {*VARIANTS}
-        for _, of_variant in rows.groupby(["variant", "prompt_class"]):
-            assert of_variant["metric"].tolist() == [*METRICS]
+    assert {*result.table["variant"]} | {*result.problems["variant"]} == {*VARIANTS}
+    for _, rows in result.table.groupby(["variant", "prompt_class"]):
+        assert rows["metric"].tolist() == [*METRICS]
     assert {*result.table["prompt_class"]} == {"positive", "negative"}
+    draws = result.table.groupby("variant")["draws"].first()
+    assert (draws[FULL], draws["random sites"], draws["random b2"]) == (1, 4, 2)
 
 
 def test_each_variant_is_measured_at_the_angle_that_dev_chose_for_it(
     finished: tuple[Path, AblationResult],
 ) -> None:
     _, result = finished
-    own = at(result, OWN).query("metric == 'refusal_score'")
-    scores = result.dev.query("prompt_class == 'positive'")
-    for variant, rows in own.groupby("variant"):
-        of_variant = scores[scores["variant"] == variant]
-        means = of_variant.groupby(["draw", "angle_deg"])["refusal_score"].mean()
-        best = [means.loc[draw].idxmin() for draw in dict.fromkeys(of_variant["draw"])]
-        chosen = [float(text) for text in rows["angles_deg"].iloc[0].split(", ")]
-        assert chosen == best
-    same = at(result, SAME)
-    assert same["angles_deg"].str.split(", ").explode().nunique() == 1
+    scores = result.scan.query("prompt_class == 'positive'")
+    means = scores.groupby(["variant", "draw", "angle_deg"])["refusal_score"].mean()
+    for variant, rows in result.table.groupby("variant"):
+        draws = dict.fromkeys(scores.loc[scores["variant"] == variant, "draw"])
+        best = [means.loc[(variant, draw)].idxmin() for draw in draws]
+        assert [float(text) for text in rows["angles_deg"].iloc[0].split(", ")] == best
 
 
-def test_test_prompts_are_measured_at_no_other_angle(
+def test_a_collapsing_best_angle_gives_way_to_the_next(
+    config: AblationConfig, kept: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As :func:`choose_angle` would choose with all angles before it."""
+    ablations = importlib.import_module("ss_lens.ablations")
+    limits = replace(LENIENT, max_perplexity=200.0, max_collapsed=0.5)
+    monkeypatch.setattr(ablations, "CRITERION", limits)
+    monkeypatch.setattr(ablations, "VARIANTS", {FULL: {}, "all sites": {"selection": "uniform"}})
+    result = run_ablations(config, tmp_path / "run", store=kept)
+    scores: tuple[Any, ...] = ("refusal_score", "answers", "perplexity")
+    for variant, rows in result.choices.groupby("variant"):
+        whole = run_sweep(
+            config.sweep([config.grid(str(variant))], "dev", scores), tmp_path / "all", store=kept
+        )
+        expected = ss_lens.choose_angle(whole.table, limits)
+        assert rows.loc[rows["chosen"], "angle_deg"].tolist() == [expected.angle_deg]
+        assert rows["collapsed"].tolist()[:-1] == [
+            share for share in rows["collapsed"].tolist()[:-1] if share > 0.5
+        ]
+
+
+def test_test_prompts_are_measured_at_the_chosen_angles_and_no_other(
     finished: tuple[Path, AblationResult],
 ) -> None:
     """Nothing else is on disk either, so there is nothing to choose by afterwards."""
     folder, result = finished
-    whole = load_sweep(folder)
-    cells = [
-        pd.read_parquet(path).assign(key=path.parent.name)
-        for path in (folder / "cells").glob("*/answers-*.parquet")
-        if "prompt_index" in pd.read_parquet(path)
-    ]
-    table = pd.concat(cells)
-    dev = {*result.dev["prompt"]}
-    of_test = table[~table["prompt"].isin(dev)]
-    assert of_test.groupby("key")["angle_deg"].nunique().max() <= 2
-    assert whole.config.parts == ("test",)
+    files = [*(folder / "cells").glob("*/*.parquet")]
+    cells = pd.concat([pd.read_parquet(path).assign(key=path.parent.name) for path in files])
+    dev = {*result.scan["prompt"]}
+    of_test = cells.dropna(subset="prompt_index")
+    of_test = of_test[~of_test["prompt"].isin(dev)]
+    assert of_test.groupby("key")["angle_deg"].nunique().max() == 1
+    chosen = result.choices.query("chosen")["angle_deg"]
+    assert {*of_test["angle_deg"]} == {*chosen}
 
 
 def test_the_controls_steer_as_many_sites_as_the_full_method(
     finished: tuple[Path, AblationResult],
 ) -> None:
     _, result = finished
-    counts = at(result, OWN).groupby("variant")["n_sites"].first()
+    counts = result.table.groupby("variant")["n_sites"].first()
     for variant in VARIANTS:
         if variant.startswith(("random", "shuffled labels")) and "own" not in variant:
             assert {*counts[variant].split(", ")} == {counts[FULL]}, variant
@@ -139,8 +150,7 @@ def test_the_full_method_equals_a_run_by_hand(
     model = ss_lens.load_model(config.model)
     parts = ss_lens.load_dataset(config.dataset).split(dev=2, test=2, seed=0)
     calibration = ss_lens.calibrate(ss_lens.capture(model, parts.train, store=kept))
-    rows = at(result, OWN)
-    rows = rows[rows["variant"] == FULL].set_index(["prompt_class", "metric"])
+    rows = result.table[result.table["variant"] == FULL].set_index(["prompt_class", "metric"])
     angle = float(rows["angles_deg"].iloc[0])
     for label in ("positive", "negative"):
         prompts = getattr(parts.test, label)
@@ -167,7 +177,7 @@ def test_a_second_call_computes_nothing_and_says_the_same(
     loaded = load_ablations(folder)
     for other in (again, loaded):
         assert other.config == result.config
-        for name in ("table", "dev", "problems"):
+        for name in ("table", "scan", "choices", "problems"):
             pd.testing.assert_frame_equal(getattr(other, name), getattr(result, name))
 
 
@@ -176,7 +186,7 @@ def test_a_full_method_without_an_admissible_angle_is_an_error_that_says_so(
 ) -> None:
     strict = replace(LENIENT, max_perplexity=1.0 + 1e-9, max_collapsed=0.0)
     monkeypatch.setattr("ss_lens.ablations.CRITERION", strict)
-    with pytest.raises(UserError, match=r"full method has no admissible angle of 2.*other angles"):
+    with pytest.raises(UserError, match=r"full method has no admissible angle of 4.*other angles"):
         run_ablations(config, tmp_path / "run", store=kept)
 
 
@@ -246,7 +256,7 @@ def test_the_forest_plot_shows_every_number_of_the_table(
 
 def test_the_polar_plot_closes_each_curve(finished: tuple[Path, AblationResult]) -> None:
     _, result = finished
-    figure = drawn.polar(result.dev, variants=[FULL, "all sites"])
+    figure = drawn.polar(result.scan, variants=[FULL, "all sites"])
     assert len(figure.data) == 4
     for trace in figure.data:
         assert trace.theta[0] == trace.theta[-1]
@@ -259,7 +269,9 @@ def test_the_figures_are_written_from_the_folder_alone(
     folder, _ = finished
     drawn.main(folder, tmp_path, ["html"])
     names = {path.name for path in tmp_path.iterdir()}
-    assert {"ablations_positive_own_angle.html", "angle_polar.html", "angle_polar.csv"} <= names
+    assert {"ablations_positive.html", "angle_polar.html", "angle_polar.csv"} <= names
+    for path in tmp_path.glob("*.csv"):
+        assert not {"prompt", "response"} & {*pd.read_csv(path).columns}, path
 
 
 def test_the_command_line_prints_every_mean_with_its_interval(
@@ -269,8 +281,8 @@ def test_the_command_line_prints_every_mean_with_its_interval(
     reports.print_ablations(result, folder, as_json=False)
     told = capsys.readouterr().out
     for variant in dict.fromkeys(result.table["variant"]):
-        assert told.count(variant) >= 4  # two classes at two choices of the angle
-    row = at(result, OWN).query("metric == 'kl_mean' and prompt_class == 'positive'").iloc[0]
+        assert told.count(variant) >= 2  # classes
+    row = result.table.query("metric == 'kl_mean' and prompt_class == 'positive'").iloc[0]
     assert f"{row['mean']:.2f}" in told
     assert f"[{row['low']:.2f}, {row['high']:.2f}]" in told
     reports.print_ablations(result, folder, as_json=True)

@@ -150,7 +150,7 @@ SMALL_NOTEBOOKS = {
         "folder = {folder!r}\nangles = (0, 120)\ndev = test = draws = 1\nnew_tokens = 4"
     ),
 }
-FIGURES = {"01_quickstart": 3, "02_ablations": 4}
+FIGURES = {"01_quickstart": 3, "02_ablations": 3}
 
 
 @pytest.mark.slow

@@ -368,8 +368,8 @@ def test_operators_are_read_from_model_arguments(
 @pytest.mark.parametrize(
     ("operator", "angle_deg", "message"),
     [
-        ("RotateBy(angle_deg=3)", 5, "angle_deg=5 is given beside the operator"),
-        (RotateBy(3), 5, "angle_deg=5 is given beside the operator"),
+        ("RotateBy(angle_deg=3)", 5, "angle_deg=5 is given beside RotateBy"),
+        (RotateBy(3), 5, "angle_deg=5 is given beside RotateBy"),
         ("Add", 5, "unknown operator with an angle 'Add'"),
         ("RotateBy", None, "operator 'RotateBy' does not fit"),
         ("RotateBy(angle_deg=(1, 2))", None, "a strength per batch row"),

@@ -8,8 +8,11 @@ from statistics import NormalDist
 from ss_lens.errors import UserError
 
 
-def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+def wilson_interval(successes: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson score interval of a rate (Wilson 1927), which behaves at 0 and at 1.
+
+    A trial may count as a share of a success, as the mean of several draws does; the interval is
+    then wider than need be.
 
     >>> [round(bound, 4) for bound in wilson_interval(0, 10)]
     [0.0, 0.2775]
