@@ -97,7 +97,9 @@ def forest(
                 type="line", x0=mean, x1=mean, y0=0, y1=1, yref="y domain", line=line,
                 row=1, col=panel,
             )  # fmt: skip
-    drawn.update_yaxes(autorange="reversed", automargin=True)
+    # Or the order would be that of the traces, each of which holds some of the variants.
+    order = [*dict.fromkeys(of_class["variant"])]
+    drawn.update_yaxes(categoryarray=order, autorange="reversed", automargin=True)
     drawn.update_xaxes(nticks=4)
     height = 220 + 30 * int(of_class["variant"].nunique())
     title = f"Ablations on {prompt_class} test prompts"
@@ -161,6 +163,7 @@ def polar(
                 row=1,
                 col=panel,
             )
+    drawn.update_annotations(yshift=24)  # clear of the tick at 90°
     low, high = float(means[score].min()), float(means[score].max())
     room = 0.05 * (high - low)
     drawn.update_polars(

@@ -247,6 +247,7 @@ def test_the_forest_plot_shows_every_number_of_the_table(
         for variant, value in zip(trace.y, trace.x, strict=True)
     }
     rows = table.query("prompt_class == 'negative'")
+    assert figure.layout.yaxis.categoryarray == tuple(dict.fromkeys(rows["variant"]))
     assert len(shown) == len(rows) == len(METRICS) * rows["variant"].nunique()
     for panel, metric in enumerate(METRICS, start=1):
         for row in rows[rows["metric"] == metric].to_dict("records"):
