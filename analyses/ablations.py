@@ -171,10 +171,10 @@ def polar(
         angularaxis={"direction": "counterclockwise", "dtick": 45},
     )
     title = "Refusal score (nats) against the angle, on dev"
-    drawn = style.layout(drawn, title, subtitle, height=560)
+    drawn = style.layout(drawn, title, subtitle, height=600)
     return drawn.update_layout(
         legend={"y": -0.08, "yanchor": "top", "x": 0.5, "xanchor": "center"},
-        margin={"t": 120, "b": 120},
+        margin={"t": 160, "b": 120},
     )
 
 
