@@ -25,7 +25,7 @@ BIN = Path(sys.executable).parent
 SMALL = "--test 2 --dev 1 --angles 0,180 --max-new-tokens 6"
 SMALLER = {
     "ss-lens run": SMALL,
-    "ss-lens ablate": f"{SMALL} --draws 1",
+    "ss-lens ablate": "--test 2 --dev 1 --angles 180 --draws 1 --max-new-tokens 4",
     "python -m analyses.angle_response": "--test 2 --step 180",
     "python -m analyses.budget": "--dev 1 --test 2 --step 90",
 }
@@ -48,13 +48,12 @@ def run_in(folder: Path, command: str) -> subprocess.CompletedProcess[str]:
 
 
 def write_small_copies(folder: Path) -> None:
-    """The sweeps of ``configs`` with few prompts, short answers and two angles."""
+    """The sweeps of ``configs`` with their first two grids, few prompts, short answers."""
     folder.mkdir()
     for path in (ROOT / "configs").glob("*.yaml"):
         config = yaml.safe_load(path.read_text("utf-8"))
-        for grid in config["grid"]:
-            grid["angles_deg"] = [0, 180]
-        config |= {"split": {"dev": 1, "test": 1, "seed": 0}, "max_new_tokens": 6}
+        grids = [{**grid, "angles_deg": [0, 180]} for grid in config["grid"][:2]]
+        config |= {"grid": grids, "split": {"dev": 1, "test": 1, "seed": 0}, "max_new_tokens": 6}
         (folder / path.name).write_text(yaml.safe_dump(config))
 
 
@@ -147,7 +146,7 @@ def test_a_notebook_defines_nothing(source: Path) -> None:
 SMALL_NOTEBOOKS = {
     "01_quickstart": "prompts_per_class = 12\nheld_out = 4\nanswers_to = 1\nnew_tokens = 4",
     "02_ablations": (
-        "folder = {folder!r}\nangles = (0, 120)\ndev = test = draws = 1\nnew_tokens = 4"
+        "folder = {folder!r}\nangles = (120,)\ndev = test = draws = 1\nnew_tokens = 4"
     ),
 }
 FIGURES = {"01_quickstart": 3, "02_ablations": 3}
