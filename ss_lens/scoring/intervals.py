@@ -8,7 +8,9 @@ from statistics import NormalDist
 from ss_lens.errors import UserError
 
 
-def wilson_interval(successes: float | int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+def wilson_interval(
+    successes: float | int, n: int, confidence: float = 0.95
+) -> tuple[float, float]:
     """Wilson score interval of a rate (Wilson 1927), which behaves at 0 and at 1.
 
     A trial may count as a share of a success, as the mean of several draws does; the interval is
