@@ -177,7 +177,7 @@ def _tokens_of(
             f"expected {(rows, past + new)}: a row per sequence, a column per cached or new token."
         )
     attended = mask.bool()
-    index = (attended.long().cumsum(dim=1) - 1).clamp(min=0)[:, past:]
+    index = forward.position_ids(attended.long())[:, past:]
     is_token = attended[:, past:]
     if origin is None:
         # What is in the cache already; or, in a first pass, everything.

@@ -19,19 +19,18 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class PolyGuard:
-    """PolyGuard (Kumar et al. 2025, arXiv 2504.04377); only what it says of the response counts.
+class _Guard:
+    """What the guard models share: which weights, and how they are loaded.
 
     Attributes:
-        model: ``ToxicityPrompts/PolyGuard-Ministral``, ``…/PolyGuard-Qwen`` or
-            ``…/PolyGuard-Qwen-Smol``.
+        model: whose template and reader any-guardrail takes.
         weights: a folder that holds them; ``None`` takes them from the Hub.
         revision: a Hub commit, branch or tag.
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``, as in :func:`ss_lens.load_model`.
         device: as there.
     """
 
-    model: str = "ToxicityPrompts/PolyGuard-Ministral"
+    model: str
     weights: str | None = None
     revision: str | None = None
     dtype: str = "auto"
@@ -39,6 +38,18 @@ class PolyGuard:
 
     def __post_init__(self) -> None:
         check_dtype(self.dtype)
+
+
+@dataclass(frozen=True)
+class PolyGuard(_Guard):
+    """PolyGuard (Kumar et al. 2025, arXiv 2504.04377); only what it says of the response counts.
+
+    Attributes:
+        model: ``ToxicityPrompts/PolyGuard-Ministral``, ``…/PolyGuard-Qwen`` or
+            ``…/PolyGuard-Qwen-Smol``.
+    """
+
+    model: str = "ToxicityPrompts/PolyGuard-Ministral"
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> pd.DataFrame:
         """Judge each response to its prompt; PolyGuard gives no score.
@@ -50,25 +61,14 @@ class PolyGuard:
 
 
 @dataclass(frozen=True)
-class LlamaGuard3:
+class LlamaGuard3(_Guard):
     """Llama Guard 3 (Llama Team 2024, arXiv 2407.21783, section 5.4.7), on prompt and response.
 
     Attributes:
         model: ``meta-llama/Llama-Guard-3-8B`` or ``meta-llama/Llama-Guard-3-1B``.
-        weights: a folder that holds them; ``None`` takes them from the Hub.
-        revision: a Hub commit, branch or tag.
-        dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``, as in :func:`ss_lens.load_model`.
-        device: as there.
     """
 
     model: str = "meta-llama/Llama-Guard-3-8B"
-    weights: str | None = None
-    revision: str | None = None
-    dtype: str = "auto"
-    device: str = "auto"
-
-    def __post_init__(self) -> None:
-        check_dtype(self.dtype)
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> pd.DataFrame:
         """Judge each response to its prompt; any-guardrail passes on no score of Llama Guard.
@@ -83,7 +83,7 @@ class LlamaGuard3:
 
 
 @dataclass(frozen=True)
-class Qwen3Guard:
+class Qwen3Guard(_Guard):
     """Qwen3Guard-Gen (Zhao et al. 2025, arXiv 2510.14276), on prompt and response.
 
     It calls a response safe, controversial or unsafe; ``score`` is 0, 0.5 or 1.
@@ -92,21 +92,10 @@ class Qwen3Guard:
         model: ``Qwen/Qwen3Guard-Gen-0.6B``, ``…-4B`` or ``…-8B``.
         strict: whether controversial counts as harmful (the report's strict mode) or as safe (its
             loose mode).
-        weights: a folder that holds them; ``None`` takes them from the Hub.
-        revision: a Hub commit, branch or tag.
-        dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``, as in :func:`ss_lens.load_model`.
-        device: as there.
     """
 
     model: str = "Qwen/Qwen3Guard-Gen-0.6B"
     strict: bool = True
-    weights: str | None = None
-    revision: str | None = None
-    dtype: str = "auto"
-    device: str = "auto"
-
-    def __post_init__(self) -> None:
-        check_dtype(self.dtype)
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> pd.DataFrame:
         """Judge each response to its prompt.
