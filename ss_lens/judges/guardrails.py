@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Guard:
-    """What the guard models share: which weights, and how they are loaded.
+    """What guard models without a setting of their own share: weights, and how to load them.
 
     Attributes:
         model: whose template and reader any-guardrail takes.
@@ -83,7 +83,7 @@ class LlamaGuard3(_Guard):
 
 
 @dataclass(frozen=True)
-class Qwen3Guard(_Guard):
+class Qwen3Guard:
     """Qwen3Guard-Gen (Zhao et al. 2025, arXiv 2510.14276), on prompt and response.
 
     It calls a response safe, controversial or unsafe; ``score`` is 0, 0.5 or 1.
@@ -92,10 +92,21 @@ class Qwen3Guard(_Guard):
         model: ``Qwen/Qwen3Guard-Gen-0.6B``, ``…-4B`` or ``…-8B``.
         strict: whether controversial counts as harmful (the report's strict mode) or as safe (its
             loose mode).
+        weights: a folder that holds them; ``None`` takes them from the Hub.
+        revision: a Hub commit, branch or tag.
+        dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``, as in :func:`ss_lens.load_model`.
+        device: as there.
     """
 
     model: str = "Qwen/Qwen3Guard-Gen-0.6B"
     strict: bool = True
+    weights: str | None = None
+    revision: str | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_dtype(self.dtype)
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> pd.DataFrame:
         """Judge each response to its prompt.
