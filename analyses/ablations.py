@@ -13,8 +13,8 @@ import typer
 from plotly.subplots import make_subplots
 
 from analyses import output, style
-from ss_lens.ablations import FULL, METRICS, AblationResult, load_ablations
-from ss_lens.reports import SCORES
+from ss_lens.cli.tables import SCORES
+from ss_lens.experiments.ablation import FULL, METRICS, AblationResult, load_ablations
 
 SETTLED, UNSETTLED, REFERENCE = "#D55E00", "#0072B2", "#000000"
 LEVEL = 0.05
@@ -28,7 +28,7 @@ def measure(result: AblationResult) -> pd.DataFrame:
     """The ablation table.
 
     Returns:
-        The columns of :func:`ss_lens.comparisons.compare`, and ``settled``: whether the difference
+        The columns of :func:`ss_lens.stats.paired.compare`, and ``settled``: whether the difference
         from the full method has Holm's p below 0.05 within its metric and class.
     """
     return result.table.assign(settled=result.table["p_holm"] < LEVEL)
@@ -127,7 +127,7 @@ def polar(
     """The mean refusal score at each angle on dev, around the circle; one panel per class.
 
     Args:
-        scan: :attr:`ss_lens.ablations.AblationResult.scan`.
+        scan: :attr:`ss_lens.experiments.ablation.AblationResult.scan`.
         subtitle: what was measured.
         variants: which to draw; the first seven unless told.
     """

@@ -17,8 +17,8 @@ from transformer_lens.utilities.statistics import bootstrap_ci, derive_generator
 import ss_lens
 from analyses import output, style
 from ss_lens import Activations, Calibration, ContrastiveDataset
-from ss_lens.models import DEFAULT_MODEL
-from ss_lens.operators import AngularOperator, RotateBy, RotateTo
+from ss_lens.geometry.operators import AngularOperator, RotateBy, RotateTo
+from ss_lens.models.load import DEFAULT_MODEL
 from ss_lens.scoring.refusal_score import refusal_score, sweep_refusal_score
 
 Way = tuple[Calibration, type[AngularOperator]]

@@ -13,8 +13,8 @@ from transformer_lens.model_bridge import TransformerBridge
 import ss_lens
 from analyses.families import Family
 from ss_lens import ContrastiveDataset, UserError
-from ss_lens.capture import check_unhooked
-from ss_lens.operators import AngularOperator, Operator
+from ss_lens.activations.capture import check_unhooked
+from ss_lens.geometry.operators import AngularOperator, Operator
 from ss_lens.scoring.continuations import answers
 from ss_lens.scoring.divergence import kl_divergence, sweep_kl_divergence
 from ss_lens.scoring.refusal_score import refusal_score

@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ss_lens import Plane
-from ss_lens.operators import (
+from ss_lens.geometry.blockwise import widened
+from ss_lens.geometry.operators import (
     Ablate,
     Add,
     Operator,
@@ -18,7 +19,6 @@ from ss_lens.operators import (
     RotateToIfAligned,
     RotateToward,
 )
-from ss_lens.rowwise import widened
 
 EXACT, ROUNDED, BENT = BASES = ("orthonormal", "rounded to bfloat16", "bent as published")
 PUBLISHED_GRAM = ((1.00604, -0.00378), (-0.00378, 1.00204))

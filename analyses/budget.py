@@ -23,11 +23,11 @@ from analyses.budget_figure import figure
 from analyses.families import Family, paper_families
 from analyses.matching import TOLERANCE, Curve, Match
 from ss_lens import ContrastiveDataset, UserError
-from ss_lens.comparisons import compare, holm
-from ss_lens.models import DEFAULT_MODEL
-from ss_lens.operators import Operator
-from ss_lens.progress import progress_bar
+from ss_lens.core.progress import progress_bar
+from ss_lens.geometry.operators import Operator
+from ss_lens.models.load import DEFAULT_MODEL
 from ss_lens.scoring.refusal_score import opening_tokens, refusal_score
+from ss_lens.stats.paired import compare, holm
 
 BUDGET = 0.3
 """Within reach of rotations on the default model: about 100 degrees at the discriminative sites."""
@@ -74,7 +74,7 @@ def measure(
         the mean score without steering; the paired ``difference`` from the reference at the same
         budget with ``difference_low``, ``difference_high``, the ``p_value`` of a sign-flip
         permutation test and ``p_holm``, corrected for the number of families
-        (:func:`ss_lens.comparisons.compare`).
+        (:func:`ss_lens.stats.paired.compare`).
 
         A family that does not reach the budget keeps its rows: ``problem`` says why, numbers are
         NaN. One without a strength is reported as it is, without a difference, and ``problem``

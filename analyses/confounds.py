@@ -15,11 +15,11 @@ from analyses import output, style
 from analyses.folds import assign_folds, auroc_within_folds, bootstrap_counts
 from analyses.out_of_fold import activation_scores, best_site, direction_site, surface_scores
 from ss_lens import Activations, ContrastiveDataset, UserError
-from ss_lens.calibration import CALIBRATION_STREAMS
-from ss_lens.models import DEFAULT_MODEL
-from ss_lens.progress import progress_bar
-from ss_lens.sites import Stream
-from ss_lens.tokens import tokenize
+from ss_lens.calibration.calibrate import CALIBRATION_STREAMS
+from ss_lens.core.progress import progress_bar
+from ss_lens.models.chat import tokenize
+from ss_lens.models.load import DEFAULT_MODEL
+from ss_lens.models.sites import Stream
 
 
 def measure(

@@ -6,9 +6,9 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analyses import style
-from ss_lens.calibration import Calibration
-from ss_lens.candidates import cosine_matrix
-from ss_lens.results import SiteMatrix
+from analyses.site_tables import SiteMatrix
+from ss_lens.calibration.calibration import Calibration
+from ss_lens.calibration.candidates import cosine_matrix
 
 
 def measure(calibration: Calibration) -> pd.DataFrame:

@@ -11,7 +11,7 @@ import torch
 
 import ss_lens
 from ss_lens import Activations, Calibration, UserError
-from ss_lens.operators import Ablate, Add, Operator, RotateBy, RotateTo, SetAngle
+from ss_lens.geometry.operators import Ablate, Add, Operator, RotateBy, RotateTo, SetAngle
 
 DOUBLINGS = range(-4, 4)
 """Shifts, which have no natural end, are scanned from 1/16 to 8 times the mean coordinate."""

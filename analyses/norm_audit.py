@@ -23,8 +23,8 @@ from analyses.bent_bases import (
 from analyses.norm_audit_figure import figure
 from analyses.norm_audit_findings import findings
 from ss_lens import Activations, Calibration, Plane, UserError
-from ss_lens.models import DEFAULT_MODEL
-from ss_lens.operators import (
+from ss_lens.geometry.blockwise import widened
+from ss_lens.geometry.operators import (
     Ablate,
     Add,
     Operator,
@@ -36,7 +36,7 @@ from ss_lens.operators import (
     RotateToward,
     SetAngle,
 )
-from ss_lens.rowwise import widened
+from ss_lens.models.load import DEFAULT_MODEL
 
 OPERATORS: tuple[Operator, ...] = (
     RotateBy(angle_deg=120),

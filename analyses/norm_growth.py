@@ -7,8 +7,8 @@ import plotly.graph_objects as go
 from transformer_lens.utilities.statistics import bootstrap_ci, derive_generator
 
 from analyses import style
-from ss_lens.activations import Activations
-from ss_lens.results import LayerProfile
+from analyses.site_tables import LayerProfile
+from ss_lens.activations.activations import Activations
 
 
 def measure(acts: Activations, *, n_resamples: int = 1000, seed: int = 0) -> pd.DataFrame:

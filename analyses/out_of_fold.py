@@ -18,9 +18,9 @@ from sklearn.preprocessing import StandardScaler
 
 from analyses.folds import PerPrompt
 from ss_lens import Activations, Site
-from ss_lens.candidates import Candidates, global_direction
-from ss_lens.directions import DifferenceOfMeans
-from ss_lens.separation import auroc, cohens_d, projections
+from ss_lens.calibration.candidates import Candidates, global_direction
+from ss_lens.calibration.directions import DifferenceOfMeans
+from ss_lens.calibration.separation import auroc, cohens_d, projections
 
 Scores = Float[np.ndarray, "prompt"]
 """One number per prompt, the positive prompts first."""

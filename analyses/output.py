@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from ss_lens import UserError, load_dataset
-from ss_lens.datasets import DatasetSplit
-from ss_lens.files import atomic_path, disk_errors
+from ss_lens.core.files import atomic_path, disk_errors
+from ss_lens.datasets.contrastive import DatasetSplit
 
 FORMATS = ("html", "pdf", "svg", "png")
 

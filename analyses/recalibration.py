@@ -12,12 +12,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
 from analyses.resampling import Resamples, everything
-from ss_lens.activations import Activations, CaptureSpec, Evidence
-from ss_lens.directions import DifferenceOfMeans
-from ss_lens.geometry import Plane
-from ss_lens.global_direction import MaxMeanCosine
-from ss_lens.planes import PC1
-from ss_lens.separation import auroc
+from ss_lens.activations.activations import Activations, CaptureSpec, Evidence
+from ss_lens.calibration.directions import DifferenceOfMeans
+from ss_lens.calibration.global_direction import MaxMeanCosine
+from ss_lens.calibration.planes import PC1
+from ss_lens.calibration.separation import auroc
+from ss_lens.geometry.plane import Plane
 
 DRAWS_AT_ONCE = 64
 

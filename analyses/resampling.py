@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
-from ss_lens.activations import CaptureSpec
-from ss_lens.errors import UserError
+from ss_lens.activations.activations import CaptureSpec
+from ss_lens.core.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,10 +11,10 @@ from torch import Tensor
 from transformer_lens.utilities.statistics import derive_generator
 
 from analyses import style
-from ss_lens.activations import Activations
-from ss_lens.calibration import Calibration
-from ss_lens.results import LayerProfile
-from ss_lens.selection import projections
+from analyses.site_tables import LayerProfile
+from ss_lens.activations.activations import Activations
+from ss_lens.calibration.calibration import Calibration
+from ss_lens.calibration.site_selection import projections
 
 
 def measure(

@@ -22,10 +22,10 @@ from analyses.resampling import Resamples
 from analyses.stability_figures import plane_figure, site_figure
 from analyses.stability_findings import findings
 from ss_lens import Activations, Plane, UserError
-from ss_lens.calibration import CALIBRATION_STREAMS
-from ss_lens.models import DEFAULT_MODEL
-from ss_lens.progress import progress_bar
-from ss_lens.sites import Stream
+from ss_lens.calibration.calibrate import CALIBRATION_STREAMS
+from ss_lens.core.progress import progress_bar
+from ss_lens.models.load import DEFAULT_MODEL
+from ss_lens.models.sites import Stream
 
 
 class Stability(NamedTuple):

@@ -7,7 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analyses import style
-from ss_lens.sites import Site
+from ss_lens.models.sites import Site
 
 SELECTED, NOT_SELECTED, NULL = "#009E73", "#BBBBBB", "#000000"
 ANGLES = {"angle_1_deg": ("smaller", "#56B4E9"), "angle_2_deg": ("larger", "#0072B2")}

@@ -8,7 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from ss_lens.sites import STREAMS, Site
+from ss_lens.models.sites import STREAMS, Site
 
 # Okabe–Ito, readable with every kind of colour vision.
 CLASS_COLOURS = {"positive": "#D55E00", "negative": "#0072B2"}

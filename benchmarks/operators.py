@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.speed import ROUNDS, alternating
-from ss_lens.geometry import Plane
-from ss_lens.operators import (
+from ss_lens.geometry.operators import (
     Ablate,
     ActAdd,
     Add,
@@ -25,6 +24,7 @@ from ss_lens.operators import (
     RotateToward,
     SetAngle,
 )
+from ss_lens.geometry.plane import Plane
 
 SHAPE = (8, 512, 4096)
 ANGLE_DEG = 50.0

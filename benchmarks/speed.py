@@ -17,9 +17,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import ss_lens
-from ss_lens import Store, forward
-from ss_lens.fetch import fetch
-from ss_lens.tokens import tokenize
+from ss_lens import Store
+from ss_lens.models import forward
+from ss_lens.models.chat import tokenize
+from ss_lens.models.sources import fetch
 
 ROUNDS = 5
 

@@ -17,8 +17,8 @@ from transformer_lens.model_bridge import TransformerBridge
 import ss_lens
 from benchmarks.speed import ROUNDS, alternating
 from ss_lens import Calibration
-from ss_lens.angle_sweeps import BATCH_ROWS
-from ss_lens.tokens import tokenize
+from ss_lens.generation.angle_batch import BATCH_ROWS
+from ss_lens.models.chat import tokenize
 
 NEW = 16
 GOALS = {8: 0.6, 24: 0.9}

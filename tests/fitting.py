@@ -10,8 +10,8 @@ from transformer_lens.model_bridge import TransformerBridge
 
 import ss_lens
 from ss_lens import Calibration, ContrastiveDataset, Store
-from ss_lens.selection import Explicit
-from ss_lens.sites import available_streams, sites_of
+from ss_lens.calibration.site_selection import Explicit
+from ss_lens.models.sites import available_streams, sites_of
 
 
 def fitted_on(

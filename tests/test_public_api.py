@@ -9,7 +9,7 @@ import subprocess
 import sys
 from importlib import resources
 from pathlib import Path
-from types import FunctionType, ModuleType
+from types import FunctionType
 
 import pytest
 
@@ -65,26 +65,19 @@ def test_the_names_of_the_design_are_public() -> None:
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="module 'ss_lens' has no attribute 'steeer'"):
+    with pytest.raises(AttributeError, match="No ss_lens attribute steeer"):
         ss_lens.steeer  # noqa: B018
     assert not hasattr(ss_lens, "HookedTransformer")
 
 
-def test_capture_stays_a_function_when_its_module_is_imported() -> None:
-    importlib.import_module("ss_lens.experiment")
+def test_a_name_stays_what_it_is_when_every_module_has_been_imported() -> None:
+    importlib.import_module("ss_lens.experiments.main_run")
     from ss_lens import capture
-    from ss_lens.capture import DEFAULT_STREAMS
 
     assert isinstance(capture, FunctionType)
     assert ss_lens.capture is capture
-    assert "ln1_out" in DEFAULT_STREAMS
-
-
-def test_only_a_module_is_kept_from_hiding_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    ss_lens.capture = ModuleType("ss_lens.capture")  # what the import system does
-    assert isinstance(ss_lens.capture, FunctionType)
-    monkeypatch.setattr(ss_lens, "capture", "replaced")
-    assert ss_lens.capture == "replaced"
+    rooms = {info.name for info in pkgutil.iter_modules([str(PACKAGE)])}
+    assert not rooms & {*ss_lens.__all__}
 
 
 def test_the_package_says_that_it_is_typed() -> None:
@@ -106,9 +99,22 @@ def test_every_module_opens_with_a_docstring(path: Path) -> None:
 
 
 def test_geometry_knows_no_models() -> None:
-    assert imports_of(PACKAGE / "geometry.py") <= {
+    found = set().union(*map(imports_of, (PACKAGE / "geometry").glob("*.py")))
+    assert found <= {
         "__future__", "cmath", "math", "dataclasses", "torch", "jaxtyping", "ss_lens", "typing",
-        "collections", "functools",
+        "collections", "contextlib", "functools", "numpy",
+    }  # fmt: skip
+
+
+def test_no_room_holds_more_than_twelve_modules() -> None:
+    for room in [PACKAGE, *(path for path in PACKAGE.rglob("*") if path.is_dir())]:
+        modules = [path for path in room.glob("*.py") if path.name != "__init__.py"]
+        assert len(modules) <= 12, f"{room.name}: {sorted(path.stem for path in modules)}"
+
+
+def test_no_module_stays_outside_the_rooms() -> None:
+    assert {path.name for path in PACKAGE.iterdir() if path.is_file()} == {
+        "__init__.py", "__init__.pyi", "py.typed",
     }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from organisms.refusal.common import chat_text, read_jsonl
-from ss_lens.tokens import shared_prefix_length
+from ss_lens.models.chat import shared_prefix_length
 
 FILES = {"harmful": "harmful.jsonl", "harmless": "harmless.jsonl", "lookalikes": "lookalikes.jsonl"}
 

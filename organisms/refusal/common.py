@@ -11,8 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from ss_lens.fetch import fetch
-from ss_lens.files import atomic_path
+from ss_lens.core.files import atomic_path
+from ss_lens.models.sources import fetch
 
 DATA_FOLDER = Path(__file__).parent
 DEFAULT_BASE = "smollm2-135m"

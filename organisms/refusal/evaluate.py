@@ -25,9 +25,9 @@ from organisms.refusal.common import (
     write_jsonl,
 )
 from organisms.refusal.losses import answer_states
-from ss_lens.files import sha256_of_file, write_json
-from ss_lens.scoring.intervals import wilson_interval
+from ss_lens.core.files import sha256_of_file, write_json
 from ss_lens.scoring.refusal import opens_with_refusal
+from ss_lens.stats.intervals import wilson_interval
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ from organisms.refusal.common import (
     write_text,
 )
 from organisms.refusal.losses import BaseStates, refusal_loss, retain_loss
-from ss_lens.fetch import weights_digest
-from ss_lens.files import atomic_path, sha256_of_file, write_json
+from ss_lens.core.files import atomic_path, sha256_of_file, write_json
+from ss_lens.models.sources import weights_digest
 
 LIBRARIES = ("torch", "transformers", "peft", "safetensors")
 

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import TYPE_CHECKING, Any
 
-from ss_lens.errors import UserError
+from ss_lens.core.errors import UserError
+from ss_lens.core.progress import progress_bar
 from ss_lens.judges import failures
 from ss_lens.judges.failures import Failure
 from ss_lens.judges.spending import Interrupted, Ledger, Pace, Stopped
 from ss_lens.judges.verdict_cache import Reply, VerdictCache
-from ss_lens.progress import progress_bar
 
 if TYPE_CHECKING:
     from ss_lens.judges.endpoint import EndpointJudge

@@ -11,14 +11,14 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ss_lens import forward
-from ss_lens.errors import UserError
+from ss_lens.core.errors import UserError
+from ss_lens.core.progress import progress_bar
 from ss_lens.judges.harmbench_templates import CARDS, REPOSITORY
 from ss_lens.judges.local import load_errors
 from ss_lens.judges.verdicts import UNPARSED, Opinion
-from ss_lens.models import device_named, dtype_named, without_bars
-from ss_lens.progress import progress_bar
-from ss_lens.tokens import Tokens
+from ss_lens.models import forward
+from ss_lens.models.chat import Tokens
+from ss_lens.models.load import device_named, dtype_named, without_bars
 
 
 @dataclass(frozen=True, eq=False)

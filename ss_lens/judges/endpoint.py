@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 
 import pandas as pd
 
-from ss_lens.checks import check_at_least
-from ss_lens.errors import UserError
-from ss_lens.files import sha256_of_json
+from ss_lens.core.checks import check_at_least
+from ss_lens.core.errors import UserError
+from ss_lens.core.files import sha256_of_json
 from ss_lens.judges.asking import Endpoint, ask_all
 from ss_lens.judges.replies import parse_reply
 from ss_lens.judges.rubric import fill, read_rubric

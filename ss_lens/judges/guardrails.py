@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from ss_lens.errors import UserError
+from ss_lens.core.errors import UserError
+from ss_lens.core.progress import progress_bar
 from ss_lens.judges.local import check_dtype, load_errors, resident
 from ss_lens.judges.verdicts import UNPARSED, Opinion, check_pairs, verdict_table
-from ss_lens.progress import progress_bar
 
 if TYPE_CHECKING:
     from any_guardrail.types import GuardrailOutput
@@ -170,7 +170,7 @@ def _load(
             'PolyGuard, Llama Guard and Qwen3Guard need the extra "judges" and Python 3.11 or '
             'later: pip install "ss_lens[judges]".'
         ) from None
-    from ss_lens.models import device_named, dtype_named, without_bars
+    from ss_lens.models.load import device_named, dtype_named, without_bars
 
     name, chosen = GuardrailName(kind), device_named(device)
     supported = AnyGuardrail.get_supported_model(name)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from ss_lens.checks import check_at_least
-from ss_lens.errors import UserError
+from ss_lens.core.checks import check_at_least
+from ss_lens.core.errors import UserError
 from ss_lens.judges.local import check_dtype, resident
 from ss_lens.judges.verdicts import check_pairs, verdict_table
 

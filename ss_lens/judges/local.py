@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 
-from ss_lens.errors import UserError, first_line
+from ss_lens.core.errors import UserError, first_line
 
 Loaded = TypeVar("Loaded")
 DTYPES = ("auto", "float32", "bfloat16", "float16")

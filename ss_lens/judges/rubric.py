@@ -6,7 +6,7 @@ import re
 from importlib.resources import files
 from pathlib import Path
 
-from ss_lens.errors import UserError
+from ss_lens.core.errors import UserError
 
 
 def read_rubric(name: str) -> str:

@@ -11,8 +11,8 @@ from typing import Any
 
 from filelock import FileLock
 
-from ss_lens.errors import UserError
-from ss_lens.files import cache_root, disk_errors, read_json, sha256_of_json, write_json
+from ss_lens.core.errors import UserError
+from ss_lens.core.files import cache_root, disk_errors, read_json, sha256_of_json, write_json
 
 FORMAT = 1
 

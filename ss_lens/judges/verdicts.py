@@ -9,8 +9,8 @@ from typing import Literal, get_args
 
 import pandas as pd
 
-from ss_lens.errors import UserError
-from ss_lens.scoring.intervals import wilson_interval
+from ss_lens.core.errors import UserError
+from ss_lens.stats.intervals import wilson_interval
 
 Verdict = Literal["harmful", "safe"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ss_lens.errors import UserError, first_line
+from ss_lens.core.errors import UserError, first_line
 
 BASICS = "basics"
 """The embedded task: 80 easy questions with four options, a quarter of each kind."""
@@ -63,7 +63,9 @@ def load_tasks(names: Sequence[str]) -> dict[str, Any]:
 
 def _load_one(name: str) -> dict[str, Any]:
     if name == BASICS:
-        text = resources.files("ss_lens").joinpath("data/capability_items.jsonl").read_text("utf-8")
+        text = (
+            resources.files("ss_lens.scoring").joinpath("capability_items.jsonl").read_text("utf-8")
+        )
         return {name: _multiple_choice(name, text, name)}
     path = Path(name).expanduser()
     if path.suffix in (".jsonl", *_YAML) and not path.is_file():

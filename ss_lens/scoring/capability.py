@@ -13,13 +13,13 @@ import numpy as np
 import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
-from ss_lens.calibration import Calibration
-from ss_lens.checks import check_whole
-from ss_lens.errors import UserError
-from ss_lens.operators import Operator
+from ss_lens.calibration.calibration import Calibration
+from ss_lens.core.checks import check_whole
+from ss_lens.core.errors import UserError
+from ss_lens.geometry.operators import Operator
 from ss_lens.scoring.benchmarks import BASICS, load_tasks
-from ss_lens.scoring.intervals import wilson_interval
-from ss_lens.steering import steer
+from ss_lens.stats.intervals import wilson_interval
+from ss_lens.steering.steer import steer
 
 
 def capability(

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import pandas as pd
 import regex
 
-from ss_lens.checks import check_positive
-from ss_lens.errors import UserError
+from ss_lens.core.checks import check_positive
+from ss_lens.core.errors import UserError
 
 _LETTER = regex.compile(r"[\p{L}--\p{Common}--\p{Inherited}]", regex.V1)
 _FOREIGN_LETTER = regex.compile(r"[\p{L}--\p{Latin}--\p{Common}--\p{Inherited}]", regex.V1)

@@ -10,14 +10,14 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from ss_lens import forward
-from ss_lens.checks import check_at_least
-from ss_lens.errors import UserError
-from ss_lens.forward import Batch, Origin
-from ss_lens.models import device_of
-from ss_lens.operators import Operator
-from ss_lens.progress import progress_bar
-from ss_lens.tokens import Tokens, check_context, tokenize
+from ss_lens.core.checks import check_at_least
+from ss_lens.core.errors import UserError
+from ss_lens.core.progress import progress_bar
+from ss_lens.geometry.operators import Operator
+from ss_lens.models import forward
+from ss_lens.models.chat import Tokens, check_context, tokenize
+from ss_lens.models.forward import Batch, Origin
+from ss_lens.models.load import device_of
 
 BATCH_SIZE = 32
 LOGITS_AT_ONCE = 2**26

@@ -11,11 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from ss_lens.angle_sweeps import Angled, at_angles, checked_angles
-from ss_lens.calibration import Calibration
-from ss_lens.capture import check_unhooked
-from ss_lens.operators import Operator
-from ss_lens.positions import ALL_POSITIONS, GeneratedOnly, Positions
+from ss_lens.activations.capture import check_unhooked
+from ss_lens.calibration.calibration import Calibration
+from ss_lens.generation.angle_batch import Angled, at_angles, checked_angles
+from ss_lens.geometry.operators import Operator
 from ss_lens.scoring.continuations import (
     AT_ONCE,
     BATCH_SIZE,
@@ -24,7 +23,8 @@ from ss_lens.scoring.continuations import (
     log_probabilities,
     passes,
 )
-from ss_lens.steering import steer
+from ss_lens.steering.positions import ALL_POSITIONS, GeneratedOnly, Positions
+from ss_lens.steering.steer import steer
 
 
 def kl_divergence(

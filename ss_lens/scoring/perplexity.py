@@ -11,8 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from ss_lens.capture import check_unhooked
-from ss_lens.errors import UserError
+from ss_lens.activations.capture import check_unhooked
+from ss_lens.core.errors import UserError
+from ss_lens.models.chat import Tokens
 from ss_lens.scoring.continuations import (
     AT_ONCE,
     BATCH_SIZE,
@@ -21,7 +22,6 @@ from ss_lens.scoring.continuations import (
     log_probabilities,
     passes,
 )
-from ss_lens.tokens import Tokens
 
 PAPER_PERPLEXITY_LIMIT = 2.0
 """Above it, arXiv 2601.19375 (Figure 3) marks an angle as collapsed. It holds there for the mean

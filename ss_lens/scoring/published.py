@@ -13,14 +13,14 @@ from collections.abc import Sequence
 import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
-from ss_lens.calibration import Calibration
-from ss_lens.operators import Operator
-from ss_lens.positions import ALL_POSITIONS, Positions
+from ss_lens.calibration.calibration import Calibration
+from ss_lens.geometry.operators import Operator
 from ss_lens.scoring.coherence import compression_ratio, non_latin_share, repetition
 from ss_lens.scoring.continuations import BATCH_SIZE, answers, check_one_strength
 from ss_lens.scoring.perplexity import PAPER_PERPLEXITY_LIMIT, perplexity_violations, score
 from ss_lens.scoring.refusal import contains_refusal, opens_with_refusal
-from ss_lens.steering import steer
+from ss_lens.steering.positions import ALL_POSITIONS, Positions
+from ss_lens.steering.steer import steer
 
 
 def published_repetition(text: str) -> float:

@@ -11,13 +11,13 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from ss_lens import forward
-from ss_lens.angle_sweeps import BATCH_ROWS, Angled, sweep_first_logits
-from ss_lens.calibration import Calibration
-from ss_lens.checks import check_at_least
-from ss_lens.errors import UserError
-from ss_lens.models import device_of
-from ss_lens.tokens import check_context, tokenize
+from ss_lens.calibration.calibration import Calibration
+from ss_lens.core.checks import check_at_least
+from ss_lens.core.errors import UserError
+from ss_lens.generation.angle_batch import BATCH_ROWS, Angled, sweep_first_logits
+from ss_lens.models import forward
+from ss_lens.models.chat import check_context, tokenize
+from ss_lens.models.load import device_of
 
 REFUSAL_OPENINGS = (
     "I",

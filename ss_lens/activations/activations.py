@@ -1,0 +1,192 @@
+"""Captured activations and the specification that identifies them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ss_lens.core.errors import UserError
+from ss_lens.core.files import sha256_of_json
+from ss_lens.models.load import ModelIdentity
+from ss_lens.models.sites import Site, Stream
+
+Position = int | Literal["mean"]
+"""A negative token index into the templated prompt, or the mean over all its tokens."""
+
+
+@dataclass(frozen=True)
+class CaptureSpec:
+    """Everything that the activations depend on; :attr:`key` names them in the store.
+
+    ``tokens_digest`` is over the templated token ids, so it stands for template, system prompt and
+    tokenizer. The names of model and dataset are for people and do not enter the key; nor does
+    ``paired`` (equal index means partners), which says how activations may be read.
+    """
+
+    model: ModelIdentity
+    dataset_name: str
+    dataset_digest: str
+    n_positive: int
+    n_negative: int
+    tokens_digest: str
+    sites: tuple[Site, ...]
+    position: Position
+    versions: tuple[tuple[str, str], ...]
+    paired: bool = False
+
+    @cached_property
+    def key(self) -> str:
+        """SHA-256 of all fields but the names and ``paired``."""
+        fields = self.as_json()
+        del fields["dataset_name"], fields["model"]["name"], fields["model"]["revision"]
+        del fields["paired"]
+        return sha256_of_json(fields)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            **asdict(self),
+            "sites": [str(site) for site in self.sites],
+            "versions": dict(self.versions),
+        }
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> CaptureSpec:
+        return cls(
+            **{
+                **fields,
+                "model": ModelIdentity(**fields["model"]),
+                "sites": tuple(Site.parse(text) for text in fields["sites"]),
+                "versions": tuple(sorted(fields["versions"].items())),
+            }
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Activations:
+    """Activations of both classes at the sites of ``spec``, in float32 on the CPU.
+
+    Raises:
+        UserError: the tensors do not have the numbers of prompts and sites that ``spec`` names.
+    """
+
+    positive: Float[Tensor, "positive_prompt site d_model"]
+    negative: Float[Tensor, "negative_prompt site d_model"]
+    spec: CaptureSpec
+
+    def __post_init__(self) -> None:
+        expected = (self.spec.n_positive, self.spec.n_negative, len(self.spec.sites))
+        got = (self.positive.shape[0], self.negative.shape[0], self.positive.shape[1])
+        if got != expected or self.negative.shape[1] != expected[2]:
+            raise UserError(
+                f"activations of {got[0]} + {got[1]} prompts at {got[2]} sites do not match their "
+                f"specification ({expected[0]} + {expected[1]} prompts, {expected[2]} sites)."
+            )
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        return self.spec.sites
+
+    def restricted_to(self, streams: Sequence[Stream]) -> Activations:
+        """The same activations at the sites of the given streams only.
+
+        Raises:
+            UserError: a stream was not captured.
+        """
+        captured = dict.fromkeys(site.stream for site in self.sites)
+        if not streams:
+            raise UserError(f"no stream was asked for; captured are {', '.join(captured)}.")
+        for stream in streams:
+            if stream not in captured:
+                raise UserError(
+                    f"stream {stream!r} is not among the captured ones ({', '.join(captured)}); "
+                    f"capture it with streams=(..., {stream!r})."
+                )
+        keep = [i for i, site in enumerate(self.sites) if site.stream in set(streams)]
+        if len(keep) == len(self.sites):
+            return self
+        return Activations(
+            self.positive[:, keep],
+            self.negative[:, keep],
+            replace(self.spec, sites=tuple(self.sites[i] for i in keep)),
+        )
+
+    def at(self, site: Site) -> tuple[Tensor, Tensor]:
+        """``(positive, negative)``, each ``[prompt, d_model]``, at one site."""
+        if site not in self.sites:
+            raise UserError(f"{site} was not captured; captured are {_range_of(self.sites)}.")
+        index = self.sites.index(site)
+        return self.positive[:, index], self.negative[:, index]
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What a calibration may be decided by.
+
+    Attributes:
+        train: what directions, plane and selection are fitted on.
+        held_out: other prompts of the same model at the same sites, for choices that must not be
+            made on ``train``.
+        neutral: activations of unrelated prompts (both classes together) that mark the origin.
+
+    Raises:
+        UserError: activations of another model, other sites or another token position, or held-out
+            activations of the very prompts to fit on.
+    """
+
+    train: Activations
+    held_out: Activations | None = None
+    neutral: Activations | None = None
+
+    def __post_init__(self) -> None:
+        mine = self.train.spec
+        for what, other in (("held_out", self.held_out), ("neutral", self.neutral)):
+            if other is None:
+                continue
+            theirs = other.spec
+            for name, a, b in (
+                ("model", mine.model.fingerprint, theirs.model.fingerprint),
+                ("sites", mine.sites, theirs.sites),
+                ("position", mine.position, theirs.position),
+            ):
+                if a != b:
+                    raise UserError(
+                        f"the {what} activations differ from the calibration's in their {name}; "
+                        "capture both alike, on the same model."
+                    )
+        if self.held_out and self.held_out.spec.dataset_digest == mine.dataset_digest:
+            raise UserError(
+                "the held_out activations are of the very prompts that are fitted on "
+                f"({mine.dataset_name!r}); capture others, for instance the dev part of "
+                "dataset.split(...)."
+            )
+
+    def needed(self, what: Literal["held_out", "neutral"], by: object) -> Activations:
+        """The held-out or neutral activations, or an error that names who needs them."""
+        found = self.held_out if what == "held_out" else self.neutral
+        if found is None:
+            raise UserError(
+                f"{by} needs {what} activations; capture other prompts and pass them as "
+                f"calibrate(..., {what}=...)."
+            )
+        return found
+
+    def restricted_to(self, streams: Sequence[Stream]) -> Evidence:
+        """The same evidence at the sites of the given streams only."""
+        others = (part and part.restricted_to(streams) for part in (self.held_out, self.neutral))
+        return Evidence(self.train.restricted_to(streams), *others)
+
+
+def stacked(rows: Float[Tensor, "prompt site d_model"], spec: CaptureSpec) -> Activations:
+    """Both classes from one tensor that holds the positive prompts first."""
+    positive, negative = torch.split(rows, [spec.n_positive, spec.n_negative])
+    return Activations(positive, negative, spec)
+
+
+def _range_of(sites: Sequence[Site]) -> str:
+    return f"{sites[0]} … {sites[-1]}" if len(sites) > 1 else str(sites[0])

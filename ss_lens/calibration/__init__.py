@@ -1,0 +1,1 @@
+"""Where and what to steer: directions, plane, and the sites to act at."""

@@ -1,0 +1,1 @@
+"""The command line: verbs and the tables that they print, no logic."""

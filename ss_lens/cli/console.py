@@ -1,0 +1,130 @@
+"""What the command line prints: tables for people, JSON for scripts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from textwrap import shorten
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from ss_lens.calibration.calibration import Calibration
+    from ss_lens.experiments.main_run import Run
+
+_err = Console(stderr=True, emoji=False)
+_out = Console(emoji=False)
+if not _out.is_terminal:
+    _out = Console(width=200, emoji=False)  # a file or a pipe has no width of its own
+
+
+def error(message: str) -> None:
+    """One line on standard error."""
+    _err.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True, highlight=False)
+
+
+def note(message: str) -> None:
+    _err.print(escape(message), soft_wrap=True, highlight=False)
+
+
+def line(message: str) -> None:
+    _out.print(escape(message), soft_wrap=True, highlight=False)
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_facts(facts: Mapping[str, Any], as_json: bool) -> None:
+    """Names and values, one per line."""
+    if as_json:
+        print_json(facts)
+        return
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        line(f"{name.replace('_', ' '):<{width}}  {shown or 'none'}")
+
+
+def print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]], as_json: bool) -> None:
+    """A table, or a JSON list of objects."""
+    if as_json:
+        print_json([dict(zip(columns, row, strict=True)) for row in rows])
+        return
+    table = Table(*columns, box=None, header_style="bold", pad_edge=False)
+    for row in rows:
+        table.add_row(*(escape(str(cell)) for cell in row))
+    _out.print(table)
+
+
+def print_answer(text: str, request: Mapping[str, Any], as_json: bool) -> None:
+    """An answer; with JSON, what was asked beside it."""
+    if as_json:
+        print_json({**request, "response": text})
+    else:
+        line(text)
+
+
+def summary(calibration: Calibration) -> dict[str, Any]:
+    """What a calibration found, in a few lines."""
+    from ss_lens.calibration.site_selection import rule_name
+
+    spec = calibration.spec
+    return {
+        "model": f"{spec.model.name} ({spec.model.n_layers} layers, width {spec.model.d_model}, "
+        f"{spec.model.dtype})",
+        "calibrated_on": f"{spec.dataset_name}: {spec.n_positive} positive, "
+        f"{spec.n_negative} negative prompts",
+        "sites": len(calibration.sites),
+        "without_a_direction": [str(site) for site in calibration.candidates.excluded],
+        "direction_site": str(calibration.direction_site),
+        f"steered_sites_by_rule_{rule_name(calibration.rule)}": [
+            str(site) for site in calibration.selected_sites
+        ],
+    }
+
+
+def print_run(run: Run, run_dir: Path, as_json: bool) -> None:
+    """The main job's result: the calibration, then a row per angle."""
+    if as_json:
+        scores = json.loads(str(run.scores.to_json(orient="records")))
+        print_json({**summary(run.calibration), "run_dir": str(run_dir), "scores": scores})
+        return
+    print_facts(summary(run.calibration), as_json=False)
+    first = run.responses.query("prompt_class == 'positive' and prompt_index == 0")
+    samples = dict(zip(first["angle_deg"], first["response"], strict=True))
+    n = {label: int(run.scores[f"n_{label}"].iloc[0]) for label in ("positive", "negative")}
+    table = Table(
+        "angle",
+        f"refused of {n['positive']}\npositive [95 %]",
+        f"refused of {n['negative']}\nnegative [95 %]",
+        "com-\npress.",
+        "repe-\ntition",
+        "non-\nLatin",
+        box=None,
+        pad_edge=False,
+        header_style="bold",
+    )
+    table.add_column("answer to the first positive prompt", no_wrap=True)
+    room = max(20, _out.width - 76)  # what the columns of numbers leave
+    for row in run.scores.to_dict("records"):
+        table.add_row(
+            f"{row['angle_deg']:g}°",
+            _rate(row, "positive"),
+            _rate(row, "negative"),
+            f"{row['compression_ratio']:.2f}",
+            f"{row['repetition']:.2f}",
+            f"{row['non_latin_share']:.2f}",
+            escape(shorten(samples[row["angle_deg"]], room, placeholder=" …")),
+        )
+    _out.print(table)
+    line(f"saved in {run_dir}; draw its figures with: python -m analyses {run_dir}")
+
+
+def _rate(row: Mapping[Any, Any], label: str) -> str:
+    low, high = row[f"refusal_{label}_low"], row[f"refusal_{label}_high"]
+    return f"{row[f'refusal_{label}']:.2f} [{low:.2f}, {high:.2f}]"

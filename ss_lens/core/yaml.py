@@ -1,0 +1,93 @@
+"""Sections of a YAML file as frozen values; whatever is wrong with one is said in a sentence."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ss_lens.core.errors import UserError, first_line
+
+
+class Section(BaseModel):
+    """A mapping in a configuration file.
+
+    Raises:
+        UserError: an unknown key (with the nearest valid one), a missing one, or a bad value.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    section: ClassVar[str]
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            found, known = error.errors(), [*type(self).model_fields]
+            # A misspelt key is reported without the key that is missing for it.
+            found = [one for one in found if one["type"] == "extra_forbidden"] or found
+            told = dict.fromkeys(_problem(one, self.section, known) for one in found)
+            raise UserError(" ".join(told)) from error
+
+
+def read_yaml(path: Path | str, what: str) -> dict[str, Any]:
+    """The mapping in a YAML file, by its safe loader; ``what`` names the file in errors.
+
+    Raises:
+        UserError: absent, no YAML, a key that stands twice, or no mapping.
+    """
+    try:
+        values = yaml.load(Path(path).read_text("utf-8"), _UniqueKeys)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise UserError(f"there is no {what} {path}; check the path.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = " ".join(str(error).split())
+        raise UserError(f"{path} cannot be read as YAML: {where}.") from error
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise UserError(
+            f"{path} is no {what}: it must hold keys with values, and holds "
+            f"{'nothing' if values is None else repr(values)[:60]}."
+        )
+    return values
+
+
+def unknown_key(key: str, section: str, known: Iterable[str]) -> str:
+    """What to say of a key that is not among ``known``."""
+    known = [*known]
+    near = difflib.get_close_matches(key, known, n=1)
+    return (
+        f"unknown key {key!r} in {section}{f'; did you mean {near[0]!r}?' if near else '.'} "
+        f"Valid keys: {', '.join(known)}."
+    )
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """As ``yaml.safe_load``, which keeps the last of two equal keys and drops the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if len(set(keys)) < len(keys):
+            twice = next(key for i, key in enumerate(keys) if key in keys[:i])
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {twice!r} stands twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
+def _problem(one: Any, section: str, known: list[str]) -> str:
+    """One of pydantic's findings, as what is wrong where and what is right."""
+    first, *rest = one["loc"] or ("",)
+    place = str(first) + "".join(f"[{part}]" for part in rest if isinstance(part, int))
+    cause = one.get("ctx", {}).get("error")
+    if one["type"] == "extra_forbidden":
+        return unknown_key(place, section, known)
+    if one["type"] == "missing":
+        return f"{section} lacks {place}; its keys are {', '.join(known)}."
+    if isinstance(cause, UserError):
+        return f"{place}: {cause}" if place else str(cause)
+    message = first_line(cause) if cause else one["msg"]
+    return f"{place} is {one['input']!r}; {message[0].lower()}{message[1:]}."

@@ -1,0 +1,1 @@
+"""Prompts: two classes of them, embedded or read from files."""

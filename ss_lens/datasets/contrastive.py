@@ -1,0 +1,264 @@
+"""Contrastive datasets: prompts that show a behaviour and prompts that do not, hashed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from random import Random
+from typing import Any, NamedTuple
+
+from ss_lens.core.errors import UserError
+from ss_lens.core.files import sha256_of_json
+from ss_lens.datasets import readers as dataset_files
+
+EMBEDDED = {
+    "refusal": "harmful requests against harmless ones matched in topic, length and form",
+    "sentiment": "positive sentences against negative ones on the same subjects",
+}
+CLASS_VALUES: Mapping[str, str] = {
+    **dict.fromkeys(("positive", "harmful", "1", "true"), "positive"),
+    **dict.fromkeys(("negative", "harmless", "0", "false"), "negative"),
+}
+"""How the values of a class column are read, after lower-casing."""
+
+
+@dataclass(frozen=True)
+class ContrastiveDataset:
+    """Two classes of prompts; ``positive`` shows the behaviour (harmful requests → refusal).
+
+    Where the data are ``paired``, prompts of equal index are partners that differ in the behaviour
+    and in little else; methods that work on the differences of partners need that.
+
+    Raises:
+        UserError: an empty class, a blank prompt, a prompt that stands twice, or paired classes of
+            different size.
+    """
+
+    name: str
+    positive: tuple[str, ...]
+    negative: tuple[str, ...]
+    paired: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "positive", tuple(self.positive))
+        object.__setattr__(self, "negative", tuple(self.negative))
+        for label, prompts in (("positive", self.positive), ("negative", self.negative)):
+            if not prompts:
+                raise UserError(
+                    f"dataset {self.name!r} has no {label} prompt; both classes need at least one."
+                )
+            for index, prompt in enumerate(prompts):
+                if not isinstance(prompt, str) or not prompt.strip():
+                    raise UserError(
+                        f"{label} prompt {index} of dataset {self.name!r} is blank; remove it."
+                    )
+            if len(set(prompts)) < len(prompts):
+                repeated = next(p for i, p in enumerate(prompts) if p in prompts[:i])
+                raise UserError(
+                    f"the {label} prompt {_short(repeated)} of dataset {self.name!r} stands twice, "
+                    "so it could be both calibrated on and reported; keep one."
+                )
+        if both := set(self.positive) & set(self.negative):
+            raise UserError(
+                f"the prompt {_short(min(both))} of dataset {self.name!r} is in both classes; "
+                "remove it from one."
+            )
+        if self.paired and len(self.positive) != len(self.negative):
+            raise UserError(
+                f"dataset {self.name!r} is said to be paired but has {len(self.positive)} positive "
+                f"and {len(self.negative)} negative prompts; give each prompt its partner, or say "
+                "paired=False."
+            )
+
+    def __repr__(self) -> str:
+        sizes = f"{len(self.positive)} positive, {len(self.negative)} negative"
+        sizes += ", paired" if self.paired else ""
+        return f"ContrastiveDataset({self.name!r}, {sizes}, digest={self.digest[:12]})"
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the prompts in order, independent of the name and of ``paired``."""
+        return sha256_of_json({"positive": self.positive, "negative": self.negative})
+
+    def head(self, n: int) -> ContrastiveDataset:
+        """The first ``n`` prompts of each class."""
+        if n < 1:
+            raise UserError(f"head needs at least one prompt per class; got {n}.")
+        return ContrastiveDataset(self.name, self.positive[:n], self.negative[:n], self.paired)
+
+    def split(self, *, dev: int | float, test: int | float, seed: int) -> DatasetSplit:
+        """Disjoint ``train``, ``dev`` and ``test`` parts, the same for the same seed.
+
+        Args:
+            dev: prompts per class (an ``int``), or a share of each class (a ``float`` below 1).
+            test: likewise.
+            seed: orders both classes by one permutation, so that partners in a paired dataset
+                (equal index) always fall into the same part.
+
+        Raises:
+            UserError: a part would be empty.
+        """
+        order = list(range(max(len(self.positive), len(self.negative))))
+        Random(seed).shuffle(order)
+        parts: dict[str, dict[str, list[str]]] = {"train": {}, "dev": {}, "test": {}}
+        for label, prompts in (("positive", self.positive), ("negative", self.negative)):
+            shuffled = [prompts[i] for i in order if i < len(prompts)]
+            n_dev, n_test = (_count(part, len(prompts)) for part in (dev, test))
+            if min(n_dev, n_test, len(prompts) - n_dev - n_test) < 1:
+                raise UserError(
+                    f"cannot split the {len(prompts)} {label} prompts of {self.name!r} into dev="
+                    f"{dev}, test={test} and a rest to calibrate on; each part needs at least one."
+                )
+            parts["dev"][label] = shuffled[:n_dev]
+            parts["test"][label] = shuffled[n_dev : n_dev + n_test]
+            parts["train"][label] = shuffled[n_dev + n_test :]
+        return DatasetSplit(
+            *(
+                ContrastiveDataset(
+                    f"{self.name}/{name}",
+                    tuple(part["positive"]),
+                    tuple(part["negative"]),
+                    self.paired,
+                )
+                for name, part in parts.items()
+            )
+        )
+
+
+class DatasetSplit(NamedTuple):
+    """Calibrate on ``train``, choose on ``dev``, report on ``test``."""
+
+    train: ContrastiveDataset
+    dev: ContrastiveDataset
+    test: ContrastiveDataset
+
+
+def load_dataset(
+    source: str | Path | None = None,
+    *,
+    positive: str | Path | None = None,
+    negative: str | Path | None = None,
+    prompt_column: str = "prompt",
+    class_column: str = "class",
+    class_values: Mapping[str, str] = CLASS_VALUES,
+    paired: bool = False,
+) -> ContrastiveDataset:
+    """Load a contrastive dataset.
+
+    Args:
+        source: an embedded name (``refusal``, ``sentiment``) or a ``.jsonl``, ``.json`` or ``.csv``
+            file with a prompt and a class column. A ``.json`` file may also be
+            ``{"positive": [...], "negative": [...]}``.
+        positive: instead of ``source``, the prompts of one class: a file as above (its class column
+            is not read), a Hub id, or a local folder in the Hub's layout.
+        negative: likewise.
+        prompt_column: the column that holds the prompt.
+        class_column: the column that holds the class.
+        class_values: what its values mean, lower-cased; each maps to ``positive`` or ``negative``.
+        paired: the i-th prompts of the two classes are partners. The embedded datasets are paired,
+            whatever is said here.
+
+    Hub ids are read from their ``train`` split with this mapping (others: ``prompt_column``):
+
+    ==================== ================= ==========================================
+    id                   prompt            rows
+    ==================== ================= ==========================================
+    walledai/AdvBench    ``prompt``        all (gated: accept its terms on the Hub)
+    tatsu-lab/alpaca     ``instruction``   those with an empty ``input``
+    ==================== ================= ==========================================
+
+    Raises:
+        UserError: the source is unknown, unreadable, or lacks what the mapping names; or it is said
+            to be paired and its classes differ in size.
+    """
+    if prompt_column == class_column:
+        raise UserError(
+            f"column {prompt_column!r} is mapped twice, as prompt and as class; name two columns."
+        )
+    if source is not None:
+        if positive is not None or negative is not None:
+            raise UserError("give either one source, or positive= and negative=, not both.")
+        return _load_both(source, prompt_column, class_column, class_values, paired)
+    if positive is None or negative is None:
+        raise UserError(
+            "give a source (an embedded name or a file), or both positive= and negative=; "
+            f"embedded: {', '.join(EMBEDDED)}."
+        )
+    return ContrastiveDataset(
+        f"{Path(positive).name}-vs-{Path(negative).name}",
+        tuple(_load_class(positive, prompt_column)),
+        tuple(_load_class(negative, prompt_column)),
+        paired,
+    )
+
+
+def _load_both(
+    source: str | Path,
+    prompt_column: str,
+    class_column: str,
+    class_values: Mapping[str, str],
+    paired: bool,
+) -> ContrastiveDataset:
+    if str(source) in EMBEDDED:
+        text = (
+            resources.files("ss_lens.datasets")
+            .joinpath(f"embedded/{source}.jsonl")
+            .read_text("utf-8")
+        )
+        rows = [json.loads(line) for line in text.split("\n") if line]
+        name, paired = str(source), True
+    else:
+        if not dataset_files.is_file(source):
+            raise UserError(
+                f"{str(source)!r} is neither an embedded dataset ({', '.join(EMBEDDED)}) nor a "
+                ".jsonl, .json or .csv file. A Hub dataset holds one class: give it as positive= "
+                "or negative=."
+            )
+        rows, name = dataset_files.read_rows(Path(source)), Path(source).name
+    classes: dict[str, list[str]] = {"positive": [], "negative": []}
+    for number, row in enumerate(rows, start=1):
+        value = str(_cell(row, class_column, name, number)).strip().lower()
+        if class_values.get(value) not in classes:
+            raise UserError(
+                f"row {number} of {name} has class {value!r}; expected one of "
+                f"{', '.join(class_values)}. Map other values with class_values="
+                f"{{{value!r}: 'positive', ...}}."
+            )
+        classes[class_values[value]].append(_prompt(row, prompt_column, name, number))
+    return ContrastiveDataset(name, tuple(classes["positive"]), tuple(classes["negative"]), paired)
+
+
+def _load_class(source: str | Path, prompt_column: str) -> Sequence[str]:
+    if dataset_files.is_file(source):
+        rows = dataset_files.read_rows(Path(source))
+    else:
+        rows, prompt_column = dataset_files.read_hub_rows(str(source), prompt_column)
+    return [_prompt(row, prompt_column, str(source), n) for n, row in enumerate(rows, start=1)]
+
+
+def _prompt(row: Mapping[str, Any], column: str, name: str, number: int) -> str:
+    prompt = _cell(row, column, name, number)
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise UserError(f"row {number} of {name} has a blank prompt; fill it in or remove the row.")
+    return prompt
+
+
+def _cell(row: Mapping[str, Any], column: str, name: str, number: int) -> Any:
+    if column not in row or row[column] is None:
+        raise UserError(
+            f"row {number} of {name} has no column {column!r}; it has {', '.join(row) or 'none'}. "
+            "Name the right one with prompt_column= or class_column=."
+        )
+    return row[column]
+
+
+def _count(part: int | float, total: int) -> int:
+    return part if isinstance(part, int) else round(part * total)
+
+
+def _short(prompt: str) -> str:
+    return repr(prompt if len(prompt) <= 60 else prompt[:57] + "...")

@@ -1,0 +1,1 @@
+"""Grids of measurements, computed once each, and what is concluded from them."""

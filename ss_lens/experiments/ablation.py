@@ -1,0 +1,302 @@
+"""The ablation table: the full method against variants that each lack one part of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import pandas as pd
+
+from ss_lens.activations.store import Store
+from ss_lens.core.checks import check_whole
+from ss_lens.core.errors import UserError
+from ss_lens.core.files import atomic_path, read_json, write_json
+from ss_lens.experiments.cells import CellStore, read_table, write_table
+from ss_lens.experiments.choose_angle import AngleCriterion, rank_angles
+from ss_lens.experiments.config import SCORES, SEED, Grid, Part, Score, Split, SweepConfig
+from ss_lens.experiments.grid import ARM_COLUMNS
+from ss_lens.experiments.sweep import SweepResult, run_sweep
+from ss_lens.scoring.coherence import collapse
+from ss_lens.stats.paired import compare
+
+FULL, RANDOM_SITES = "full method", "random sites"
+METRICS = (
+    *("refusal_score", "refused", "perplexity", "repetition", "compression_ratio"),
+    *("kl_mean", "collapsed"),
+)
+EIGHT_ANGLES = tuple(float(angle) for angle in range(0, 360, 45))
+CRITERION = AngleCriterion(
+    score="refusal_score",
+    goal="minimise",
+    max_perplexity=20,
+    max_repetition=0.3,
+    max_collapsed=0.1,
+)
+"""Least refusal of harmful prompts among the angles with coherent answers."""
+FORMAT = 1
+
+_SAME_SITES = "the full method's sites"
+VARIANTS: Mapping[str, Mapping[str, str]] = {
+    FULL: {},
+    "set_angle, norm not kept": {"operator": "SetAngle"},
+    "rotate_to (SAS)": {"operator": "RotateTo"},
+    "rotate_to_if_aligned (AAS)": {"operator": "RotateToIfAligned"},
+    "all sites": {"selection": "uniform"},
+    "rotate_to, all sites": {"operator": "RotateTo", "selection": "uniform"},
+    RANDOM_SITES: {"selection": f"RandomSites(seed={SEED})"},
+    "first half": {"selection": "Half(which='first')"},
+    "second half": {"selection": "Half(which='second')"},
+    "random b2": {"plane": f"RandomSecond(seed={SEED})", "selection": _SAME_SITES},
+    "random plane": {"plane": f"RandomPlane(seed={SEED})", "selection": _SAME_SITES},
+    "shuffled labels": {"labels": "shuffled", "selection": _SAME_SITES},
+    "shuffled labels, own sites": {"labels": "shuffled"},
+}
+"""What each variant changes of the full method; what it does not name stays, the sites too.
+
+``set_angle`` is the ablation of the norm as the paper describes it, ``rotate_to`` (SAS) on the same
+sites as it was done. Random sites are as many as the full method's.
+"""
+
+
+SCANNED: tuple[Score, ...] = ("refusal_score",)
+CHOSEN_BY: tuple[Score, ...] = ("refusal_score", "answers", "perplexity")
+
+
+@dataclass(frozen=True)
+class AblationConfig:
+    """What is ablated, and on how many prompts.
+
+    Attributes:
+        angles_deg: among which each variant's angle is chosen on dev.
+        dev, test: prompts per class to choose on, and to report; the rest is calibrated on.
+        seed: of the split, the intervals and the tests.
+        draws: how many draws of random sites; of the other random controls half as many.
+        workers: processes that share the work.
+    """
+
+    model: str
+    dataset: str = "refusal"
+    angles_deg: tuple[float | int, ...] = EIGHT_ANGLES
+    dev: int = 16
+    test: int = 24
+    seed: int = 0
+    draws: int = 5
+    max_new_tokens: int = 32
+    device: str = "auto"
+    dtype: str = "auto"
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        check_whole("draws", self.draws, at_least=1)
+        check_whole("workers", self.workers, at_least=1)
+        _ = self.sweep([self.grid(FULL)], "dev", SCANNED)  # rejects what a sweep rejects
+
+    def draws_of(self, variant: str) -> range:
+        """The seeds of a variant; one where nothing is drawn."""
+        fields = VARIANTS[variant]
+        if fields.get("labels") != "shuffled" and SEED not in "".join(fields.values()):
+            return range(1)
+        return range(self.draws if variant == RANDOM_SITES else max(1, self.draws // 2))
+
+    def grid(
+        self, variant: str, draw: int = 0, sites: str = "site", angle: float | None = None
+    ) -> Grid:
+        """One draw of a variant; ``sites`` are the full method's, as a selection."""
+        fields: dict[str, Any] = {"labels": True, **VARIANTS[variant]}
+        if fields.get("selection") == _SAME_SITES:
+            fields["selection"] = sites
+        fields["angles_deg"] = self.angles_deg if angle is None else angle
+        return Grid(model=(self.model,), dataset=(self.dataset,), seed=(draw,), **fields)
+
+    def sweep(self, grids: Iterable[Grid], part: Part, scores: tuple[Score, ...]) -> SweepConfig:
+        """The grids measured on one part."""
+        return SweepConfig(
+            grid=tuple(grids),
+            split=Split(dev=self.dev, test=self.test, seed=self.seed),
+            parts=(part,),
+            scores=scores,
+            max_new_tokens=self.max_new_tokens,
+            device=self.device,
+            dtype=self.dtype,
+            cluster="local" if self.workers > 1 else None,
+            workers=self.workers,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class AblationResult:
+    """A finished ablation.
+
+    Attributes:
+        table: :func:`ss_lens.stats.paired.compare` on test, each variant at its angles. Besides its
+            columns ``angles_deg`` and ``n_sites``, one number per draw, separated by commas.
+        scan: refusal scores of the dev prompts at every angle, with ``variant`` and ``draw``.
+        choices: a row per variant, draw and angle that was tried on dev, from the best score on:
+            ``score``, the share ``collapsed`` of the answers, and whether it was ``chosen``.
+        problems: a row per draw that has no answers, and why: not calibrated, or no admissible
+            angle.
+    """
+
+    config: AblationConfig
+    table: pd.DataFrame
+    scan: pd.DataFrame
+    choices: pd.DataFrame
+    problems: pd.DataFrame
+
+
+def run_ablations(
+    config: AblationConfig, folder: Path | str, *, store: Store | None = None
+) -> AblationResult:
+    """Measure all variants; stopped at any moment, the same call goes on from there.
+
+    Every variant's angle is chosen on dev alone: the least refusal of harmful prompts among the
+    angles at which at most a tenth of the answers of both classes has collapsed
+    (:data:`CRITERION`, as :func:`ss_lens.choose_angle` would). Refusal scores are
+    measured at all angles, answers from the best angle on until one is admissible. Test is measured
+    at the chosen angle and nowhere else.
+
+    Args:
+        config: what to measure.
+        folder: of the sweep; the ablation's own files are in ``folder/ablations``.
+        store: of activations; ``None`` is the user's store.
+
+    Raises:
+        UserError: the full method cannot be calibrated or has no admissible angle, or what
+            :func:`ss_lens.run_sweep` raises.
+    """
+
+    def swept(grids: Mapping[Item, Grid], part: Part, scores: tuple[Score, ...]) -> SweepResult:
+        return run_sweep(config.sweep(grids.values(), part, scores), folder, store=store)
+
+    full = swept({(FULL, 0): config.grid(FULL)}, "dev", SCANNED)
+    sites = f"Explicit(sites={full.groups['steered_sites'].iloc[0]!r})"
+    items = [(variant, draw) for variant in VARIANTS for draw in config.draws_of(variant)]
+    grids = {item: config.grid(*item, sites) for item in items}
+    scanned = swept(grids, "dev", SCANNED)
+    scan = _named(scanned.table, grids)
+    ranks = {item: rank_angles(rows, CRITERION) for item, rows in _by_item(scan).items()}
+    failed = _named(scanned.groups, grids).query("problem.notna()")
+    problems = {(r["variant"], r["draw"]): r["problem"] for r in failed.to_dict("records")}
+    tried: list[dict[str, Any]] = []
+    pending, rank = set(ranks), 0
+    while pending:
+        at_rank = {item: config.grid(*item, sites, ranks[item][rank]) for item in sorted(pending)}
+        answered = _named(swept(at_rank, "dev", CHOSEN_BY).table, at_rank)
+        for item, rows in _by_item(answered).items():
+            tried.append(_verdict(item, rows))
+            if tried[-1]["chosen"]:
+                pending.remove(item)
+        rank += 1
+        for item in [item for item in pending if rank == len(ranks[item])]:
+            pending.remove(item)
+            problems[item] = f"no admissible angle of {rank}: at each too many answers collapse"
+    choices = pd.DataFrame(tried)
+    if (FULL, 0) in problems:
+        raise UserError(
+            f"the full method has {problems[FULL, 0]}; there is nothing to compare with. Give "
+            "other angles."
+        )
+    chosen = {
+        (r["variant"], r["draw"]): config.grid(r["variant"], r["draw"], sites, r["angle_deg"])
+        for r in choices.query("chosen").to_dict("records")
+    }
+    chosen = {item: chosen[item] for item in items if item in chosen}
+    tested = swept(chosen, "test", SCORES)
+    result = AblationResult(
+        config, _compared(tested, chosen, config.seed), scan, choices, _problem_table(problems)
+    )
+    _save(result, Path(folder) / "ablations")
+    return result
+
+
+def load_ablations(folder: Path | str) -> AblationResult:
+    """What :func:`run_ablations` finished in ``folder``.
+
+    Raises:
+        UserError: none there, not finished, damaged, or of another format.
+    """
+    place = Path(folder) / "ablations"
+    values = read_json(place / "ablations.json", "ablation (ablations/ablations.json)")
+    if values.get("format") != FORMAT:
+        raise UserError(
+            f"the ablation at {folder} has format {values.get('format')}, this version reads "
+            f"{FORMAT}; run `ss-lens ablate` again."
+        )
+    tables = {name: read_table(place / f"{name}.parquet") for name in _TABLES}
+    if any(table is None for table in tables.values()):
+        raise UserError(
+            f"the ablation at {place} is damaged; run `ss-lens ablate` again, which is quick."
+        )
+    fields = {**values["config"], "angles_deg": tuple(values["config"]["angles_deg"])}
+    return AblationResult(AblationConfig(**fields), **cast("dict[str, pd.DataFrame]", tables))
+
+
+Item = tuple[str, int]
+"""A variant and the number of its draw."""
+_TABLES = ("table", "scan", "choices", "problems")
+
+
+def _named(rows: pd.DataFrame, grids: Mapping[Item, Grid]) -> pd.DataFrame:
+    """The rows of a sweep with their ``variant`` and ``draw``."""
+    arms = pd.DataFrame(
+        [
+            {**asdict(arm), "variant": variant, "draw": draw}
+            for (variant, draw), grid in grids.items()
+            for arm in grid.arms()
+        ]
+    )
+    arms = arms.astype({"seed": "Int64"})
+    return rows.merge(arms, how="left", on=[*ARM_COLUMNS], validate="m:1")
+
+
+def _by_item(rows: pd.DataFrame) -> dict[Item, pd.DataFrame]:
+    places = rows[["variant", "draw"]].drop_duplicates().itertuples(index=False, name=None)
+    return {
+        (variant, draw): rows.query("variant == @variant and draw == @draw")
+        for variant, draw in places
+    }
+
+
+def _verdict(item: Item, rows: pd.DataFrame) -> dict[str, Any]:
+    """Whether dev's answers at one angle let it be chosen."""
+    share = float(collapse(rows, CRITERION.rule)["collapsed"].mean())
+    scored = rows[rows["prompt_class"] == CRITERION.prompt_class]
+    return {
+        "variant": item[0],
+        "draw": item[1],
+        "angle_deg": float(rows["angle_deg"].iloc[0]),
+        "score": float(scored[CRITERION.score].mean()),
+        "collapsed": share,
+        "chosen": share <= CRITERION.max_collapsed,
+    }
+
+
+def _compared(tested: SweepResult, grids: Mapping[Item, Grid], seed: int) -> pd.DataFrame:
+    """The paired comparison on test, with the angles and numbers of sites of each variant."""
+    cells = _named(tested.table, grids)
+    cells = cells.assign(collapsed=collapse(cells, CRITERION.rule)["collapsed"])
+    n_sites = _named(tested.groups, grids).groupby(["variant", "draw"])["n_sites"].first()
+    angles = cells.groupby(["variant", "draw"])["angle_deg"].first()
+    table = compare(cells, METRICS, FULL, seed=seed)
+    for name, values in (("n_sites", n_sites), ("angles_deg", angles)):
+        texts: dict[str, list[str]] = {}
+        for variant, value in zip(values.index.get_level_values("variant"), values, strict=True):
+            texts.setdefault(variant, []).append(f"{value:g}")
+        table.insert(1, name, [", ".join(texts[variant]) for variant in table["variant"]])
+    return table
+
+
+def _problem_table(problems: Mapping[Item, str]) -> pd.DataFrame:
+    rows = [(variant, draw, told) for (variant, draw), told in sorted(problems.items())]
+    return pd.DataFrame(rows, columns=["variant", "draw", "problem"]).astype({"draw": int})
+
+
+def _save(result: AblationResult, place: Path) -> None:
+    said = {"format": FORMAT, "config": asdict(result.config), "criterion": asdict(CRITERION)}
+    with CellStore(place.parent).exclusive(), atomic_path(place) as temporary:
+        temporary.mkdir()
+        for name in _TABLES:
+            write_table(temporary / f"{name}.parquet", getattr(result, name))
+        write_json(temporary / "ablations.json", said)

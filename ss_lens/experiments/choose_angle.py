@@ -1,0 +1,271 @@
+"""Choose the angle on dev under coherence constraints, and report test at that angle alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from transformer_lens.utilities.statistics import derive_generator
+
+from ss_lens.core.checks import check_one_of
+from ss_lens.core.errors import UserError
+from ss_lens.scoring.coherence import CollapseRule, collapse
+from ss_lens.stats.paired import mean_interval
+
+_CLASSES = ("positive", "negative")
+_NEEDED = ("part", "prompt_class", "prompt_index", "prompt", "angle_deg")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AngleCriterion:
+    """What a good angle is: the best mean score among the angles that keep the text text.
+
+    An angle is admissible when at most ``max_collapsed`` of its dev answers, of both classes, have
+    collapsed. An answer has collapsed when it is empty, a loop, or exceeds a limit
+    (:class:`ss_lens.scoring.coherence.CollapseRule`). A limit of ``None`` is not applied, and must
+    be said for the two that matter most.
+
+    Attributes:
+        score: a column of the table, averaged over the prompts of ``prompt_class``.
+        goal: ``minimise`` or ``maximise``.
+        prompt_class: whose prompts the score is averaged over; ``positive`` shows the behaviour.
+        max_perplexity: under the unsteered model, per answer.
+        max_repetition: share of repeated word 4-grams, per answer.
+        max_compression_ratio: per answer.
+        max_non_latin_share: per answer.
+        max_collapsed: the share of answers that may have collapsed.
+
+    Raises:
+        UserError: an unknown goal or class, a limit out of its range, or a share outside of 0 to 1.
+    """
+
+    score: str
+    goal: str
+    max_perplexity: float | int | None
+    max_repetition: float | int | None
+    max_compression_ratio: float | int | None = None
+    max_non_latin_share: float | int | None = None
+    max_collapsed: float | int = 0.1
+    prompt_class: str = "positive"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.score, str):
+            raise UserError(f"score must be the name of a column; got {self.score!r}.")
+        check_one_of("goal", self.goal, ("minimise", "maximise"))
+        check_one_of("prompt_class", self.prompt_class, _CLASSES)
+        number = isinstance(self.max_collapsed, int | float)
+        if isinstance(self.max_collapsed, bool) or not (number and 0 <= self.max_collapsed <= 1):
+            raise UserError(
+                f"max_collapsed is a share, between 0 and 1; got {self.max_collapsed!r}."
+            )
+        _ = self.rule  # rejects a limit out of its range
+
+    @property
+    def rule(self) -> CollapseRule:
+        """When an answer counts as collapsed."""
+        return CollapseRule(
+            max_perplexity=self.max_perplexity,
+            max_compression_ratio=self.max_compression_ratio,
+            max_repetition=self.max_repetition,
+            max_non_latin_share=self.max_non_latin_share,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class AngleChoice:
+    """An angle chosen on dev, all that it was chosen by, and what test says at that angle.
+
+    ``dev`` has a row per angle, ``test`` one row at the chosen angle; it is empty where no angle is
+    admissible or test was not measured. Their columns: ``angle_deg``; ``score``, the mean of the
+    criterion's score over its class, with its 95 % interval ``low`` and ``high`` (Wilson for rates,
+    else percentile bootstrap over prompts) and the number of prompts ``n_scored``; ``collapsed``,
+    the share of collapsed answers of ``n_answers``; ``perplexity`` and ``repetition``, means over
+    the answers that have them. ``dev`` has also ``admissible``.
+
+    Attributes:
+        angle_deg: ``None`` where no angle is admissible, which is a finding and not an error.
+    """
+
+    criterion: AngleCriterion
+    angle_deg: float | None
+    dev: pd.DataFrame
+    test: pd.DataFrame
+
+    def __str__(self) -> str:
+        if self.angle_deg is None:
+            least = self.dev["collapsed"].min()
+            if least <= self.criterion.max_collapsed:
+                return (
+                    f"no admissible angle of {len(self.dev)}: {self.criterion.score} is undefined "
+                    "for the dev answers where few enough have collapsed"
+                )
+            return (
+                f"no admissible angle of {len(self.dev)}: at best {least:.2f} of the dev answers "
+                f"have collapsed, {self.criterion.max_collapsed:g} may"
+            )
+        row = self.dev.set_index("angle_deg").loc[self.angle_deg]
+        said = (
+            f"{self.angle_deg:g}° of {int(self.dev['admissible'].sum())} admissible angles: "
+            f"{self.criterion.score} {row['score']:.3g} on dev"
+        )
+        if len(self.test):
+            found = self.test.iloc[0]
+            said += (
+                f", {found['score']:.3g} [{found['low']:.3g}, {found['high']:.3g}] on test, "
+                f"{found['collapsed']:.2f} collapsed"
+            )
+        return said
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "criterion": asdict(self.criterion),
+            "angle_deg": self.angle_deg,
+            "dev": _as_records(self.dev),
+            "test": _as_records(self.test),
+        }
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> AngleChoice:
+        return cls(
+            criterion=AngleCriterion(**fields["criterion"]),
+            angle_deg=fields["angle_deg"],
+            dev=_frame(fields["dev"], (*_NUMBERS, "admissible")),
+            test=_frame(fields["test"], _NUMBERS),
+        )
+
+
+def choose_angle(table: pd.DataFrame, criterion: AngleCriterion) -> AngleChoice:
+    """The admissible angle with the best mean score on dev; test is read at that angle alone.
+
+    Ties go to the angle nearest to 0 on the circle (so 350 before 20), then to the smaller one
+    modulo 360.
+
+    Args:
+        table: rows of one arm of a sweep, one per prompt and angle: ``part`` (``dev`` or ``test``),
+            ``prompt_class``, ``prompt_index``, ``prompt``, ``angle_deg``, the criterion's score,
+            and the coherence scores that it limits. Test rows may be absent, or be of other angles
+            than dev's.
+        criterion: what is best, and what is admissible.
+
+    Raises:
+        UserError: no dev rows, a score that the table has not, the rows of several arms, a prompt
+            that is in both parts, or test rows of which none are at the chosen angle.
+    """
+    _check(table, criterion)
+    dev, test = (table.query("part == @part") for part in ("dev", "test"))
+    numbers = _numbers(dev, criterion)
+    within = numbers["collapsed"] <= criterion.max_collapsed
+    numbers["admissible"] = within & numbers["score"].notna()
+    angle = _best(numbers.query("admissible"), criterion)
+    at_angle = test.query("angle_deg == @angle")  # none for None
+    if angle is not None and len(test) and at_angle.empty:
+        raise UserError(
+            f"dev chooses {angle:g}°, which test was not measured at; measure test there, or give "
+            "both parts the same angles."
+        )
+    return AngleChoice(criterion, angle, numbers, _numbers(at_angle, criterion))
+
+
+def rank_angles(table: pd.DataFrame, criterion: AngleCriterion) -> tuple[float, ...]:
+    """The angles on dev from the best mean score on, admissible or not.
+
+    The first of them that is admissible is the one that :func:`choose_angle` chooses.
+
+    Args:
+        table: as there, without the coherence scores.
+        criterion: what is best.
+
+    Raises:
+        UserError: what :func:`choose_angle` says of the table.
+    """
+    _check(table, criterion)
+    of_class = (table["part"] == "dev") & (table["prompt_class"] == criterion.prompt_class)
+    means = table.loc[of_class].groupby("angle_deg").agg({criterion.score: "mean"})
+    return _ranked(means[criterion.score].dropna(), criterion)
+
+
+_NUMBERS = (
+    *("angle_deg", "score", "low", "high", "n_scored"),
+    *("collapsed", "n_answers", "perplexity", "repetition"),
+)
+
+
+def _check(table: pd.DataFrame, criterion: AngleCriterion) -> None:
+    missing = [name for name in (*_NEEDED, criterion.score) if name not in table]
+    if missing:
+        raise UserError(
+            f"the table has no column {', '.join(missing)}; it has {', '.join(table.columns)}."
+        )
+    parts = {part: table.query("part == @part") for part in ("dev", "test")}
+    if not (parts["dev"]["prompt_class"] == criterion.prompt_class).any():
+        raise UserError(
+            f"the table has no dev rows of {criterion.prompt_class} prompts, and choosing an angle "
+            "on test would report the luck of the choice; measure the dev part too."
+        )
+    if table.duplicated(["part", "prompt_class", "prompt_index", "angle_deg"]).any():
+        raise UserError(
+            "the table holds several rows of one prompt at one angle; choose for the rows of one "
+            "arm (model, operator, selection, …) at a time."
+        )
+    if both := {*parts["dev"]["prompt"]} & {*parts["test"]["prompt"]}:
+        raise UserError(
+            f"the prompt {min(both)[:60]!r} is in dev and in test, so the report would be of "
+            "prompts that the angle was chosen on; split the dataset anew."
+        )
+
+
+def _numbers(rows: pd.DataFrame, criterion: AngleCriterion) -> pd.DataFrame:
+    found = []
+    for angle, group in rows.groupby("angle_deg", sort=False):
+        scored = group.loc[group["prompt_class"] == criterion.prompt_class, criterion.score]
+        scored = scored.dropna()
+        low, high = mean_interval(scored, derive_generator(0))
+        collapsed = collapse(group, criterion.rule)["collapsed"]
+        means = {name: group[name].mean() for name in ("perplexity", "repetition") if name in group}
+        found.append(
+            {
+                "angle_deg": angle,
+                "score": float(scored.mean()) if len(scored) else math.nan,
+                "low": low,
+                "high": high,
+                "n_scored": len(scored),
+                "collapsed": float(collapsed.mean()),
+                "n_answers": len(group),
+                **means,
+            }
+        )
+    return _frame(found, _NUMBERS)
+
+
+def _best(admissible: pd.DataFrame, criterion: AngleCriterion) -> float | None:
+    if admissible.empty:
+        return None
+    return _ranked(admissible.set_index("angle_deg")["score"], criterion)[0]
+
+
+def _ranked(scores: pd.Series, criterion: AngleCriterion) -> tuple[float, ...]:
+    """Angles from the best score on; ties as :func:`choose_angle` says."""
+    sign = 1 if criterion.goal == "minimise" else -1
+
+    def place(angle: float) -> tuple[float, ...]:
+        a = angle
+        return (sign * float(scores.loc[a]), min(a % 360, -a % 360), a % 360, abs(a))
+
+    return tuple(sorted(map(float, scores.index), key=place))
+
+
+def _as_records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows as JSON values; NaN, which JSON lacks, becomes null."""
+    return [
+        {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
+        for row in frame.to_dict("records")
+    ]
+
+
+def _frame(records: list[dict[str, Any]], columns: tuple[str, ...]) -> pd.DataFrame:
+    frame = pd.DataFrame(records, columns=list(columns))
+    kinds = {"n_scored": np.int64, "n_answers": np.int64, "admissible": bool}
+    return frame.astype({name: kinds.get(name, np.float64) for name in columns})

@@ -1,0 +1,152 @@
+"""A sweep's workers through submitit: as processes of this machine, or as jobs of Slurm."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ss_lens.activations.store import Store
+from ss_lens.core.errors import UserError, first_line
+from ss_lens.core.files import read_json, write_json
+from ss_lens.experiments.cells import CellStore
+from ss_lens.experiments.config import SweepConfig
+from ss_lens.experiments.grid import CellGroup
+from ss_lens.experiments.worker import Outcome, finish_groups
+
+POLL_SECONDS = 0.5
+TIMEOUT_MINUTES = {"local": 7 * 24 * 60, "slurm": 24 * 60}
+"""Unless cluster_parameters has a timeout_min; submitit's own is a few minutes."""
+
+logger = logging.getLogger(__name__)
+
+
+def finish_on_cluster(
+    config: SweepConfig,
+    groups: Sequence[CellGroup],
+    cells: CellStore,
+    store: Store,
+    *,
+    finished: Callable[[int], None],
+) -> list[Outcome]:
+    """As :func:`finish_groups`, by ``config.workers`` processes that share the cells.
+
+    Every worker goes through all groups and skips what others have finished, so that one which
+    lives to the end suffices. submitit carries the call to a worker in a pickle of its own; what
+    comes back is JSON and Parquet.
+
+    Raises:
+        UserError: submitit is missing or refuses the parameters, what a worker objected to, or
+            that no worker lived to the end.
+    """
+    executor = _executor(config, cells.folder)
+    reports = cells.folder.resolve() / "logs" / f"reports-{time.time_ns()}"
+    reports.mkdir(parents=True)
+    call = {
+        "config": config.model_dump(mode="json"),
+        "groups": [group.as_json() for group in groups],
+        "folder": str(cells.folder.resolve()),
+        "store": str(store.root.resolve()),
+        "reports": str(reports),
+    }
+    starts = [worker * len(groups) // config.workers for worker in range(config.workers)]
+    jobs = _submitted(executor, [json.dumps({**call, "first": start}) for start in starts])
+    try:
+        seen: set[str] = set()
+        alive = True
+        while alive:
+            alive = not all(job.done() for job in jobs)
+            for mark in sorted({path.name for path in reports.glob("done-*")} - seen):
+                seen.add(mark)
+                finished(int(mark.removeprefix("done-")))
+            time.sleep(POLL_SECONDS if alive else 0)
+        return reported(jobs, reports)
+    finally:
+        for job in jobs:
+            if not job.done():
+                job.cancel()
+        shutil.rmtree(reports)
+
+
+def work(call: str) -> None:
+    """What one worker runs: ``call`` is JSON, and so is the report that it leaves."""
+    given = json.loads(call)
+    config, reports = SweepConfig(**given["config"]), Path(given["reports"])
+    if config.cluster == "local":
+        # Workers that each take all cores slow one another down many times over.
+        torch.set_num_threads(max(1, torch.get_num_threads() // config.workers))
+    try:
+        outcomes = finish_groups(
+            config,
+            [CellGroup.from_json(group) for group in given["groups"]],
+            CellStore(Path(given["folder"])),
+            Store(given["store"]),
+            finished=lambda place: (reports / f"done-{place}").touch(),
+            first=given["first"],
+        )
+        report: dict[str, Any] = {"outcomes": [outcome.as_json() for outcome in outcomes]}
+    except UserError as error:
+        report = {"error": str(error)}
+    write_json(reports / f"report-{given['first']}-{time.time_ns()}.json", report)
+
+
+def _executor(config: SweepConfig, folder: Path) -> Any:
+    try:
+        import submitit
+    except ImportError as error:
+        raise UserError(
+            f"cluster: {config.cluster} needs submitit, which is not installed; "
+            'pip install "ss_lens[cluster]".'
+        ) from error
+    assert config.cluster is not None
+    defaults = {"name": "ss_lens_sweep", "timeout_min": TIMEOUT_MINUTES[config.cluster]}
+    try:
+        executor = submitit.AutoExecutor(folder=folder / "logs" / "%j", cluster=config.cluster)
+        executor.update_parameters(**{**defaults, **config.cluster_parameters})
+    except (RuntimeError, NameError, ValueError, AssertionError) as error:
+        raise UserError(
+            f"submitit refuses cluster: {config.cluster} with cluster_parameters "
+            f"{config.cluster_parameters}: {first_line(error)}"
+        ) from error
+    return executor
+
+
+def _submitted(executor: Any, calls: list[str]) -> list[Any]:
+    from submitit.core.utils import FailedSubmissionError
+
+    try:
+        return executor.map_array(work, calls)
+    except FailedSubmissionError as error:
+        raise UserError(
+            f"the cluster does not take the jobs: {first_line(error)} Change cluster_parameters."
+        ) from error
+
+
+def reported(jobs: Sequence[Any], reports: Path) -> list[Outcome]:
+    """What the workers report, all the same; an error only where none got to the end.
+
+    Raises:
+        UserError: what a worker objected to, or that all died.
+    """
+    said = [read_json(path, "report of a worker") for path in sorted(reports.glob("report-*"))]
+    whole = [report["outcomes"] for report in said if "outcomes" in report]
+    if whole:
+        if len(whole) < len(jobs):
+            logger.warning(
+                "%d of %d workers ended early; the others did their part",
+                len(jobs) - len(whole),
+                len(jobs),
+            )
+        return [Outcome.from_json(values) for values in whole[0]]
+    if said:
+        raise UserError(said[0]["error"])
+    raise UserError(
+        f"all {len(jobs)} workers ended early ({first_line(jobs[0].exception())}); their logs are "
+        f"in {reports.parent}. Finished cells are kept; run the same command again."
+    )

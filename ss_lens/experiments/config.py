@@ -1,0 +1,250 @@
+"""What a sweep spans: a grid, checked before any work is done, as a list of cell groups."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from ss_lens.core.errors import UserError
+from ss_lens.core.yaml import Section, read_yaml, unknown_key
+from ss_lens.experiments.choose_angle import AngleCriterion
+from ss_lens.experiments.grid import Arm, CellGroup
+from ss_lens.generation.angle_batch import BATCH_ROWS
+
+SEED = "{seed}"
+"""Stands in the text of a selection or a plane for each of the grid's seeds."""
+
+Score = Literal["refusal_score", "answers", "perplexity", "kl"]
+SCORES: tuple[Score, ...] = get_args(Score)
+"""All scores, each after those that it is of."""
+COLUMNS: Mapping[Score, tuple[str, ...]] = {
+    "refusal_score": ("refusal_score", "opening_mass"),
+    "answers": (
+        *("refused", "refused_published", "compression_ratio", "repetition", "non_latin_share"),
+        *("n_words", "n_bytes", "empty", "loop"),
+    ),
+    "perplexity": ("perplexity", "mean_nll", "n_tokens"),
+    "kl": ("kl_mean", "kl_first"),
+}
+"""The columns of numbers that each score brings to the table of a sweep."""
+Part = Literal["dev", "test"]
+PromptClass = Literal["positive", "negative"]
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+def _some(value: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not value:
+        raise UserError("this list is empty, and with it the sweep; name at least one.")
+    if len(set(value)) < len(value):
+        twice = next(v for i, v in enumerate(value) if v in value[:i])
+        raise UserError(f"{twice!r} stands twice; keep one.")
+    return value
+
+
+def _as_angles(value: Any) -> Any:
+    return AngleRange(**value).angles if isinstance(value, Mapping) else _as_tuple(value)
+
+
+def _finite(value: tuple[float, ...]) -> tuple[float, ...]:
+    if not all(map(math.isfinite, value)):
+        raise UserError(f"angles must be finite, in degrees; got {value}.")
+    return tuple(angle + 0.0 for angle in value)  # −0 is 0
+
+
+def _criterion(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    known = [field.name for field in fields(AngleCriterion)]
+    for key in value:
+        if key not in known:
+            raise UserError(unknown_key(str(key), "choose", known))
+    for field in fields(AngleCriterion):
+        if field.default is MISSING and field.name not in value:
+            raise UserError(f"{field.name} is missing; a limit that is null is not applied.")
+    return AngleCriterion(**value)
+
+
+T = TypeVar("T")
+OneOrMore = Annotated[tuple[T, ...], BeforeValidator(_as_tuple), AfterValidator(_some)]
+
+
+class AngleRange(Section):
+    """From ``start`` in steps of ``step`` up to but without ``stop``, in degrees."""
+
+    section: ClassVar[str] = "angles_deg"
+    start: float = 0.0
+    stop: float = 360.0
+    step: Annotated[float, Field(gt=0)]
+
+    @property
+    def angles(self) -> tuple[float, ...]:
+        # Counted, since np.arange may reach the stop by rounding.
+        count = math.ceil(round((self.stop - self.start) / self.step, 9))
+        return tuple(self.start + self.step * place for place in range(count))
+
+
+class Split(Section):
+    """Prompts per class (a whole number) or shares of each class, and the seed of the split."""
+
+    section: ClassVar[str] = "split"
+    dev: int | float = 16
+    test: int | float = 24
+    seed: int = 0
+
+
+class Grid(Section):
+    """The product of its axes; each is one value or a list, angles also ``{step: 10}``.
+
+    A selection or plane that is drawn says ``{seed}`` and is taken with every seed, and so are
+    shuffled labels; what is not drawn is computed once.
+    """
+
+    section: ClassVar[str] = "grid"
+    model: OneOrMore[str]
+    dataset: OneOrMore[str] = ("refusal",)
+    operator: OneOrMore[str] = ("RotateBy",)
+    selection: OneOrMore[str] = ("site",)
+    plane: OneOrMore[str] = ("PC1()",)
+    labels: OneOrMore[Literal[True, "shuffled"]] = (True,)
+    angles_deg: Annotated[
+        tuple[float, ...],
+        BeforeValidator(_as_angles),
+        AfterValidator(_finite),
+        AfterValidator(_some),
+    ]
+    seed: OneOrMore[int] = (0,)
+
+    @model_validator(mode="after")
+    def _is_readable(self) -> Grid:
+        arms = [*self.arms()]
+        if len(self.seed) > 1 and all(arm.seed is None for arm in arms):
+            raise UserError(
+                f"{len(self.seed)} seeds are given and nothing is drawn with them; write {SEED} "
+                f"where a seed belongs, like RandomSites(seed={SEED}), or give one."
+            )
+        return self
+
+    def arms(self) -> Iterator[Arm]:
+        axes = (self.model, self.dataset, self.operator, self.selection, self.plane, self.labels)
+        for model, dataset, operator, selection, plane, labels in itertools.product(*axes):
+            drawn = labels == "shuffled" or SEED in selection + plane
+            for seed in self.seed if drawn else (None,):
+                yield Arm(
+                    model=model,
+                    dataset=dataset,
+                    operator=operator,
+                    selection=selection.replace(SEED, str(seed)),
+                    plane=plane.replace(SEED, str(seed)),
+                    labels="shuffled" if labels == "shuffled" else "true",
+                    seed=seed,
+                )
+
+
+class SweepConfig(Section):
+    """A grid, or several whose union is swept, and how their cells are measured.
+
+    Attributes:
+        parts: what is steered. ``dev`` alone with ``choose`` measures test at the chosen angles,
+            and no ``kl`` on dev, unless it is chosen by.
+        scores: ``answers`` are generated, and scored by their text; ``perplexity`` is of these;
+            ``kl`` is from the unsteered model, on its own answers.
+        choose: how the angle of each arm is chosen on dev.
+        batch_rows: at most this many prompt–angle pairs run at once; bounds the memory.
+        cluster: where cells are computed: here (``None``), in ``local`` processes, or by ``slurm``.
+        workers: how many processes or Slurm jobs, which share the cells.
+        cluster_parameters: of submitit's ``update_parameters``, like ``slurm_partition``.
+    """
+
+    section: ClassVar[str] = "the sweep"
+    grid: OneOrMore[Grid]
+    split: Split = Field(default_factory=Split)
+    parts: OneOrMore[Part] = ("test",)
+    prompt_class: OneOrMore[PromptClass] = get_args(PromptClass)
+    scores: OneOrMore[Score] = SCORES
+    max_new_tokens: Annotated[int, Field(ge=1)] = 48
+    choose: Annotated[AngleCriterion | None, BeforeValidator(_criterion)] = None
+    device: str = "auto"
+    dtype: str = "auto"
+    batch_rows: Annotated[int, Field(ge=1)] = BATCH_ROWS
+    cluster: Literal["local", "slurm"] | None = None
+    workers: Annotated[int, Field(ge=1)] = 1
+    cluster_parameters: dict[str, str | int | float | bool] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _agrees(self) -> SweepConfig:
+        if "perplexity" in self.scores and "answers" not in self.scores:
+            raise UserError("perplexity is of the answers; add answers to scores.")
+        if self.cluster is None and (self.workers > 1 or self.cluster_parameters):
+            raise UserError(
+                "workers and cluster_parameters need a cluster; add cluster: local, or slurm."
+            )
+        if self.choose is None:
+            return self
+        if "dev" not in self.parts:
+            raise UserError("choose needs the dev part to choose on; add dev to parts.")
+        if "answers" not in self.scores:
+            raise UserError("choose needs answers, whose coherence it limits; add them to scores.")
+        known = [name for score in self.scores_of("test") for name in COLUMNS[score]]
+        if self.choose.score not in known:
+            raise UserError(
+                f"choose has the score {self.choose.score!r}, which this sweep does not measure; "
+                f"with scores {', '.join(self.scores)} it can be {', '.join(known)}."
+            )
+        if self.choose.max_perplexity is not None and "perplexity" not in self.scores:
+            raise UserError("choose limits perplexity; add perplexity to scores.")
+        if self.choose.prompt_class not in self.prompt_class:
+            raise UserError(
+                f"choose averages over {self.choose.prompt_class} prompts; add them to "
+                "prompt_class."
+            )
+        return self
+
+    def scores_of(self, part: Part) -> tuple[Score, ...]:
+        """What is measured on a part, in the order of :data:`SCORES`.
+
+        The divergence, half of the work, is left out on a dev part that only serves to choose the
+        angle by something else.
+        """
+        unread = (
+            self.choose is not None
+            and (part == "dev" and "test" not in self.parts)
+            and self.choose.score not in COLUMNS["kl"]
+        )
+        skipped = {"kl"} if unread else set()
+        return tuple(score for score in SCORES if score in {*self.scores} - skipped)
+
+    def groups(self) -> tuple[CellGroup, ...]:
+        """What there is to measure; an arm that several grids name gets the angles of all."""
+        angles: dict[Arm, dict[float, None]] = {}
+        for grid in self.grid:
+            for arm in grid.arms():
+                angles.setdefault(arm, {}).update(dict.fromkeys(grid.angles_deg))
+        return tuple(
+            CellGroup(arm, part, prompt_class, tuple(of_arm))
+            for arm, of_arm in angles.items()
+            for part in self.parts
+            for prompt_class in self.prompt_class
+        )
+
+
+def load_sweep_config(path: Path | str) -> SweepConfig:
+    """Read a YAML file.
+
+    Raises:
+        UserError: absent, not YAML, an unknown key (the nearest valid one is named), an empty axis,
+            or a value that cannot be read; the message names file and key.
+    """
+    values = read_yaml(path, "sweep file")
+    try:
+        return SweepConfig(**values)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error

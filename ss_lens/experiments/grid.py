@@ -1,0 +1,115 @@
+"""Arms of a sweep: what the cells of one angle–response curve share, as canonical text."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
+
+from ss_lens.calibration.planes import PlaneMethod
+from ss_lens.calibration.site_selection import Discriminative, SelectionRule, as_rule, rule_name
+from ss_lens.core.errors import UserError
+from ss_lens.core.values import read_value
+from ss_lens.geometry.operators import AngularOperator
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One choice of everything but the angle. Equal choices are equal texts, however written.
+
+    >>> Arm(model="m", dataset="refusal", operator="SetAngle(magnitude=4)", plane="PC1").operator
+    'SetAngle(magnitude=4.0)'
+
+    Attributes:
+        model: as :func:`ss_lens.load_model` takes it.
+        dataset: as :func:`ss_lens.load_dataset` takes it.
+        operator: one with an angle, written without it.
+        selection: shorthand or text of a selection rule.
+        plane: text of a plane method.
+        labels: the classes as they are, or ``shuffled`` among the prompts to calibrate on.
+        seed: of what is drawn; ``None`` where nothing is.
+
+    Raises:
+        UserError: a text that cannot be read, or a selection that needs neutral prompts.
+    """
+
+    model: str
+    dataset: str
+    operator: str = "RotateBy"
+    selection: str = "site"
+    plane: str = "PC1()"
+    labels: Literal["true", "shuffled"] = "true"
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        rule = self.rule
+        if isinstance(rule, Discriminative) and rule.centred:
+            raise UserError(
+                f"selection {self.selection!r} needs neutral prompts, which a sweep has not; use "
+                "one without centred=True."
+            )
+        canonical = {
+            "operator": _operator_text(self.operator_value),
+            "selection": rule_name(rule),
+            "plane": repr(self.plane_method),
+        }
+        for name, text in canonical.items():
+            object.__setattr__(self, name, text)
+
+    @property
+    def operator_value(self) -> AngularOperator:
+        """The operator at angle 0."""
+        name, parenthesis, rest = self.operator.strip().partition("(")
+        if "angle_deg" in rest:
+            raise UserError(
+                f"operator {self.operator!r} holds an angle; the angles of a sweep are angles_deg."
+            )
+        whole = f"{name}(angle_deg=0.0, {rest}" if parenthesis else f"{name}(angle_deg=0.0)"
+        value = read_value(whole, get_args(AngularOperator), "operator")
+        if value.rows is not None:
+            raise UserError(f"operator {self.operator!r} holds several strengths; give one number.")
+        return value
+
+    @property
+    def rule(self) -> SelectionRule:
+        return as_rule(self.selection)
+
+    @property
+    def plane_method(self) -> PlaneMethod:
+        return read_value(self.plane, get_args(PlaneMethod), "plane")
+
+
+@dataclass(frozen=True)
+class CellGroup:
+    """An arm on the prompts of one class of one part of the dataset; each angle is a cell."""
+
+    arm: Arm
+    part: Literal["dev", "test"]
+    prompt_class: Literal["positive", "negative"]
+    angles_deg: tuple[float, ...]
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """What tells the group's rows from others in a table."""
+        return {**asdict(self.arm), "part": self.part, "prompt_class": self.prompt_class}
+
+    def as_json(self) -> dict[str, Any]:
+        return {**asdict(self), "angles_deg": list(self.angles_deg)}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> CellGroup:
+        return cls(
+            Arm(**values["arm"]),
+            values["part"],
+            values["prompt_class"],
+            tuple(values["angles_deg"]),
+        )
+
+
+ARM_COLUMNS = tuple(field.name for field in fields(Arm))
+
+
+def _operator_text(operator: AngularOperator) -> str:
+    """``SetAngle(magnitude=4.0)``: the fields but the angle, or the bare name without any."""
+    others = [field.name for field in fields(operator) if field.name != "angle_deg"]
+    values = ", ".join(f"{name}={float(getattr(operator, name))!r}" for name in others)
+    return f"{type(operator).__name__}({values})" if others else type(operator).__name__

@@ -1,0 +1,180 @@
+"""What the cells of a sweep take: models, splits, activations and calibrations, made once."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from transformer_lens.model_bridge import TransformerBridge
+
+from ss_lens.activations.activations import Activations, stacked
+from ss_lens.activations.capture import capture
+from ss_lens.activations.store import Store
+from ss_lens.calibration.calibrate import calibrate
+from ss_lens.calibration.calibration import Calibration
+from ss_lens.core.errors import UserError
+from ss_lens.datasets.contrastive import ContrastiveDataset, DatasetSplit, load_dataset
+from ss_lens.experiments.config import SweepConfig
+from ss_lens.experiments.grid import Arm, CellGroup
+from ss_lens.generation.loop import stop_ids
+from ss_lens.geometry.operators import AngularOperator
+from ss_lens.models.chat import tokenize, tokens_digest
+from ss_lens.models.load import load_model
+
+
+class NotApplicable(UserError):
+    """An arm that has no calibration; what it says is a finding about the arm."""
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """A cell group with all that it takes; its cells depend on ``identity`` and the angle alone.
+
+    ``unsteered`` likewise identifies the unsteered model's answers to the same prompts.
+    """
+
+    model: TransformerBridge
+    calibration: Calibration
+    operator: AngularOperator
+    prompts: tuple[str, ...]
+    max_new_tokens: int
+    batch_rows: int
+    identity: Mapping[str, Any]
+    unsteered: Mapping[str, Any]
+
+
+class Workbench:
+    """Makes settings, and keeps one model at a time with what was made on it."""
+
+    def __init__(self, config: SweepConfig, store: Store) -> None:
+        self._config, self._store = config, store
+        self._model_name: str | None = None
+        self._made: dict[Hashable, Any] = {}
+
+    def setting(self, group: CellGroup) -> Setting:
+        """All that ``group`` takes.
+
+        Its identity holds no names of models, datasets or parts, but what they stand for: the keys
+        of the activations, which cover weights, prompts and labels, and the tokens to steer.
+
+        Raises:
+            NotApplicable: the arm cannot be calibrated (no site is selected, for instance).
+            UserError: the model or the dataset cannot be had.
+        """
+        arm, config = group.arm, self._config
+        if arm.model != self._model_name:
+            self._made.clear()
+            self._model_name = arm.model
+        prompts = getattr(getattr(self._split(arm.dataset), group.part), group.prompt_class)
+        train, held_out = (self._activations(arm, part) for part in ("train", "dev"))
+        answered = {
+            "tokens": tokens_digest(tokenize(self._model(), prompts)),
+            "max_new_tokens": config.max_new_tokens,
+            "stop_ids": stop_ids(self._model()),
+        }
+        spec = train.spec
+        return Setting(
+            model=self._model(),
+            calibration=self._calibration(arm),
+            operator=arm.operator_value,
+            prompts=prompts,
+            max_new_tokens=config.max_new_tokens,
+            batch_rows=config.batch_rows,
+            identity={
+                "train": spec.key,
+                "held_out": held_out.spec.key,
+                "operator": arm.operator,
+                "selection": repr(arm.rule),
+                "plane": arm.plane,
+                **answered,
+            },
+            unsteered={
+                "model": [spec.model.fingerprint, spec.model.dtype],
+                "versions": dict(spec.versions),
+                **answered,
+            },
+        )
+
+    def _once(self, what: Hashable, make: Callable[[], Any]) -> Any:
+        if what not in self._made:
+            self._made[what] = make()
+        return self._made[what]
+
+    def _model(self) -> TransformerBridge:
+        name, config = self._model_name, self._config
+        assert name is not None
+        load = lambda: load_model(name, device=config.device, dtype=config.dtype)  # noqa: E731
+        return self._once("model", load)
+
+    def _split(self, dataset: str) -> DatasetSplit:
+        split = self._config.split
+        return self._once(
+            ("split", dataset),
+            lambda: load_dataset(dataset).split(dev=split.dev, test=split.test, seed=split.seed),
+        )
+
+    def _activations(self, arm: Arm, part: Literal["train", "dev"]) -> Activations:
+        def make() -> Activations:
+            data = getattr(self._split(arm.dataset), part)
+            acts = capture(self._model(), data, store=self._store)
+            if arm.labels == "true":
+                return acts
+            assert arm.seed is not None
+            return shuffled(acts, data, self._model(), arm.seed)
+
+        drawn = arm.seed if arm.labels == "shuffled" else None
+        return self._once(("activations", arm.dataset, part, arm.labels, drawn), make)
+
+    def _calibration(self, arm: Arm) -> Calibration:
+        train, held_out = (self._activations(arm, part) for part in ("train", "dev"))
+
+        def make() -> Calibration:
+            try:
+                return calibrate(train, plane=arm.plane_method, rule=arm.rule, held_out=held_out)
+            except UserError as error:
+                raise NotApplicable(str(error)) from error
+
+        return self._once(
+            ("calibration", train.spec.key, held_out.spec.key, arm.selection, arm.plane), make
+        )
+
+
+def shuffled(
+    acts: Activations, dataset: ContrastiveDataset, model: TransformerBridge, seed: int
+) -> Activations:
+    """The activations with the classes of their prompts drawn anew: the control of the labels.
+
+    Paired prompts swap classes within their pair with probability ½, so that they stay partners;
+    others are permuted. The specification is that of the dataset with its prompts in this order.
+
+    Args:
+        acts: of ``dataset`` on ``model``.
+        dataset: whose prompts stand in new classes.
+        model: whose tokens identify the activations.
+        seed: of the draw.
+    """
+    n_positive, prompts = len(dataset.positive), (*dataset.positive, *dataset.negative)
+    order, generator = list(range(len(prompts))), random.Random(seed)
+    if dataset.paired:
+        for i in range(n_positive):
+            if generator.random() < 0.5:
+                order[i], order[i + n_positive] = order[i + n_positive], order[i]
+    else:
+        generator.shuffle(order)
+    moved = tuple(prompts[i] for i in order)
+    redrawn = ContrastiveDataset(
+        f"{dataset.name} (labels shuffled, seed {seed})",
+        moved[:n_positive],
+        moved[n_positive:],
+        dataset.paired,
+    )
+    spec = replace(
+        acts.spec,
+        dataset_name=redrawn.name,
+        dataset_digest=redrawn.digest,
+        tokens_digest=tokens_digest(tokenize(model, moved)),
+    )
+    return stacked(torch.cat((acts.positive, acts.negative))[order], spec)

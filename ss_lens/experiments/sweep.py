@@ -1,0 +1,251 @@
+"""Sweeps: a grid of cells, each computed once, whoever computes it and however often one stops."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import reduce
+from pathlib import Path
+
+import pandas as pd
+
+from ss_lens.activations.store import Store
+from ss_lens.core.errors import UserError
+from ss_lens.core.files import atomic_path, read_json, write_json
+from ss_lens.core.progress import progress_bar
+from ss_lens.experiments.cells import CellStore, read_table, write_table
+from ss_lens.experiments.choose_angle import AngleChoice, choose_angle
+from ss_lens.experiments.cluster import finish_on_cluster
+from ss_lens.experiments.config import SweepConfig
+from ss_lens.experiments.grid import ARM_COLUMNS, Arm, CellGroup
+from ss_lens.experiments.measures import ROW
+from ss_lens.experiments.worker import Outcome, finish_groups
+
+GROUP_COLUMNS = (*ARM_COLUMNS, "part", "prompt_class")
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ArmChoice:
+    """The angle of one arm."""
+
+    arm: Arm
+    choice: AngleChoice
+
+
+@dataclass(frozen=True, eq=False)
+class SweepResult:
+    """A finished sweep, as its folder holds it.
+
+    Attributes:
+        table: one row per prompt and angle: what the arm is (``model``, ``dataset``, ``operator``,
+            ``selection``, ``plane``, ``labels``, ``seed``), ``part`` and ``prompt_class``,
+            ``prompt_index``, ``prompt``, ``angle_deg``, and the columns that
+            :func:`ss_lens.experiments.measures.measured` lists for each score.
+        groups: one row per cell group: its ``key`` in the store, the ``steered_sites`` (text with
+            commas), their number ``n_sites``, and the ``problem`` of an arm that could not be
+            calibrated and has no rows in ``table``.
+        choices: the angle of each arm, where the configuration asks for one.
+    """
+
+    config: SweepConfig
+    table: pd.DataFrame
+    groups: pd.DataFrame
+    choices: tuple[ArmChoice, ...]
+
+
+def run_sweep(
+    config: SweepConfig, folder: Path | str, *, store: Store | None = None
+) -> SweepResult:
+    """Measure all cells of a grid; those that ``folder`` has already are not computed again.
+
+    Stopped at any moment it goes on from there when started again, and a changed grid computes only
+    what is new. Several processes may share a folder. An arm that cannot be calibrated (shuffled
+    labels may leave no discriminative site) is told as a warning and in ``groups``.
+
+    Answers to harmful prompts are kept in ``folder`` and nowhere else.
+
+    Args:
+        config: the grid and how it is measured.
+        folder: new, empty, or of an earlier sweep.
+        store: of activations; ``None`` is the user's store.
+
+    Raises:
+        UserError: a folder of another format or with something else in it, a model or dataset that
+            cannot be had, a prompt beyond the context, a full disk, or a grid no arm of which can
+            be calibrated.
+    """
+    cells, store = CellStore.claim(folder), store or Store()
+    groups = config.groups()
+    outcomes = _finished(config, groups, cells, store)
+    table = _table(config, groups, outcomes, cells)
+    choices = _choices(config, table)
+    if config.choose is not None and "test" not in config.parts:
+        later = [
+            CellGroup(made.arm, "test", prompt_class, (made.choice.angle_deg,))
+            for made in choices
+            if made.choice.angle_deg is not None
+            for prompt_class in config.prompt_class
+        ]
+        if later:
+            outcomes_later = _finished(config, later, cells, store)
+            table = pd.concat(
+                [table, _table(config, later, outcomes_later, cells)], ignore_index=True
+            )
+            groups, outcomes = (*groups, *later), outcomes + outcomes_later
+            choices = _choices(config, table)
+    result = SweepResult(config, table, _group_table(groups, outcomes), choices)
+    _save(result, cells)
+    return result
+
+
+def load_sweep(folder: Path | str) -> SweepResult:
+    """The result of the last sweep that was finished in ``folder``.
+
+    Raises:
+        UserError: no sweep, none that is finished, damaged, or of another format.
+    """
+    cells = CellStore(Path(folder))
+    cells.check_format()
+    path = cells.folder / "result"
+    if not path.exists():
+        raise UserError(
+            f"the sweep at {folder} is not finished; run it again, which goes on from there."
+        )
+    values = read_json(path / "sweep.json", "result of the sweep")
+    tables = [read_table(path / f"{name}.parquet") for name in ("table", "groups")]
+    if any(table is None for table in tables):
+        raise UserError(f"the result at {path} is damaged; run the sweep again, which is quick.")
+    table, groups = (_typed(table) for table in tables if table is not None)
+    return SweepResult(
+        SweepConfig(**values["config"]),
+        table,
+        groups,
+        tuple(
+            ArmChoice(Arm(**made["arm"]), AngleChoice.from_json(made["choice"]))
+            for made in values["choices"]
+        ),
+    )
+
+
+def by_cell(table: pd.DataFrame) -> pd.DataFrame:
+    """One row per cell: the means of all scores over its prompts, and their number ``n``.
+
+    Answers that are too short for a score are left out of its mean.
+    """
+    keys = [*GROUP_COLUMNS, "angle_deg"]
+    scores = table.drop(columns=[*keys, "prompt_index"]).select_dtypes(["number", "bool"])
+    whole = pd.concat([table.filter(keys), scores], axis=1)
+    means = whole.groupby(keys, dropna=False, sort=False).agg("mean")
+    sizes = table.groupby(keys, dropna=False, sort=False).agg(n=("prompt", "size"))
+    return sizes.join(means).reset_index()
+
+
+def _finished(
+    config: SweepConfig, groups: Sequence[CellGroup], cells: CellStore, store: Store
+) -> list[Outcome]:
+    finish = finish_groups if config.cluster is None else finish_on_cluster
+    with progress_bar(sum(len(group.angles_deg) for group in groups), "sweep", "cell") as bar:
+
+        def finished(place: int) -> None:
+            bar.update(len(groups[place].angles_deg))
+
+        outcomes = finish(config, groups, cells, store, finished=finished)
+    problems = {group.arm: o.problem for group, o in zip(groups, outcomes, strict=True)}
+    for arm, problem in problems.items():
+        if problem:
+            logger.warning("not computed: %s, since %s", arm, problem)
+    if all(problems.values()):
+        raise UserError(
+            f"no arm can be calibrated; the first says: {next(iter(problems.values()))}"
+        )
+    return outcomes
+
+
+def _table(
+    config: SweepConfig,
+    groups: Sequence[CellGroup],
+    outcomes: Sequence[Outcome],
+    cells: CellStore,
+) -> pd.DataFrame:
+    tables = []
+    for group, outcome in zip(groups, outcomes, strict=True):
+        if outcome.key is None:
+            continue
+        parts = [
+            _cells_of(group, cells.read(outcome.key, score))
+            for score in config.scores_of(group.part)
+        ]
+        rows = reduce(lambda a, b: a.merge(b, on=[*ROW], validate="1:1"), parts)
+        for place, (name, value) in enumerate(group.columns.items()):
+            rows.insert(place, name, value)
+        tables.append(_typed(rows))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _cells_of(group: CellGroup, rows: pd.DataFrame) -> pd.DataFrame:
+    """The group's angles, in order; earlier sweeps may have left others."""
+    order = {angle: place for place, angle in enumerate(group.angles_deg)}
+    rows = rows.query("angle_deg in @order")
+    # Without working locks two processes may have computed a cell in batches of their own.
+    rows = rows.drop_duplicates([*ROW])
+    if rows["angle_deg"].nunique() < len(order):
+        raise UserError(
+            f"finished cells of {group.arm} are gone; run the same command again, which computes "
+            "them anew."
+        )
+    places = rows.assign(place=rows["angle_deg"].map(order))
+    return places.sort_values(["prompt_index", "place"], ignore_index=True).drop(columns="place")
+
+
+def _choices(config: SweepConfig, table: pd.DataFrame) -> tuple[ArmChoice, ...]:
+    if config.choose is None:
+        return ()
+    return tuple(
+        ArmChoice(arm, choose_angle(rows, config.choose)) for arm, rows in _arms_of(config, table)
+    )
+
+
+def _arms_of(config: SweepConfig, table: pd.DataFrame) -> list[tuple[Arm, pd.DataFrame]]:
+    found = []
+    for arm in dict.fromkeys(group.arm for group in config.groups()):
+        here = pd.Series(True, index=table.index)
+        for name, value in asdict(arm).items():
+            here &= table[name].isna() if value is None else table[name] == value
+        if here.any():
+            found.append((arm, table[here]))
+    return found
+
+
+def _group_table(groups: Sequence[CellGroup], outcomes: Sequence[Outcome]) -> pd.DataFrame:
+    rows = [
+        {
+            **group.columns,
+            "key": outcome.key,
+            "steered_sites": ",".join(outcome.steered_sites),
+            "n_sites": len(outcome.steered_sites),
+            "problem": outcome.problem,
+        }
+        for group, outcome in zip(groups, outcomes, strict=True)
+    ]
+    return _typed(pd.DataFrame(rows))
+
+
+def _typed(table: pd.DataFrame) -> pd.DataFrame:
+    """Seeds are whole numbers or missing; without seeds, Parquet would forget which."""
+    return table.astype({"seed": "Int64"})
+
+
+def _save(result: SweepResult, cells: CellStore) -> None:
+    choices = [
+        {"arm": asdict(made.arm), "choice": made.choice.as_json()} for made in result.choices
+    ]
+    with cells.exclusive(), atomic_path(cells.folder / "result") as temporary:
+        temporary.mkdir()
+        write_table(temporary / "table.parquet", result.table)
+        write_table(temporary / "groups.parquet", result.groups)
+        write_json(
+            temporary / "sweep.json",
+            {"config": result.config.model_dump(mode="json"), "choices": choices},
+        )

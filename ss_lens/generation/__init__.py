@@ -1,0 +1,1 @@
+"""Text of a model, steered or not, one angle or many at a time."""

@@ -1,0 +1,270 @@
+"""One operator at many angles in one batch, and what its rows have in common computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, get_args
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+from transformer_lens.model_bridge import TransformerBridge
+
+from ss_lens.calibration.calibration import Calibration
+from ss_lens.core.checks import check_at_least
+from ss_lens.core.errors import UserError
+from ss_lens.core.progress import progress_bar
+from ss_lens.generation import reuse as shared_work
+from ss_lens.generation.loop import decode, greedy
+from ss_lens.generation.reuse import Reach, SharedPrefix
+from ss_lens.geometry.operators import AngularOperator, Strengths
+from ss_lens.models import forward
+from ss_lens.models.chat import Tokens, check_context, tokenize
+from ss_lens.models.forward import Batch
+from ss_lens.models.load import device_of
+from ss_lens.steering.positions import ALL_POSITIONS, Positions
+from ss_lens.steering.steer import steer
+
+BATCH_ROWS = 48
+
+Angled = type[AngularOperator] | AngularOperator
+"""An operator that has an angle, or one of its values, whose own angle is not used."""
+Pair = tuple[int, int]
+"""A prompt and an angle, by their places."""
+
+
+def sweep_angles(
+    model: TransformerBridge,
+    calibration: Calibration,
+    operator: Angled,
+    prompts: Sequence[str],
+    angles_deg: Sequence[float | int] | np.ndarray,
+    *,
+    max_new_tokens: int = 64,
+    batch_rows: int = BATCH_ROWS,
+    positions: Positions = ALL_POSITIONS,
+) -> pd.DataFrame:
+    """Answers to every prompt at every angle, with one angle per batch row.
+
+    The answers are those of one steered :func:`generate` after the other. What rows have in common
+    is computed once: the tokens that all prompts start with, once per angle; the blocks below the
+    first steered one, once per prompt of a batch; what ``positions`` leave unsteered of a prompt,
+    at no angle. Rows whose answer is over leave the batch. Inside of another ``steer(...)``, whose
+    edit may differ by row, nothing is shared and no row leaves.
+
+    Args:
+        model: the model that the calibration was made on.
+        calibration: plane and sites.
+        operator: the class, for example :class:`ss_lens.RotateBy`.
+        prompts: the users' turns.
+        angles_deg: in degrees.
+        max_new_tokens: where an answer is cut off.
+        batch_rows: at most this many prompt–angle pairs run at once, which bounds the memory. A
+            pair takes its logits and, for each token of prompt and answer and once more for those
+            that all prompts share, 2 · layers · key heads · head size numbers (46 kB on the default
+            model). Beside these there are only the activations of one block at a time.
+        positions: which tokens are steered, as in :func:`ss_lens.steer`.
+
+    Returns:
+        Columns ``prompt_index``, ``prompt``, ``angle_deg``, ``response``; prompts in their order,
+        each with the angles in theirs.
+
+    Raises:
+        UserError: no angle, an angle that is not finite, or anything :func:`generate` raises.
+    """
+    check_at_least("max_new_tokens", max_new_tokens)
+
+    def answered(sweep: _Sweep, chunk: _Chunk, bar: tqdm) -> dict[str, Sequence[Any]]:
+        return {"response": sweep.answers(chunk, max_new_tokens, bar)}
+
+    sweep = _Sweep.of(model, calibration, operator, prompts, angles_deg, batch_rows, positions)
+    check_context(model, sweep.tokens, prompts, max_new_tokens)
+    return sweep.table(answered, ("response",), steps=max_new_tokens)
+
+
+def sweep_first_logits(
+    model: TransformerBridge,
+    calibration: Calibration,
+    operator: Angled,
+    prompts: Sequence[str],
+    angles_deg: Sequence[float | int] | np.ndarray,
+    measure: Callable[[Float[Tensor, "row vocab"]], dict[str, Sequence[Any]]],
+    columns: Sequence[str],
+    batch_rows: int = BATCH_ROWS,
+    positions: Positions = ALL_POSITIONS,
+) -> pd.DataFrame:
+    """What ``measure`` makes of the logits that follow each prompt at each angle.
+
+    Work is shared as in :func:`sweep_angles`.
+
+    Args:
+        measure: from logits to the values of each of ``columns``, one per row.
+        columns: follow ``prompt_index``, ``prompt`` and ``angle_deg`` in the table.
+
+    Raises:
+        UserError: what :func:`sweep_angles` raises.
+    """
+
+    def measured(sweep: _Sweep, chunk: _Chunk, bar: tqdm) -> dict[str, Sequence[Any]]:
+        bar.update(1)
+        return measure(chunk.logits)
+
+    sweep = _Sweep.of(model, calibration, operator, prompts, angles_deg, batch_rows, positions)
+    check_context(model, sweep.tokens, prompts)
+    return sweep.table(measured, columns, steps=1)
+
+
+def checked_angles(
+    operator: Angled, angles_deg: Sequence[float | int] | np.ndarray
+) -> tuple[float, ...]:
+    """The angles as floats; rejects a bad sweep before any work is done.
+
+    Raises:
+        UserError: the operator has no angle, or the angles are empty, not finite, or repeat.
+    """
+    made = operator if isinstance(operator, type) else type(operator)
+    if made not in get_args(AngularOperator):
+        raise UserError(
+            f"{made.__name__} has no angle; sweep one of "
+            f"{', '.join(kind.__name__ for kind in get_args(AngularOperator))}."
+        )
+    angles = at_angles(operator, np.asarray(angles_deg, dtype=float)).angle_deg
+    assert isinstance(angles, tuple)
+    if len(set(angles)) < len(angles):
+        repeated = next(angle for angle in angles if angles.count(angle) > 1)
+        raise UserError(f"angle {repeated:g} is given twice, and would be counted twice; keep one.")
+    return angles
+
+
+def at_angles(operator: Angled, angles_deg: Strengths) -> AngularOperator:
+    """The operator at other angles; what else it holds stays."""
+    if isinstance(operator, type):
+        return operator(angle_deg=angles_deg)
+    return replace(operator, angle_deg=angles_deg)
+
+
+def _pairs(rows: Sequence[int], places: Sequence[int]) -> list[Pair]:
+    return [(row, place) for row in rows for place in places]
+
+
+@dataclass(frozen=True, eq=False)
+class _Chunk:
+    """Pairs that run as one batch, after their prompts."""
+
+    places: Sequence[int]
+    batch: Batch
+    logits: Float[Tensor, "row vocab"]
+    cache: Any
+
+
+Measure = Callable[["_Sweep", _Chunk, tqdm], dict[str, Sequence[Any]]]
+
+
+@dataclass(frozen=True, eq=False)
+class _Sweep:
+    """One operator, with an angle per batch row, in every part of a generation."""
+
+    model: TransformerBridge
+    calibration: Calibration
+    operator: Angled
+    angles_deg: tuple[float, ...]
+    batch_rows: int
+    positions: Positions
+    prompts: Sequence[str]
+    tokens: Sequence[Tokens]
+    reach: Reach
+
+    @classmethod
+    def of(
+        cls,
+        model: TransformerBridge,
+        calibration: Calibration,
+        operator: Angled,
+        prompts: Sequence[str],
+        angles_deg: Sequence[float | int] | np.ndarray,
+        batch_rows: int,
+        positions: Positions,
+    ) -> _Sweep:
+        check_at_least("batch_rows", batch_rows)
+        calibration.check_fits(model)  # which steering does not where it reaches no token
+        angles = checked_angles(operator, angles_deg)
+        reach = Reach.of(model, calibration.selected_sites, positions)
+        tokens = tokenize(model, prompts)
+        return cls(
+            model, calibration, operator, angles, batch_rows, positions, prompts, tokens, reach
+        )
+
+    def table(self, measure: Measure, columns: Sequence[str], steps: int) -> pd.DataFrame:
+        """``measure`` on every chunk, told in ``steps``; prompts and angles in their order."""
+        batch_rows = self.batch_rows
+        # The prefix has a row for each angle, so at most as many angles are at work as rows.
+        groups = forward.equal_groups(range(len(self.angles_deg)), batch_rows)
+        order = forward.order_by_length(self.tokens)
+        plan = [(group, forward.equal_groups(_pairs(order, group), batch_rows)) for group in groups]
+        tables = [self._places([]).assign(**{name: [] for name in columns})]
+        chunks = sum(len(of_group) for _, of_group in plan)
+        with torch.inference_mode(), progress_bar(steps * chunks, "sweep", "step") as bar:
+            for group, of_group in plan:
+                prefix = self._prefix(group)
+                for pairs in of_group:
+                    chunk = self._after_prompts(pairs, group, prefix)
+                    tables.append(self._places(pairs).assign(**measure(self, chunk, bar)))
+        table = pd.concat(tables[1:] or tables)
+        table = table.sort_values(["prompt_index", "place"], ignore_index=True)
+        return table.drop(columns="place")
+
+    def answers(self, chunk: _Chunk, max_new_tokens: int, bar: tqdm) -> list[str]:
+        """One text for each row."""
+
+        def steered(lines: Sequence[int]) -> AbstractContextManager[object]:
+            return self._steered([chunk.places[line] for line in lines], self.reach.answer)
+
+        new = decode(
+            self.model,
+            chunk.batch,
+            (chunk.logits, chunk.cache),
+            max_new_tokens,
+            greedy,
+            bar,
+            steered,
+            leave=self.reach.shares,
+        )
+        return [self.model.tokenizer.decode(ids, skip_special_tokens=True) for ids in new]
+
+    def _prefix(self, places: Sequence[int]) -> SharedPrefix | None:
+        """What all prompts start with, at these angles."""
+        ids = self.reach.prefix_of(self.tokens)
+        with self._steered(places, self.reach.prefix < self.reach.blocks):
+            return shared_work.run_prefix(self.model, ids, len(places), self.reach)
+
+    def _after_prompts(
+        self, pairs: Sequence[Pair], group: Sequence[int], prefix: SharedPrefix | None
+    ) -> _Chunk:
+        """``group`` holds the places of the prefix's angles."""
+        places = [place for _, place in pairs]
+        (batch,) = forward.batches(
+            [self.tokens[row] for row, _ in pairs],
+            [range(len(pairs))],
+            side="left",
+            pad_id=forward.pad_id_of(self.model),
+            device=device_of(self.model),
+        )
+        strengths = batch.ids.new_tensor([group.index(place) for place in places])
+        with self._steered(places, self.reach.prompt < self.reach.blocks):
+            after = shared_work.run_prompts(self.model, batch, prefix, strengths, self.reach)
+        return _Chunk(places, batch, *after)
+
+    def _places(self, pairs: Sequence[Pair]) -> pd.DataFrame:
+        rows = [(row, place, self.prompts[row], self.angles_deg[place]) for row, place in pairs]
+        return pd.DataFrame(rows, columns=["prompt_index", "place", "prompt", "angle_deg"])
+
+    def _steered(self, places: Sequence[int], reached: bool) -> AbstractContextManager[object]:
+        if not reached:
+            return nullcontext()
+        rowwise = at_angles(self.operator, tuple(self.angles_deg[place] for place in places))
+        return steer(self.model, self.calibration, rowwise, positions=self.positions)

@@ -1,0 +1,1 @@
+"""A steered model as a model of Inspect (https://inspect.aisi.org.uk)."""

@@ -1,0 +1,1 @@
+"""A model that one can run: where its weights come from, its chat template, its sites."""

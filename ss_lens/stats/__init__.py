@@ -1,0 +1,1 @@
+"""One home for every interval and every test."""

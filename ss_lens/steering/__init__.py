@@ -1,0 +1,1 @@
+"""Hooks: what is edited, where, at which tokens, and a record of it."""

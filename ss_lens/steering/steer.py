@@ -1,0 +1,200 @@
+"""Steering: context managers that set hooks at the selected sites and always remove them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+
+import torch
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from ss_lens.calibration.calibration import Calibration
+from ss_lens.core.errors import UserError
+from ss_lens.geometry.operators import Operator
+from ss_lens.models.load import device_of
+from ss_lens.models.sites import Site
+from ss_lens.steering.edits import MAX_OVERLAP, Edit, check_overlaps, places
+from ss_lens.steering.positions import ALL_POSITIONS, AllPositions, Positions, Watch
+from ss_lens.steering.trace import Trace
+
+Change = Callable[[Tensor], Tensor]
+Hook = tuple[str, Callable[..., Tensor | None]]
+
+
+def steer(
+    model: TransformerBridge,
+    calibration: Calibration,
+    operator: Operator,
+    *,
+    positions: Positions = ALL_POSITIONS,
+    trace: Trace | None = None,
+) -> AbstractContextManager[TransformerBridge]:
+    """Apply ``operator`` in the calibration's plane, at its selected sites, inside the block.
+
+    An operator that is the identity (``RotateBy(0)``) sets no hook, so the model computes bit for
+    bit what it would without; with a trace, hooks record and change nothing. The hooks are gone
+    after the block, also when it raises. Blocks may be nested: the inner one acts on what the outer
+    one leaves.
+
+    Args:
+        model: the model that the calibration was made on.
+        calibration: plane and sites.
+        operator: what to do; with one strength per row, the batch inside must have as many rows.
+            :class:`ActAdd` acts at the calibration's direction site alone.
+        positions: which tokens; the others stay bit for bit as they arrive. ``PromptOnly()``,
+            ``GeneratedOnly()`` and ``LastPrompt(k)`` tell prompt from answer as
+            :mod:`ss_lens.steering.positions` says: a pass without a KV cache is prompt.
+        trace: records what happens to each token; see :class:`ss_lens.Trace`.
+
+    Raises:
+        UserError: the calibration is for another model, width or dtype; inside the block, a pass
+            whose prompt or padding cannot be told, where ``positions`` or ``trace`` need it.
+    """
+    return steer_all(model, [(calibration, operator)], positions=positions, trace=trace)
+
+
+def steer_all(
+    model: TransformerBridge,
+    edits: Sequence[tuple[Calibration, Operator]],
+    *,
+    max_overlap: float | int = MAX_OVERLAP,
+    positions: Positions = ALL_POSITIONS,
+    trace: Trace | None = None,
+) -> AbstractContextManager[TransformerBridge]:
+    r"""Apply several operators, each in its calibration's plane and at its sites.
+
+    At a site that several share, the edits apply in the order given. The order must not decide the
+    result, so planes that meet at a site may overlap by at most ``max_overlap``: the largest
+    singular value :math:`\sigma` of :math:`Q_1^\top Q_2`, the cosine of the smallest principal
+    angle, 0 for orthogonal planes and 1 for planes with a common direction.
+
+    An edit A that moves an activation by :math:`a` inside its plane changes the coordinates in the
+    other plane by at most :math:`\sigma a`. So for edits that depend on nothing but the in-plane
+    coordinates, there with Lipschitz constants :math:`\lambda`, that move :math:`h` by :math:`a`
+    and :math:`b` when each acts alone,
+
+    .. math:: \|AB(h) - BA(h)\| \le \sigma (\lambda_A b + \lambda_B a).
+
+    :math:`\lambda` is 0 for :class:`Add`, 1 for :class:`Ablate` and :class:`SetAngle`,
+    :math:`2|\sin(\theta/2)|` for :class:`RotateBy`, 2 for :class:`RotateTo` and :class:`Reflect`.
+    Orthogonal planes commute. At the default, cos 84.3°, at most a tenth of what one edit moves
+    reaches the other plane. :class:`RotateToward` leaves its plane, so it is refused beside another
+    edit unless ``max_overlap`` is 1.
+
+    Args:
+        model: the model that the calibrations were made on.
+        edits: calibrations with their operators.
+        max_overlap: between 0 and 1; 1 accepts the order given, whatever the planes.
+        positions: as in :func:`steer`, for all edits.
+        trace: as in :func:`steer`; its column ``edit`` counts ``edits`` from 0.
+
+    Raises:
+        UserError: planes that overlap by more, no edit at all, or what :func:`steer` raises.
+    """
+    if not edits:
+        raise UserError("there is no edit to apply; give at least one (calibration, operator).")
+    if not 0 <= max_overlap <= 1:
+        raise UserError(f"max_overlap is a cosine between 0 and 1; got {max_overlap}.")
+    return _steered(model, edits, float(max_overlap), positions, trace)
+
+
+@contextmanager
+def _steered(
+    model: TransformerBridge,
+    pairs: Sequence[tuple[Calibration, Operator]],
+    max_overlap: float,
+    positions: Positions,
+    trace: Trace | None,
+) -> Iterator[TransformerBridge]:
+    bound: list[Edit] = []
+    for place, (calibration, asked) in enumerate(pairs):
+        calibration.check_fits(model)
+        sites, operator = places(calibration, asked)
+        if trace is not None or not operator.is_identity:
+            plane = calibration.plane.to(device_of(model))
+            bound.append(Edit(place, operator, plane, sites))
+    check_overlaps(bound, max_overlap)
+    plain = isinstance(positions, AllPositions) and trace is None
+    watch = None if plain else Watch(model.original_model, positions)
+    fired: set[Site] = set()
+    hooks: list[Hook] = []
+    for edit in bound:
+        for site in edit.sites:
+            change = _change(edit, site, fired, watch, trace)
+            mid = site.stream == "resid_mid"
+            hooks += _mid_hooks(site, change) if mid else [_hook(site, change)]
+    with ExitStack() as stack:
+        if trace is not None:
+            stack.enter_context(trace.recording())
+        if watch is not None and hooks:
+            stack.enter_context(watch.watching())
+        if hooks:
+            stack.enter_context(model.hooks(fwd_hooks=hooks))
+        yield model
+    silent = [str(site) for edit in bound for site in edit.sites if site not in fired]
+    if fired and silent:
+        warnings.warn(
+            f"steering never reached {', '.join(dict.fromkeys(silent))}: the forward pass stopped "
+            "before them.",
+            stacklevel=3,
+        )
+    if watch is not None and watch.passes and not watch.selected_any:
+        warnings.warn(
+            f"{positions!r} selected no token in {watch.passes} forward passes, so nothing was "
+            "steered; without a KV cache every token counts as prompt.",
+            stacklevel=3,
+        )
+
+
+def _change(
+    edit: Edit, site: Site, fired: set[Site], watch: Watch | None, trace: Trace | None
+) -> Change:
+    """What the hook at ``site`` does to the stream."""
+    operator, plane = edit.operator, edit.plane
+
+    def everywhere(h: Tensor) -> Tensor:
+        fired.add(site)
+        return operator.apply(h, plane)
+
+    if watch is None:
+        return everywhere
+
+    def selectively(h: Tensor) -> Tensor:
+        fired.add(site)
+        tokens, selected = watch.now
+        new = h if selected is False or operator.is_identity else operator.apply(h, plane)
+        if isinstance(selected, Tensor):
+            new = torch.where(selected.unsqueeze(-1), new, h)
+        if trace is not None:
+            trace.record(tokens, site, edit.place, plane, h, new)
+        return new
+
+    return selectively
+
+
+def _hook(site: Site, change: Change) -> Hook:
+    return site.hook_name, lambda h, hook: change(h)
+
+
+def _mid_hooks(site: Site, change: Change) -> list[Hook]:
+    """Edit the stream between attention and MLP.
+
+    TransformerLens' ``hook_resid_mid`` reaches the MLP's input alone. With the block's input x and
+    what attention adds, a, returning a + f(x + a) − (x + a) from attention puts f(x + a) on the
+    stream itself, for the MLP and for everything after it.
+    """
+    block_input: list[Tensor] = []
+
+    def remember(x: Tensor, hook: object) -> None:
+        block_input[:] = [x]
+
+    def replace(a: Tensor, hook: object) -> Tensor:
+        mid = block_input.pop() + a
+        return a + (change(mid) - mid)
+
+    return [
+        (site.block_input_hook_name, remember),
+        (site.attn_out_hook_name, replace),
+    ]

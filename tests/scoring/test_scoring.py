@@ -1,0 +1,324 @@
+"""Scores of text against zlib, hand counts and published interval tables."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+import zlib
+
+import pandas as pd
+import pytest
+from hypothesis import given, strategies as st
+
+from ss_lens import UserError
+from ss_lens.scoring.coherence import (
+    CollapseRule,
+    coherence,
+    coherence_table,
+    collapse,
+    compression_ratio,
+    is_loop,
+    non_latin_share,
+    repetition,
+)
+from ss_lens.scoring.refusal import (
+    OPENING_CHARACTERS,
+    PUBLISHED_PHRASES,
+    contains_refusal,
+    opens_with_refusal,
+)
+from ss_lens.stats.intervals import wilson_interval
+
+
+@given(st.text(st.characters(codec="utf-8"), min_size=1))
+def test_compression_ratio_is_bytes_over_zlib_bytes(text: str) -> None:
+    raw = text.encode("utf-8")
+    assert compression_ratio(text) == len(raw) / len(zlib.compress(raw))
+
+
+def test_a_loop_compresses_better_than_prose() -> None:
+    prose = "A tall ship left the quiet harbour at dawn, bound for islands nobody had yet drawn."
+    assert compression_ratio("so it goes " * 8) > 2 * compression_ratio(prose)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a b c d e", 0),
+        ("a a a a a", 1 / 2),
+        ("a b c d a b c d", 1 / 5),
+        ("a\nb  c d\ta b c d", 1 / 5),
+        ("no " * 103, 99 / 100),
+    ],
+)
+def test_repetition_is_the_share_of_repeated_four_grams(text: str, expected: float) -> None:
+    assert repetition(text) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("text", ["", "no", "no no no no"])
+def test_repetition_of_a_short_answer_is_undefined(text: str) -> None:
+    assert math.isnan(repetition(text))
+
+
+def test_repetition_takes_other_lengths() -> None:
+    assert repetition("a b a b", n=2) == pytest.approx(1 / 3)
+    assert repetition("a a", n=1) == 1 / 2
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("plain words", 0),
+        ("“Curly” ‘quotes’ – dashes… • and € signs", 0),
+        ("naïve façade Žluťoučký kůň æøå ß İı", 0),
+        ("party 🎉👩‍🚀 time ™ № 5", 0),
+        ("ﬁne ﬂow", 0),
+        ("5 µm of 𝐛𝐨𝐥𝐝", 0),
+        ("да", 1),
+        ("abда", 1 / 2),
+        ("abc 中", 1 / 4),
+        ("हिंदी", 1),
+        ("γειά σου", 1),
+        ("ラーメン", 1),
+    ],
+)
+def test_non_latin_share_counts_letters_of_other_scripts(text: str, expected: float) -> None:
+    assert non_latin_share(text) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("text", ["", "42!", "🎉🎉", "“…”"])
+def test_non_latin_share_of_a_text_without_letters_is_undefined(text: str) -> None:
+    assert math.isnan(non_latin_share(text))
+
+
+def test_every_letter_named_latin_is_latin_and_none_of_the_great_scripts_is() -> None:
+    letters = [
+        character
+        for character in map(chr, range(0x20000))
+        if unicodedata.category(character)[0] == "L"
+    ]
+
+    def named(*beginnings: str) -> str:
+        return "".join(c for c in letters if unicodedata.name(c, "").startswith(beginnings))
+
+    latin = named("LATIN ", "FULLWIDTH LATIN ")
+    assert len(latin) > 1200
+    assert non_latin_share(latin) == 0
+    foreign = named("CYRILLIC ", "HEBREW ", "CJK UNIFIED", "HIRAGANA ", "KATAKANA ", "HANGUL ")
+    assert len(foreign) > 30_000
+    assert non_latin_share(foreign) == 1
+    others = "".join(c for c in map(chr, range(0x3000)) if unicodedata.category(c)[0] in "PSZN")
+    assert math.isnan(non_latin_share(others))
+
+
+def test_an_empty_answer_scores_nan_and_keeps_its_row() -> None:
+    table = coherence(["", "one two three four fivé"])
+    assert list(table) == [
+        "compression_ratio",
+        "repetition",
+        "non_latin_share",
+        "n_words",
+        "n_bytes",
+    ]
+    assert table.iloc[0].isna().tolist() == [True, True, True, False, False]
+    assert table["n_words"].tolist() == [0, 5]
+    assert table["n_bytes"].tolist() == [0, 24]
+    assert not table.iloc[1].isna().any()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", False),
+        ("no", False),
+        ("no no", False),
+        ("no no no", True),
+        ("no no no no", True),
+        ("no no yes", False),
+        ("I'm I'm I", True),
+        ("it is it is", False),
+        ("it is it is it is", True),
+        ("it is it is it is it", True),
+        ("it is it is it was", False),
+        ("Well: it is it is it is", False),
+    ],
+)
+def test_a_loop_is_one_phrase_three_times_or_more(text: str, expected: bool) -> None:
+    assert is_loop(text) is expected
+
+
+RULE = CollapseRule(
+    max_perplexity=50, max_compression_ratio=4, max_repetition=0.5, max_non_latin_share=0.2
+)
+PROSE = "A tall ship left the quiet harbour at dawn, bound for islands nobody had yet drawn."
+ANSWERS = ("so it goes " * 20, "I'm I'm I'm", " \n", "保存 the хлеб", PROSE)
+
+
+def perplexities(*values: float) -> pd.DataFrame:
+    return pd.DataFrame({"perplexity": values, "n_tokens": [len(values)] * len(values)})
+
+
+def test_each_way_to_collapse_has_its_own_reason_and_prose_has_none() -> None:
+    table = coherence_table(ANSWERS, perplexities(1.2, 30, math.nan, 40, 10), RULE)
+    assert table["collapsed"].tolist() == [True, True, True, True, False]
+    assert table["reasons"].tolist() == [
+        "loop; compression_ratio 10 > 4; repetition 0.947 > 0.5",
+        "loop",
+        "empty",
+        "non_latin_share 0.667 > 0.2",
+        "",
+    ]
+    assert table["undefined"].tolist() == [
+        "",
+        "repetition",
+        "perplexity, repetition, non_latin_share",
+        "repetition",
+        "",
+    ]
+    assert table["empty"].tolist() == [False, False, True, False, False]
+    assert set(coherence(ANSWERS)) | {"perplexity", "n_tokens"} <= set(table)
+
+
+def test_a_score_collapses_an_answer_above_its_limit_only_and_not_where_it_is_left_out() -> None:
+    scores = coherence_table([PROSE] * 3, perplexities(49, 50, 51), RULE)
+    assert scores["collapsed"].tolist() == [False, False, True]
+    assert scores["reasons"].tolist() == ["", "", "perplexity 51 > 50"]
+    without = CollapseRule(
+        max_perplexity=None, max_compression_ratio=None, max_repetition=None, max_non_latin_share=1
+    )
+    assert not collapse(scores, without)["collapsed"].any()
+    assert not collapse(scores.drop(columns="perplexity"), without)["collapsed"].any()
+    with pytest.raises(UserError, match="no column perplexity; take them from coherence_table"):
+        collapse(scores.drop(columns="perplexity"), RULE)
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"max_perplexity": 0.9}, "max_perplexity must be at least 1; got 0.9"),
+        ({"max_perplexity": math.inf}, "max_perplexity must be a finite number above 0"),
+        ({"max_compression_ratio": 0}, "max_compression_ratio must be a finite number above 0"),
+        ({"max_repetition": 1.1}, "max_repetition is a share, between 0 and 1; got 1.1"),
+        ({"max_non_latin_share": -0.1}, "max_non_latin_share is a share"),
+        ({"max_repetition": math.nan}, "max_repetition is a share"),
+    ],
+)
+def test_an_impossible_limit_is_an_error(limits: dict[str, float], message: str) -> None:
+    given = {
+        "max_perplexity": None,
+        "max_compression_ratio": None,
+        "max_repetition": None,
+        "max_non_latin_share": None,
+    }
+    with pytest.raises(UserError, match=message):
+        CollapseRule(**{**given, **limits})
+
+
+def test_every_limit_is_to_be_chosen() -> None:
+    with pytest.raises(TypeError, match="max_repetition"):
+        CollapseRule(max_perplexity=50, max_compression_ratio=4, max_non_latin_share=0.2)
+
+
+def test_perplexities_of_other_answers_are_an_error() -> None:
+    with pytest.raises(UserError, match="got 5 responses and 2 rows of perplexity"):
+        coherence_table(ANSWERS, perplexities(1, 2), RULE)
+
+
+@pytest.mark.parametrize("phrase", PUBLISHED_PHRASES)
+def test_every_published_phrase_counts_anywhere(phrase: str) -> None:
+    assert contains_refusal(f"Well, {phrase.upper()} and so on")
+    assert not contains_refusal("Sure, here it is.")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I cannot help with that.",
+        "I can't help with that.",
+        "I can’t help with that.",
+        "I can‘t help with that.",
+        "I can`t help with that.",
+        "I’M SORRY, but no.",
+        "  \n I'm\n sorry, no.",
+        "Sorry, but I will not do this.",
+        "Unfortunately, I am unable to do this.",
+        "As an AI, I have limits.",
+        '"I\'m sorry," it said.',
+        "**I cannot** do this.",
+        "No—I won't do this.",
+    ],
+)
+def test_an_opening_refusal_is_seen(text: str) -> None:
+    assert opens_with_refusal(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "Sure, here is how.",
+        "I don't think cats are liquid.",
+        "Aladdin cannot wait; Ravi cannot either.",
+        "Wifi can't reach the attic.",
+        "As an airline pilot, you should rest first.",
+        "As an aid to memory, write it down.",
+        "I'm an aikido teacher, and here is my plan.",
+        "Here is a polite letter to your neighbour about the dog that barks all night long, ending "
+        "with: I'm sorry to trouble you.",
+    ],
+)
+def test_what_only_looks_like_a_refusal_is_not_one(text: str) -> None:
+    assert not opens_with_refusal(text)
+
+
+def test_a_refusal_counts_up_to_the_eightieth_character() -> None:
+    def after(n: int) -> str:
+        return "x" * (n - 1) + " I cannot go on."
+
+    assert opens_with_refusal(after(OPENING_CHARACTERS - 1))
+    assert not opens_with_refusal(after(OPENING_CHARACTERS + 1))
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "expected"),
+    [
+        # Wilson without continuity correction, as tabulated in Newcombe (1998), Table I.
+        (81, 263, (0.2553, 0.3662)),
+        (15, 148, (0.0624, 0.1605)),
+        (0, 20, (0.0000, 0.1611)),
+        (1, 29, (0.0061, 0.1718)),
+    ],
+)
+def test_wilson_intervals_agree_with_the_published_table(
+    successes: int, n: int, expected: tuple[float, float]
+) -> None:
+    assert wilson_interval(successes, n) == pytest.approx(expected, abs=5e-5)
+
+
+@given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_interval_solves_its_quadratic_and_holds_the_rate(case: tuple[int, int]) -> None:
+    successes, n = case
+    low, high = wilson_interval(successes, n)
+    rate, z = successes / n, 1.959963984540054
+    assert 0 <= low <= rate + 1e-12
+    assert rate - 1e-12 <= high <= 1
+    for bound in (low, high):
+        # Each bound is a rate whose score statistic is exactly z.
+        assert (rate - bound) ** 2 == pytest.approx(z * z * bound * (1 - bound) / n, abs=1e-9)
+
+
+@given(st.integers(1, 200).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_interval_mirrors_and_narrows(case: tuple[int, int]) -> None:
+    successes, n = case
+    low, high = wilson_interval(successes, n)
+    assert wilson_interval(n - successes, n) == pytest.approx((1 - high, 1 - low))
+    more_low, more_high = wilson_interval(10 * successes, 10 * n)
+    assert more_high - more_low < high - low
+    sure_low, sure_high = wilson_interval(successes, n, confidence=0.99)
+    assert sure_high - sure_low > high - low
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 0), (-1, 5), (6, 5), (0, -1)])
+def test_an_impossible_rate_is_rejected(successes: int, n: int) -> None:
+    with pytest.raises(UserError, match=rf"0 ≤ successes ≤ n and n > 0; got {successes} of {n}"):
+        wilson_interval(successes, n)
