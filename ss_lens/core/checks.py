@@ -1,10 +1,61 @@
-"""Checks of numbers and literals; each error names the argument or field and what it takes."""
+"""Checks of types, numbers and literals; each error names the argument and what it takes."""
 
 from __future__ import annotations
 
+import inspect
 import math
+from pathlib import Path
 
 from ss_lens.core.errors import UserError
+
+
+def check_is(name: str, value: object, kinds: tuple[type, ...], expected: str) -> None:
+    """Raise unless ``value`` is an instance of one of ``kinds``.
+
+    A class in place of a value is told apart, since that is how an argument list gets lost. A
+    ``bool`` is no ``int`` here.
+
+    Args:
+        name: the argument, as the caller wrote it.
+        value: what was passed.
+        kinds: the types that it may have; ``type(None)`` where ``None`` is allowed.
+        expected: what it must be and how to make one, for instance
+            ``"an operator such as RotateBy(angle_deg=90)"``.
+
+    >>> check_is("model", "qwen", (Path,), "a model from ss_lens.load_model(...)")
+    Traceback (most recent call last):
+    ss_lens.core.errors.UserError: model must be a model from ss_lens.load_model(...); got 'qwen'.
+    """
+    if isinstance(value, kinds) and not (isinstance(value, bool) and bool not in kinds):
+        return
+    if isinstance(value, type) and issubclass(value, kinds):
+        raise UserError(
+            f"{name} must be {expected}; got the class {value.__name__} itself, which is no "
+            f"value yet. Write {_call(value)}."
+        )
+    raise UserError(f"{name} must be {expected}; got {described(value)}.")
+
+
+def described(value: object) -> str:
+    """A value as an error names it: plain values as they print, shortened; others by their type."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if value is None or isinstance(value, str | int | float | complex | list | tuple | dict | Path):
+        text = " ".join(repr(value).split())
+        return text if len(text) <= 60 else f"{text[:59]}…"
+    kind = type(value).__name__
+    return f"{'an' if kind[:1] in 'AEIOUaeiou' else 'a'} {kind}"
+
+
+def _call(kind: type) -> str:
+    """How a value of ``kind`` is written, with the arguments that have no default."""
+    try:
+        parameters = inspect.signature(kind).parameters.values()
+    except ValueError:  # some built-in types have none
+        return f"{kind.__name__}(...)"
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind in named]
+    return f"{kind.__name__}({', '.join(f'{name}=...' for name in needed)})"
 
 
 def check_whole(name: str, value: object, at_least: int) -> None:
@@ -33,7 +84,7 @@ def check_one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
 
 
 def check_seed(what: str, value: object) -> None:
-    """Raise unless ``value`` is a whole number; ``what`` is the thing that cannot do without."""
+    """Raise unless ``value`` is a whole number; ``what`` is the thing that needs a seed."""
     if value is None:
         raise UserError(f"a {what} needs a seed, so that it can be repeated; pass seed=0.")
     check_whole("seed", value, at_least=0)

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Set
@@ -19,6 +20,9 @@ from ss_lens.core.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 def cache_root() -> Path:
@@ -38,7 +42,7 @@ def sha256_of_file(path: Path) -> str:
 
 def sha256_of_json(value: Any) -> str:
     """SHA-256 of a JSON value in canonical form (sorted keys, no spaces, UTF-8)."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    text = json_text(value, sort_keys=True, separators=(",", ":"), allow_nan=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -93,9 +97,20 @@ def disk_errors(place: Path) -> Iterator[None]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file atomically, indented for reading."""
+    """Write a JSON file atomically, indented for reading.
+
+    Raises:
+        ValueError: a number is NaN or infinite, for which JSON has no word.
+    """
+    text = json_text(value, indent=2, allow_nan=False) + "\n"
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        temporary.write_text(text, "utf-8")
+
+
+def json_text(value: Any, **layout: Any) -> str:
+    """A value as JSON that can be encoded as UTF-8: only lone surrogates are escaped."""
+    text = json.dumps(value, ensure_ascii=False, **layout)
+    return _SURROGATES.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def write_safetensors(
@@ -108,11 +123,21 @@ def write_safetensors(
         temporary.write_bytes(save(tensors, metadata))
 
 
-def read_json(path: Path, what: str) -> Any:
-    """Read a JSON file; ``what`` names it in the error when it is missing or damaged."""
+def read_json(path: Path, what: str, *, remedy: str = "make it again") -> Any:
+    """Read a JSON file; ``what`` names it in the error when it is missing or damaged.
+
+    Raises:
+        UserError: it is absent, cannot be read, or is no JSON.
+    """
     try:
         return json.loads(path.read_text("utf-8"))
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise UserError(f"there is no {what} at {path}; check the path.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"the {what} at {path} is damaged ({error}); make it again.") from error
+    except OSError as error:  # no permission, a loop of links, a name that is too long
+        raise UserError(
+            f"the {what} at {path} cannot be read ({error.strerror}); check the path."
+        ) from error
+    except RecursionError:
+        raise UserError(f"the {what} at {path} is damaged (nested too deep); {remedy}.") from None
+    except ValueError as error:
+        raise UserError(f"the {what} at {path} is damaged ({error}); {remedy}.") from error

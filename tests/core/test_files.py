@@ -156,6 +156,31 @@ def test_json_below_a_file_is_missing(tmp_path: Path) -> None:
         read_json(tmp_path / "x.json" / "x.json", "thing")
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), {"a": [-float("inf")]}])
+def test_a_number_that_is_not_finite_is_not_written(tmp_path: Path, value: object) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "x.json", value)
+    assert names_in(tmp_path) == []
+
+
+def test_a_lone_surrogate_is_written_and_read_back(tmp_path: Path) -> None:
+    write_json(tmp_path / "x.json", {"reply": "a\ud83d b"})
+    assert read_json(tmp_path / "x.json", "thing") == {"reply": "a\ud83d b"}
+    assert sha256_of_json("\ud83d") != sha256_of_json("\ud83e")
+
+
+def test_json_that_is_nested_too_deep_or_cannot_be_opened_is_one_clear_error(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "x.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"the thing at .* is damaged .*nested too deep"):
+        read_json(tmp_path / "x.json", "thing")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for path in (tmp_path / "loop", tmp_path / ("x" * 300)):
+        with pytest.raises(UserError, match=r"the thing at .* cannot be read .*; check the path"):
+            read_json(path, "thing")
+
+
 def test_digests_are_sha256_and_ignore_the_order_of_keys(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"abc" * 1_000_000)
     assert sha256_of_file(tmp_path / "x") == hashlib.sha256(b"abc" * 1_000_000).hexdigest()
