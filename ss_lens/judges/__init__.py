@@ -12,9 +12,9 @@ from ss_lens.core.values import read_value
 from ss_lens.judges.endpoint import EndpointJudge
 from ss_lens.judges.guardrails import LlamaGuard3, PolyGuard, Qwen3Guard
 from ss_lens.judges.harmbench import HarmBench
+from ss_lens.judges.limits import Ledger
 from ss_lens.judges.local import unload
 from ss_lens.judges.replies import parse_reply
-from ss_lens.judges.spending import Ledger
 from ss_lens.judges.verdicts import Opinion, summary, verdict_table
 
 Judge = HarmBench | PolyGuard | LlamaGuard3 | Qwen3Guard | EndpointJudge

@@ -6,23 +6,55 @@ import json
 import random
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 from ss_lens.core.errors import UserError
 from ss_lens.core.progress import progress_bar
-from ss_lens.judges import failures
-from ss_lens.judges.failures import Failure
-from ss_lens.judges.spending import Interrupted, Ledger, Pace, Stopped
+from ss_lens.judges.limits import (
+    Failure,
+    Interrupted,
+    Ledger,
+    Pace,
+    Stopped,
+    failure_of_status,
+)
 from ss_lens.judges.verdict_cache import Reply, VerdictCache
 
-if TYPE_CHECKING:
-    from ss_lens.judges.endpoint import EndpointJudge
+
+@dataclass(frozen=True)
+class Service:
+    """What a server is sent with each question, and how patiently it is asked.
+
+    Attributes:
+        model: as the server names it.
+        base_url: where the server is.
+        options: of each request, besides the model and the question.
+        key_name: the environment variable that holds the key, for messages.
+        timeout_s: seconds that the server may stay silent.
+        max_attempts: requests for one reply.
+        backoff_s: seconds before the second attempt.
+        max_wait_s: the longest wait.
+        max_requests: budget of requests, retries included.
+        max_total_tokens: budget of tokens.
+    """
+
+    model: str
+    base_url: str
+    options: Mapping[str, Any]
+    key_name: str | None
+    timeout_s: float
+    max_attempts: int
+    backoff_s: float
+    max_wait_s: float
+    max_requests: int | None
+    max_total_tokens: int | None
 
 
 class Endpoint:
-    """The server of a judge, as one call of that judge sees it."""
+    """The connections to a service, as one call of a judge uses them."""
 
-    def __init__(self, judge: EndpointJudge, key: str, ledger: Ledger) -> None:
+    def __init__(self, service: Service, key: str, ledger: Ledger) -> None:
         try:
             import openai
         except ImportError:
@@ -30,19 +62,14 @@ class Endpoint:
                 'a judge behind an endpoint needs the extra "judges": '
                 'pip install "ss_lens[judges]".'
             ) from None
-        self.judge = judge
+        self.service = service
         self.ledger = ledger
         self.pace = Pace()
         self._openai = openai
         # Its own retries could neither be counted nor interrupted.
         self._client = openai.OpenAI(
-            api_key=key, base_url=judge.base_url, timeout=float(judge.timeout_s), max_retries=0
+            api_key=key, base_url=service.base_url, timeout=service.timeout_s, max_retries=0
         )
-        self._options: dict[str, Any] = {judge.token_limit: judge.max_tokens}
-        if judge.temperature is not None:
-            self._options["temperature"] = judge.temperature
-        if judge.json_mode:
-            self._options["response_format"] = {"type": "json_object"}
 
     def close(self) -> None:
         """Close the connections."""
@@ -56,7 +83,7 @@ class Endpoint:
         """
         if reply.tokens is not None:
             self.ledger.add_tokens(reply.tokens)
-        elif self.judge.max_total_tokens is not None:
+        elif self.service.max_total_tokens is not None:
             raise Stopped(
                 "the server does not say how many tokens it used, so max_total_tokens cannot be "
                 "kept",
@@ -70,50 +97,50 @@ class Endpoint:
             Stopped: the budget is used up, or the server has failed for good.
             Interrupted: the call is ending.
         """
-        judge, failure = self.judge, Failure("")
-        for attempt in range(judge.max_attempts):
+        service, failure = self.service, Failure("")
+        for attempt in range(service.max_attempts):
             self.pace.wait(self._backoff(attempt))
-            self.ledger.open_request(judge.max_requests, judge.max_total_tokens)
+            self.ledger.open_request(service.max_requests, service.max_total_tokens)
             outcome = self._attempt(question)
             if isinstance(outcome, Reply):
                 return outcome
             failure = outcome
             if failure.rest is not None:
-                if failure.rest > judge.max_wait_s:
+                if failure.rest > service.max_wait_s:
                     raise Stopped(
                         f"{failure.reason} and asks to wait {failure.rest:.0f} s, more than "
-                        f"max_wait_s={judge.max_wait_s:g}",
+                        f"max_wait_s={service.max_wait_s:g}",
                         "wait so long or raise max_wait_s",
                     )
                 self.pace.rest(failure.rest)
         raise Stopped(
-            f"{failure.reason}, at the last of {judge.max_attempts} attempts",
+            f"{failure.reason}, at the last of {service.max_attempts} attempts",
             "see that the server is well, or lower concurrency",
         )
 
     def _backoff(self, attempt: int) -> float:
         if attempt == 0:
             return 0.0
-        longest = min(self.judge.backoff_s * 2.0 ** (attempt - 1), float(self.judge.max_wait_s))
+        longest = min(self.service.backoff_s * 2.0 ** (attempt - 1), self.service.max_wait_s)
         return longest * random.SystemRandom().uniform(0.5, 1.0)
 
     def _attempt(self, question: str) -> Reply | Failure:
         openai = self._openai
         try:
             raw = self._client.chat.completions.with_raw_response.create(
-                model=self.judge.model,
+                model=self.service.model,
                 messages=[{"role": "user", "content": question}],
-                **self._options,
+                **self.service.options,
             )
         except openai.APITimeoutError:
-            return Failure(f"the server did not answer within {self.judge.timeout_s:g} s")
+            return Failure(f"the server did not answer within {self.service.timeout_s:g} s")
         except openai.APIConnectionError:
             return Failure("there is no connection to the server")
         except openai.APIStatusError as error:
             status, headers, body = error.status_code, error.response.headers, error.body
         else:
             return _read_completion(raw.text)
-        return failures.of_status(status, headers, body, self.judge.api_key_env)
+        return failure_of_status(status, headers, body, self.service.key_name)
 
 
 def ask_all(
@@ -121,6 +148,7 @@ def ask_all(
     questions: Mapping[str, str],
     cache: VerdictCache,
     identity: dict[str, Any],
+    concurrency: int,
 ) -> dict[str, Reply]:
     """The reply to each question, each put on disk as soon as it is there.
 
@@ -146,7 +174,7 @@ def ask_all(
 
     with (
         progress_bar(len(questions), "judge", "answer") as bar,
-        ThreadPoolExecutor(endpoint.judge.concurrency) as pool,
+        ThreadPoolExecutor(concurrency) as pool,
     ):
         waiting = {pool.submit(ask, key): key for key in questions}
         try:

@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ss_lens.core.errors import UserError
 from ss_lens.core.progress import progress_bar
-from ss_lens.judges.harmbench_templates import CARDS, REPOSITORY
 from ss_lens.judges.local import load_errors
 from ss_lens.judges.verdicts import UNPARSED, Opinion
 from ss_lens.models import forward
@@ -59,7 +58,7 @@ def load(name: str, revision: str | None, dtype: str, device: str) -> Classifier
 
 def tokenize(
     classifier: Classifier,
-    card_form: bool,
+    template: str,
     prompts: Sequence[str],
     responses: Sequence[str],
     max_response_tokens: int | None,
@@ -67,17 +66,8 @@ def tokenize(
     """Each pair in the template, as the token ids that the classifier reads.
 
     Raises:
-        UserError: there is no card with a template for this architecture, or a pair exceeds the
-            context.
+        UserError: a pair exceeds the context.
     """
-    template, kind = REPOSITORY, classifier.model.config.model_type
-    if card_form:
-        if kind not in CARDS:
-            raise UserError(
-                f"{classifier.name} is a {kind} model, and no HarmBench card has a template for "
-                "that; use template='repository'."
-            )
-        template = CARDS[kind]
     limit = classifier.model.config.max_position_embeddings
     rows = []
     for index, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):

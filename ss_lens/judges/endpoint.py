@@ -14,10 +14,10 @@ import pandas as pd
 from ss_lens.core.checks import check_at_least
 from ss_lens.core.errors import UserError
 from ss_lens.core.files import sha256_of_json
-from ss_lens.judges.asking import Endpoint, ask_all
+from ss_lens.judges.asking import Endpoint, Service, ask_all
+from ss_lens.judges.limits import Ledger, Stopped
 from ss_lens.judges.replies import parse_reply
 from ss_lens.judges.rubric import fill, read_rubric
-from ss_lens.judges.spending import Ledger, Stopped
 from ss_lens.judges.verdict_cache import VerdictCache
 from ss_lens.judges.verdicts import check_pairs, verdict_table
 
@@ -151,9 +151,9 @@ class EndpointJudge:
             if key not in replies
         }
         if questions:
-            endpoint = Endpoint(self, self._key(), ledger or Ledger())
+            endpoint = Endpoint(self._service(), self._key(), ledger or Ledger())
             try:
-                replies |= ask_all(endpoint, questions, cache, identity)
+                replies |= ask_all(endpoint, questions, cache, identity, self.concurrency)
             except Stopped as stopped:
                 judged = sum(cache.read(key) is not None for key in keys)
                 raise UserError(
@@ -161,6 +161,25 @@ class EndpointJudge:
                     f"verdicts are kept in {cache.root}: {stopped.remedy}, then run the same again."
                 ) from None
         return verdict_table([parse_reply(replies[key].text) for key in keys])
+
+    def _service(self) -> Service:
+        options: dict[str, Any] = {self.token_limit: self.max_tokens}
+        if self.temperature is not None:
+            options["temperature"] = self.temperature
+        if self.json_mode:
+            options["response_format"] = {"type": "json_object"}
+        return Service(
+            model=self.model,
+            base_url=self.base_url,
+            options=options,
+            key_name=self.api_key_env,
+            timeout_s=float(self.timeout_s),
+            max_attempts=self.max_attempts,
+            backoff_s=float(self.backoff_s),
+            max_wait_s=float(self.max_wait_s),
+            max_requests=self.max_requests,
+            max_total_tokens=self.max_total_tokens,
+        )
 
     def _key(self) -> str:
         if self.api_key_env is None:
