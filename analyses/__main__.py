@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Annotated
 
 import pandas as pd
 import plotly.graph_objects as go
 import typer
 
-from analyses import cosine_heatmap, norm_growth, output, sign_agreement
-from ss_lens import Store, load_run
+from analyses import output, run_figures
+from analyses.run_parts import RunParts
+from ss_lens import Store
 
 
 def draw(run_dir: Path, store: Store | None = None) -> dict[str, tuple[pd.DataFrame, go.Figure]]:
-    """The tables and figures of a run, by name."""
-    run = load_run(run_dir)
-    store = store or Store()
-    train, test = (store.load(run.activations[part]) for part in ("train", "test"))
-    model, data = train.spec.model.name, train.spec.dataset_name
-    seen = f"{model}; {data}: {train.spec.n_positive} + {train.spec.n_negative} prompts"
-    unseen = (
-        f"{model}; {test.spec.dataset_name}: {test.spec.n_positive} + {test.spec.n_negative} "
-        "prompts that the calibration has not seen"
-    )
-    agreement = sign_agreement.measure(test, run.calibration)
-    norms = norm_growth.measure(train)
-    cosines = cosine_heatmap.measure(run.calibration)
-    return {
-        "sign_agreement": (agreement, sign_agreement.figure(agreement, unseen)),
-        "norm_growth": (norms, norm_growth.figure(norms, seen)),
-        "cosine_heatmap": (cosines, cosine_heatmap.figure(cosines, seen)),
-    }
+    """The tables and figures of a run, one of each module in :mod:`analyses.run_figures`."""
+    parts = RunParts.load(run_dir, store)
+    names = sorted(module.name for module in iter_modules(run_figures.__path__))
+    return {name: import_module(f"analyses.run_figures.{name}").draw(parts) for name in names}
 
 
 def main(
@@ -41,7 +30,7 @@ def main(
         list[str] | None, typer.Option("--format", help="html, pdf, svg or png; may be repeated.")
     ] = None,
 ) -> None:
-    """Draw sign agreement, norm growth and the cosine heatmap; tables are written beside them."""
+    """Draw every figure of a run; tables are written beside them."""
     folder, chosen = out or run_dir / "figures", output.checked(formats)
     for name, (table, figure) in draw(run_dir).items():
         output.save(folder, name, table, figure, chosen)

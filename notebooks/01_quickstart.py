@@ -25,7 +25,7 @@
 
 # %%
 import ss_lens
-from analyses import cosine_heatmap, norm_growth, sign_agreement
+from analyses.run_figures import cosine_heatmap, norm_growth, sign_agreement
 
 # %% tags=["parameters"]
 prompts_per_class = 96

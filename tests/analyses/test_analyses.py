@@ -13,7 +13,8 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 import ss_lens
-from analyses import __main__ as drawing, cosine_heatmap, norm_growth, output, sign_agreement
+from analyses import __main__ as drawing, output
+from analyses.run_figures import cosine_heatmap, norm_growth, sign_agreement
 from ss_lens import Activations, Calibration, ContrastiveDataset, RunConfig, Store, UserError
 
 

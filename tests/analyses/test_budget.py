@@ -19,9 +19,10 @@ from transformer_lens.utilities.statistics import sign_flip_permutation_pvalue
 
 import ss_lens
 from analyses import budget
-from analyses.answered import Answered
-from analyses.families import Family, paper_families
-from analyses.matching import MAX_STEPS, TOLERANCE, Curve, Match
+from analyses.budget import __main__ as command, measures
+from analyses.budget.answered import Answered
+from analyses.budget.families import Family, paper_families
+from analyses.budget.matching import MAX_STEPS, TOLERANCE, Curve, Match
 from ss_lens import Ablate, Add, ContrastiveDataset, RotateBy, RotateTo, Store, UserError
 from ss_lens.datasets.contrastive import DatasetSplit
 from ss_lens.geometry.operators import RotateScale, SetAngle
@@ -194,7 +195,7 @@ def test_what_is_reported_spends_the_budget_on_dev_and_is_measured_on_test(
         assert row.dev_kl == pytest.approx(on_dev, rel=1e-3)
         if row.family == "ablate":
             assert math.isnan(row.strength)
-            assert row.problem == budget.FIXED
+            assert row.problem == measures.FIXED
         else:
             assert on_dev == pytest.approx(0.5, rel=TOLERANCE + 1e-3)
             assert row.problem == ""
@@ -369,9 +370,9 @@ def test_bad_input_is_told_before_any_work(
     with pytest.raises(UserError, match="does not tell refusal openings"):
         budget.measure(model, families, dev, test)
     with pytest.raises(UserError, match=r"budgets must be positive, .*got \[-1.0\]"):
-        budget.main(budget=[-1.0])
+        command.main(budget=[-1.0])
     with pytest.raises(UserError, match="--dev must be 1 to 16 prompts per class; got 17"):
-        budget.main(dev=17)
+        command.main(dev=17)
 
 
 def test_a_model_with_hooks_is_an_error(

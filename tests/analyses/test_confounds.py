@@ -16,8 +16,15 @@ from hypothesis import given, settings, strategies as st
 from sklearn.metrics import roc_auc_score
 
 from analyses import confounds
-from analyses.folds import PerPrompt, assign_folds, auroc_within_folds, bootstrap_counts
-from analyses.out_of_fold import activation_scores, best_site, direction_site, surface_scores
+from analyses.confounds import __main__ as command
+from analyses.confounds.conclusions import reached
+from analyses.confounds.folds import PerPrompt, assign_folds, auroc_within_folds, bootstrap_counts
+from analyses.confounds.out_of_fold import (
+    activation_scores,
+    best_site,
+    direction_site,
+    surface_scores,
+)
 from ss_lens import Activations, ContrastiveDataset, Site, UserError
 from tests.conftest import made_activations
 
@@ -80,7 +87,7 @@ def areas(table: pd.DataFrame) -> dict[str, float]:
 def test_classes_that_differ_in_length_alone_are_caught(unequal: ContrastiveDataset) -> None:
     table = confounds.measure(unequal, activations(unequal, 0.4), n_resamples=500)
     assert areas(table)["length"] > 0.85
-    assert ("length", "activations, best site") in confounds.reached(table)
+    assert ("length", "activations, best site") in reached(table)
     first = confounds.findings(table)[0]
     assert first.startswith("WARNING: the surface of the prompts separates the classes as well")
     assert "length reaches activations, direction site" in first
@@ -94,7 +101,7 @@ def test_random_text_of_one_length_is_not_caught(equal: ContrastiveDataset) -> N
     assert found["length"] == 0.5  # one length: nothing to go by
     assert abs(found["character n-grams"] - 0.5) < 0.15
     assert found["activations, best site"] > 0.95
-    assert confounds.reached(table) == []
+    assert reached(table) == []
     said = confounds.findings(table)
     assert said[-1] == "No surface classifier's interval reaches the activations."
     assert not any("WARNING" in line for line in said)
@@ -107,7 +114,7 @@ def test_a_surface_just_below_the_activations_is_caught_by_its_interval() -> Non
             [(*rows[0], ""), (*rows[1], area, area, area, "L0.ln1_out (5)")],
             columns=["reading", "kind", "auroc", "low", "high", "sites"],
         )
-        assert bool(confounds.reached(table)) is caught
+        assert bool(reached(table)) is caught
 
 
 @pytest.mark.parametrize("mark", ["!", "Please"])
@@ -302,7 +309,7 @@ def test_the_command_writes_a_table_and_a_page_and_prints_no_prompt(
     data = tmp_path / "tiny.jsonl"
     data.write_text("\n".join(map(json.dumps, rows)))
     out = tmp_path / "out"
-    confounds.main(model=str(tiny_folders["llama"]), dataset=str(data), out=out)
+    command.main(model=str(tiny_folders["llama"]), dataset=str(data), out=out)
     assert {path.name for path in out.iterdir()} == {"confounds.csv", "confounds.html"}
     table = pd.read_csv(out / "confounds.csv")
     assert table["auroc"].between(table["low"], table["high"]).all()

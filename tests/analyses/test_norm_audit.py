@@ -16,19 +16,18 @@ from transformer_lens.model_bridge import TransformerBridge
 
 import ss_lens
 from analyses import norm_audit
-from analyses.bent_bases import (
-    BASES,
-    BENT,
+from analyses.norm_audit import __main__ as command
+from analyses.norm_audit.bent_bases import (
     DENSE,
-    EXACT,
     PUBLISHED_GRAM,
-    ROUNDED,
     apply_as_published,
     apply_with_basis,
     bases,
     orthonormal_basis,
 )
-from analyses.norm_audit import OPERATORS, findings, measure, resultant_length
+from analyses.norm_audit.conclusions import findings
+from analyses.norm_audit.conditions import BASES, BENT, EXACT, ROUNDED
+from analyses.norm_audit.measures import OPERATORS, measure, resultant_length
 from ss_lens import Activations, Calibration, Plane, Site, UserError
 from ss_lens.geometry.operators import Ablate, Operator, RotateBy, RotateTo
 from tests.conftest import made_activations, shared_file
@@ -390,7 +389,7 @@ def test_the_command_writes_table_and_figure_and_prints_the_findings(
 ) -> None:
     monkeypatch.setattr(ss_lens, "load_model", lambda name: tiny_llama)
     monkeypatch.setattr(ss_lens, "capture", lambda model, data: acts)
-    norm_audit.main("any", "refusal", tmp_path, None)
+    command.main("any", "refusal", tmp_path, None)
     written = pd.read_csv(tmp_path / "norm_audit.csv")
     assert len(written) == len(measure(acts, ss_lens.calibrate(acts)))
     assert (tmp_path / "norm_audit.html").exists()

@@ -17,12 +17,13 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 import ss_lens
-from analyses import resampling, stability
-from analyses.recalibration import means_along, recalibrate
-from analyses.resampling import Resamples
-from analyses.stability import Stability, principal_angles_deg
-from analyses.stability_figures import plane_figure, site_figure
-from analyses.stability_findings import findings
+from analyses import stability
+from analyses.stability import __main__ as command, resampling
+from analyses.stability.conclusions import findings
+from analyses.stability.figures import plane_figure, site_figure
+from analyses.stability.measures import Stability, principal_angles_deg
+from analyses.stability.recalibration import means_along, recalibrate
+from analyses.stability.resampling import Resamples
 from ss_lens import Activations, Plane, Site, UserError
 from tests.conftest import made_activations
 
@@ -370,7 +371,7 @@ def test_the_command_writes_two_tables_and_two_pages_and_prints_no_prompt(
     data = tmp_path / "tiny.jsonl"
     data.write_text("\n".join(map(json.dumps, rows)))
     out = tmp_path / "out"
-    stability.main(model=str(tiny_folders["llama"]), dataset=str(data), draws=4, out=out)
+    command.main(model=str(tiny_folders["llama"]), dataset=str(data), draws=4, out=out)
     assert {path.name for path in out.iterdir()} == {
         f"stability_{name}.{suffix}" for name in ("sites", "planes") for suffix in ("csv", "html")
     }

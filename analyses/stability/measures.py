@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-import typer
 from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.utilities.statistics import derive_generator
 
-import ss_lens
-from analyses import output, resampling, style
-from analyses.recalibration import Recalibrated, means_along, random_planes, recalibrate
-from analyses.resampling import Resamples
-from analyses.stability_figures import plane_figure, site_figure
-from analyses.stability_findings import findings
+from analyses import style
+from analyses.stability import resampling
+from analyses.stability.recalibration import Recalibrated, means_along, random_planes, recalibrate
+from analyses.stability.resampling import Resamples
 from ss_lens import Activations, Plane, UserError
 from ss_lens.calibration.calibrate import CALIBRATION_STREAMS
 from ss_lens.core.progress import progress_bar
-from ss_lens.models.load import DEFAULT_MODEL
 from ss_lens.models.sites import Stream
 
 
@@ -177,30 +172,3 @@ def _sizes(drawn: Resamples) -> dict[str, int]:
 def _angle_deg(a: Float[Tensor, "d_model"], b: Float[Tensor, "d_model"]) -> float:
     """By the half-angle formula, which keeps its digits for small angles."""
     return math.degrees(2 * math.atan2(float((a - b).norm()), float((a + b).norm())))
-
-
-def main(
-    model: output.Model = DEFAULT_MODEL,
-    dataset: output.Dataset = "refusal",
-    draws: Annotated[int, typer.Option(help="Of each kind and size.")] = 400,
-    seed: Annotated[int, typer.Option(help="Of the split and the draws.")] = 0,
-    out: output.Out = Path("runs/stability"),
-    formats: output.Formats = None,
-) -> None:
-    """How a calibration changes with its prompts, with their number, and under shuffled labels."""
-    chosen = output.checked(formats)
-    train = output.split(dataset, seed).train
-    acts = ss_lens.capture(ss_lens.load_model(model), train)
-    found = measure(acts, n_resamples=draws, seed=seed)
-    subtitle = (
-        f"{model}; {dataset}: {acts.spec.n_positive} + {acts.spec.n_negative} prompts, "
-        f"{draws} draws of each kind"
-    )
-    output.save(out, "stability_sites", found.sites, site_figure(found.sites, subtitle), chosen)
-    output.save(out, "stability_planes", found.draws, plane_figure(found.draws, subtitle), chosen)
-    for finding in findings(*found):
-        print(f"- {finding}")
-
-
-if __name__ == "__main__":
-    output.command(main)

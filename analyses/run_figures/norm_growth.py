@@ -7,8 +7,15 @@ import plotly.graph_objects as go
 from transformer_lens.utilities.statistics import bootstrap_ci, derive_generator
 
 from analyses import style
+from analyses.run_parts import RunParts
 from analyses.site_tables import LayerProfile
 from ss_lens.activations.activations import Activations
+
+
+def draw(parts: RunParts) -> tuple[pd.DataFrame, go.Figure]:
+    """The table and the figure of a run."""
+    table = measure(parts.train)
+    return table, figure(table, parts.seen)
 
 
 def measure(acts: Activations, *, n_resamples: int = 1000, seed: int = 0) -> pd.DataFrame:

@@ -6,9 +6,16 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analyses import style
+from analyses.run_parts import RunParts
 from analyses.site_tables import SiteMatrix
 from ss_lens.calibration.calibration import Calibration
 from ss_lens.calibration.candidates import cosine_matrix
+
+
+def draw(parts: RunParts) -> tuple[pd.DataFrame, go.Figure]:
+    """The table and the figure of a run."""
+    table = measure(parts.calibration)
+    return table, figure(table, parts.seen)
 
 
 def measure(calibration: Calibration) -> pd.DataFrame:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from analyses.bent_bases import BENT, EXACT, ROUNDED
+from analyses.norm_audit.conditions import BENT, EXACT, ROUNDED
 from ss_lens import UserError
 
 IN_THEORY = (EXACT, "float64", "float64")

@@ -11,10 +11,17 @@ from torch import Tensor
 from transformer_lens.utilities.statistics import derive_generator
 
 from analyses import style
+from analyses.run_parts import RunParts
 from analyses.site_tables import LayerProfile
 from ss_lens.activations.activations import Activations
 from ss_lens.calibration.calibration import Calibration
 from ss_lens.calibration.site_selection import projections
+
+
+def draw(parts: RunParts) -> tuple[pd.DataFrame, go.Figure]:
+    """The table and the figure of a run."""
+    table = measure(parts.test, parts.calibration)
+    return table, figure(table, parts.unseen)
 
 
 def measure(

@@ -9,23 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Annotated
 
 import pandas as pd
-import typer
 from transformer_lens.model_bridge import TransformerBridge
 
-import ss_lens
-from analyses import output
-from analyses.answered import Answered
-from analyses.budget_figure import figure
-from analyses.families import Family, paper_families
-from analyses.matching import TOLERANCE, Curve, Match
+from analyses.budget.answered import Answered
+from analyses.budget.families import Family
+from analyses.budget.matching import TOLERANCE, Curve, Match
 from ss_lens import ContrastiveDataset, UserError
 from ss_lens.core.progress import progress_bar
 from ss_lens.geometry.operators import Operator
-from ss_lens.models.load import DEFAULT_MODEL
 from ss_lens.scoring.refusal_score import opening_tokens, refusal_score
 from ss_lens.stats.paired import compare, holm
 
@@ -51,9 +44,9 @@ def measure(
     The divergence is KL(unsteered ‖ steered) along the unsteered model's own greedy answers, in
     nats per token, averaged over the prompts of both classes
     (:func:`ss_lens.scoring.divergence.kl_divergence`). A family's strength is the first at which it
-    equals the budget on ``dev`` (:meth:`analyses.matching.Curve.first_match`). All that is reported
-    beside ``dev_kl`` is measured on ``test`` at that strength, so the divergence there need not be
-    the budget. Dev prompts with an empty answer do not count.
+    equals the budget on ``dev`` (:meth:`analyses.budget.matching.Curve.first_match`). All
+    that is reported beside ``dev_kl`` is measured on ``test`` at that strength, so the divergence
+    there need not be the budget. Dev prompts with an empty answer do not count.
 
     Args:
         model: the model that the calibrations were made on, without hooks.
@@ -130,7 +123,7 @@ def _check(
             "there is no family of operators to compare; give at least one, by name, the reference "
             "first."
         )
-    _check_budgets(budgets)
+    check_budgets(budgets)
     for name, family in families.items():
         try:
             family.calibration.check_fits(model)
@@ -144,7 +137,7 @@ def _check(
     opening_tokens(model)  # without which there is no score, before an hour of matching
 
 
-def _check_budgets(budgets: Sequence[float | int]) -> None:
+def check_budgets(budgets: Sequence[float | int]) -> None:
     if not budgets or not all(math.isfinite(budget) and budget > 0 for budget in budgets):
         raise UserError(
             f"budgets must be positive, finite numbers of nats per token; got {list(budgets)}. "
@@ -198,43 +191,3 @@ def _summary(cells: pd.DataFrame, families: Mapping[str, Family], seed: int) -> 
         .merge(whole.set_axis(["variant", "kl", "kl_low", "kl_high"], axis=1), on="variant")
         .rename(columns={"variant": "family"})
     )
-
-
-def main(
-    model: output.Model = DEFAULT_MODEL,
-    dataset: output.Dataset = "refusal",
-    dev: Annotated[int, typer.Option(help="Prompts per class that strengths are chosen on.")] = 8,
-    test: Annotated[int, typer.Option(help="Prompts per class that are reported.")] = 24,
-    budget: Annotated[
-        list[float] | None,
-        typer.Option(help=f"Nats per token, default {BUDGET}; may be repeated."),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of the split, bootstrap and permutations.")] = 0,
-    step: Annotated[int, typer.Option(help="Degrees between the angles of the scan.")] = 15,
-    out: output.Out = Path("runs/budget"),
-    formats: output.Formats = None,
-) -> None:
-    """Refusal score of each operator at the same KL divergence from the unsteered model."""
-    chosen = output.checked(formats)
-    budgets = budget or [BUDGET]
-    _check_budgets(budgets)  # before a model is loaded
-    parts = output.split(dataset, seed, test)
-    if not 1 <= dev <= len(parts.dev.positive):
-        raise UserError(
-            f"--dev must be 1 to {len(parts.dev.positive)} prompts per class; got {dev}."
-        )
-    loaded = ss_lens.load_model(model)
-    families = paper_families(ss_lens.capture(loaded, parts.train), step)
-    table = measure(loaded, families, parts.dev.head(dev), parts.test, budgets, seed=seed)
-    subtitle = (
-        f"{model}; {dataset}: strengths chosen on {dev} + {dev} prompts, reported on {test} + "
-        f"{test} others"
-    )
-    output.save(out, "budget", table, figure(table, subtitle), chosen)
-    told = table.query("problem != ''").drop_duplicates(["budget", "family"])
-    for row in told.to_dict("records"):
-        print(f"- {row['family']}, {row['budget']:g} nats: {row['problem']}")
-
-
-if __name__ == "__main__":
-    output.command(main)

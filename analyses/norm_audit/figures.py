@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from analyses import style
-from analyses.bent_bases import BASES, EXACT
+from analyses.norm_audit.conditions import BASES, EXACT
 
 FLOOR = -18
 """Where the figure puts zeros: the power of ten below every change that float64 can show."""

@@ -11,7 +11,7 @@ import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
 import ss_lens
-from analyses.families import Family
+from analyses.budget.families import Family
 from ss_lens import ContrastiveDataset, UserError
 from ss_lens.activations.capture import check_unhooked
 from ss_lens.geometry.operators import AngularOperator, Operator

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
-from analyses.resampling import Resamples, everything
+from analyses.stability.resampling import Resamples, everything
 from ss_lens.activations.activations import Activations, CaptureSpec, Evidence
 from ss_lens.calibration.directions import DifferenceOfMeans
 from ss_lens.calibration.global_direction import MaxMeanCosine

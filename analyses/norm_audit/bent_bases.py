@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from analyses.norm_audit.conditions import BENT, EXACT, ROUNDED
 from ss_lens import Plane
 from ss_lens.geometry.blockwise import widened
 from ss_lens.geometry.operators import (
@@ -20,7 +21,6 @@ from ss_lens.geometry.operators import (
     RotateToward,
 )
 
-EXACT, ROUNDED, BENT = BASES = ("orthonormal", "rounded to bfloat16", "bent as published")
 PUBLISHED_GRAM = ((1.00604, -0.00378), (-0.00378, 1.00204))
 """``B Bᵀ`` of the plane published for Llama-3.2-1B-Instruct, of three the most bent."""
 DENSE = (RotateBy, RotateTo, RotateToIfAligned, Ablate, Add)

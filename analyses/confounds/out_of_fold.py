@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from analyses.folds import PerPrompt
+from analyses.confounds.folds import PerPrompt
 from ss_lens import Activations, Site
 from ss_lens.calibration.candidates import Candidates, global_direction
 from ss_lens.calibration.directions import DifferenceOfMeans

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-import ss_lens
-from analyses import output
-from analyses.bent_bases import (
+from analyses.norm_audit.bent_bases import (
     DENSE,
-    EXACT,
     apply_as_published,
     apply_with_basis,
     bases,
     orthonormal_basis,
 )
-from analyses.norm_audit_figure import figure
-from analyses.norm_audit_findings import findings
+from analyses.norm_audit.conditions import EXACT
 from ss_lens import Activations, Calibration, Plane, UserError
 from ss_lens.geometry.blockwise import widened
 from ss_lens.geometry.operators import (
@@ -36,7 +31,6 @@ from ss_lens.geometry.operators import (
     RotateToward,
     SetAngle,
 )
-from ss_lens.models.load import DEFAULT_MODEL
 
 OPERATORS: tuple[Operator, ...] = (
     RotateBy(angle_deg=120),
@@ -68,12 +62,13 @@ def measure(
 
     Returns:
         One row per operator and condition: ``operator``, ``setting`` (with its strength);
-        ``basis`` (see :func:`analyses.bent_bases.bases`) and ``basis_deviation``, the largest entry
-        of ``|B Bᵀ − 1|``; ``dtype`` of the activation and of the result, and ``arithmetic``, that
-        of the computation between them (``bfloat16``: the published dense form, of the operators in
-        ``DENSE``); ``norm_median``, ``norm_q95`` and ``norm_max`` of ``|‖h′‖/‖h‖ − 1|``;
-        ``outside_median``, … of the change outside the plane, ``‖(1 − P)(h′ − h)‖/‖h‖``;
-        ``phase_before`` and ``phase_after``, see :func:`resultant_length`; ``n`` activations.
+        ``basis`` (see :func:`analyses.norm_audit.bent_bases.bases`) and ``basis_deviation``, the
+        largest entry of ``|B Bᵀ − 1|``; ``dtype`` of the activation and of the result, and
+        ``arithmetic``, that of the computation between them (``bfloat16``: the published dense
+        form, of the operators in ``DENSE``); ``norm_median``, ``norm_q95`` and ``norm_max`` of
+        ``|‖h′‖/‖h‖ − 1|``; ``outside_median``, … of the change outside the plane,
+        ``‖(1 − P)(h′ − h)‖/‖h‖``; ``phase_before`` and ``phase_after``, see
+        :func:`resultant_length`; ``n`` activations.
 
     Raises:
         UserError: another model's activations, a steered site that was not captured, or an
@@ -130,24 +125,6 @@ def resultant_length(
     return float((p / p.abs()).mean().abs())
 
 
-def main(
-    model: output.Model = DEFAULT_MODEL,
-    dataset: output.Dataset = "refusal",
-    out: output.Out = Path("runs/norm_audit"),
-    formats: output.Formats = None,
-) -> None:
-    """Norm, complement and phase under every operator, by dtype and basis; prints what follows."""
-    chosen = output.checked(formats)
-    acts = ss_lens.capture(ss_lens.load_model(model), output.split(dataset).train)
-    calibration = ss_lens.calibrate(acts)
-    table = measure(acts, calibration)
-    n, sites = int(table["n"].iloc[0]), len(calibration.selected_sites)
-    subtitle = f"{model}; {dataset}: {n} activations at the {sites} steered sites"
-    output.save(out, "norm_audit", table, figure(table, subtitle), chosen)
-    for finding in findings(table):
-        print(f"- {finding}")
-
-
 def _changes(
     before: Float[Tensor, "row d_model"],
     after: Float[Tensor, "row d_model"],
@@ -176,7 +153,3 @@ def _changes(
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-if __name__ == "__main__":
-    output.command(main)

@@ -1,0 +1,56 @@
+"""``python -m analyses.budget``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import ss_lens
+from analyses import output
+from analyses.budget.families import paper_families
+from analyses.budget.figures import figure
+from analyses.budget.measures import BUDGET, check_budgets, measure
+from ss_lens import UserError
+from ss_lens.models.load import DEFAULT_MODEL
+
+
+def main(
+    model: output.Model = DEFAULT_MODEL,
+    dataset: output.Dataset = "refusal",
+    dev: Annotated[int, typer.Option(help="Prompts per class that strengths are chosen on.")] = 8,
+    test: Annotated[int, typer.Option(help="Prompts per class that are reported.")] = 24,
+    budget: Annotated[
+        list[float] | None,
+        typer.Option(help=f"Nats per token, default {BUDGET}; may be repeated."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the split, bootstrap and permutations.")] = 0,
+    step: Annotated[int, typer.Option(help="Degrees between the angles of the scan.")] = 15,
+    out: output.Out = Path("runs/budget"),
+    formats: output.Formats = None,
+) -> None:
+    """Refusal score of each operator at the same KL divergence from the unsteered model."""
+    chosen = output.checked(formats)
+    budgets = budget or [BUDGET]
+    check_budgets(budgets)  # before a model is loaded
+    parts = output.split(dataset, seed, test)
+    if not 1 <= dev <= len(parts.dev.positive):
+        raise UserError(
+            f"--dev must be 1 to {len(parts.dev.positive)} prompts per class; got {dev}."
+        )
+    loaded = ss_lens.load_model(model)
+    families = paper_families(ss_lens.capture(loaded, parts.train), step)
+    table = measure(loaded, families, parts.dev.head(dev), parts.test, budgets, seed=seed)
+    subtitle = (
+        f"{model}; {dataset}: strengths chosen on {dev} + {dev} prompts, reported on {test} + "
+        f"{test} others"
+    )
+    output.save(out, "budget", table, figure(table, subtitle), chosen)
+    told = table.query("problem != ''").drop_duplicates(["budget", "family"])
+    for row in told.to_dict("records"):
+        print(f"- {row['family']}, {row['budget']:g} nats: {row['problem']}")
+
+
+if __name__ == "__main__":
+    output.command(main)

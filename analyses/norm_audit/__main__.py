@@ -1,0 +1,34 @@
+"""``python -m analyses.norm_audit``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ss_lens
+from analyses import output
+from analyses.norm_audit.conclusions import findings
+from analyses.norm_audit.figures import figure
+from analyses.norm_audit.measures import measure
+from ss_lens.models.load import DEFAULT_MODEL
+
+
+def main(
+    model: output.Model = DEFAULT_MODEL,
+    dataset: output.Dataset = "refusal",
+    out: output.Out = Path("runs/norm_audit"),
+    formats: output.Formats = None,
+) -> None:
+    """Norm, complement and phase under every operator, by dtype and basis; prints what follows."""
+    chosen = output.checked(formats)
+    acts = ss_lens.capture(ss_lens.load_model(model), output.split(dataset).train)
+    calibration = ss_lens.calibrate(acts)
+    table = measure(acts, calibration)
+    n, sites = int(table["n"].iloc[0]), len(calibration.selected_sites)
+    subtitle = f"{model}; {dataset}: {n} activations at the {sites} steered sites"
+    output.save(out, "norm_audit", table, figure(table, subtitle), chosen)
+    for finding in findings(table):
+        print(f"- {finding}")
+
+
+if __name__ == "__main__":
+    output.command(main)

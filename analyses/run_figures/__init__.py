@@ -1,0 +1,1 @@
+"""The figures of a run: each module has ``draw(parts)``, which returns its table and its figure."""
