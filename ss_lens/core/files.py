@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from platformdirs import user_cache_path
 
 from ss_lens.core.errors import UserError
+from ss_lens.core.replace import leftovers, new_holder, put_in_place, remove_leftovers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,52 +48,120 @@ def sha256_of_json(value: Any) -> str:
 
 def check_replaceable(folder: Path, names: Set[str], what: str) -> None:
     """Raise a :class:`UserError` unless ``folder`` is absent or holds nothing but ``names``."""
-    present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if folder.is_file() or present - names:
+    _check_target(folder)
+    with disk_errors(folder):
+        present = {*folder.iterdir()} - {*leftovers(folder)} if folder.is_dir() else set()
+    if folder.is_file() or {path.name for path in present} - names:
         raise UserError(
             f"{folder} holds something that is not a {what} and would be replaced; choose another "
             "folder."
         )
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, where they are absent.
+
+    Raises:
+        UserError: a part of the path is a file, or the place cannot be written.
+    """
+    try:
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        what = "leads nowhere" if folder.is_symlink() else "is a file or below one"
+        raise UserError(f"{folder} {what}; choose another folder.") from None
+    except OSError as error:  # for instance below /proc
+        raise UserError(
+            f"{folder} cannot be made ({error.strerror}); choose another folder."
+        ) from error
+
+
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
     """A temporary path beside ``target`` that takes its name when the block ends well.
 
-    The block may make a file or a folder there. Whatever it leaves is removed when it raises, so
-    ``target`` is never half-written; a full disk is reported as a :class:`UserError`.
+    The block may make a file or a folder there; a file replaces a file, a folder a folder. Whatever
+    it leaves is removed when it raises, so ``target`` is never half-written; what a killed process
+    left is removed by the next that writes beside it. See :mod:`ss_lens.core.replace`.
+
+    Raises:
+        UserError: the disk is full, ``target`` cannot be written, or is of another kind than what
+            was made.
     """
+    _check_target(target)
+    make_folder(target.parent)
     with disk_errors(target.parent):
-        if target.parent.exists() and not target.parent.is_dir():
-            raise UserError(f"{target.parent} is a file, so nothing can be put below it.")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        holder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        remove_leftovers(target.parent)
         try:
-            yield holder / target.name
-            if target.is_dir():
-                os.replace(target, holder / "replaced")
-            os.replace(holder / target.name, target)
+            holder = new_holder(target)
+        except FileNotFoundError as error:  # of file systems that hold no files, as /proc
+            raise UserError(
+                f"nothing can be written to {target.parent}; choose another folder."
+            ) from error
+        try:
+            new = holder / target.name
+            yield new
+            if target.exists() and target.is_dir() != new.is_dir():
+                kinds = ("folder", "file") if target.is_dir() else ("file", "folder")
+                raise UserError(
+                    f"{target} is a {kinds[0]}, and a {kinds[1]} would be put in its place; choose "
+                    "another name, or remove it."
+                )
+            put_in_place(new, target)
         finally:
             shutil.rmtree(holder, ignore_errors=True)
 
 
+def _check_target(target: Path) -> None:
+    """Raise unless ``target`` has a name of its own and is no device, pipe or socket."""
+    if target.name in ("", ".."):
+        raise UserError(
+            f"{str(target)!r} names a folder by its place, and what stands there cannot be "
+            f"replaced; name a new one, for instance {target / 'result'}."
+        )
+    with disk_errors(target):
+        if target.exists() and not target.is_dir() and not target.is_file():
+            raise UserError(
+                f"{target} is a device, a pipe or a socket, where nothing can be kept; choose "
+                "another name."
+            )
+
+
 @contextmanager
 def disk_errors(place: Path) -> Iterator[None]:
-    """Turn a full disk or a missing permission under ``place`` into a :class:`UserError`."""
+    """Turn what a disk refuses under ``place`` (space, permission, names) into a UserError."""
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
-                f"no space left under {place}; what was finished is kept. Free some space, choose "
-                "another folder, or set SS_LENS_HOME to one on another disk, and run it again."
-            ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise UserError(
-                f"{place} cannot be written ({error.strerror}). Choose another folder, or set "
-                "SS_LENS_HOME to one that you may write to."
-            ) from error
-        raise
+        message = _refusal(error, place)
+        if message is None:
+            raise
+        raise UserError(message) from error
+
+
+def _refusal(error: OSError, place: Path) -> str | None:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"no space left under {place}; what was finished is kept. Free some space, choose "
+            "another folder, or set SS_LENS_HOME to one on another disk, and run it again."
+        )
+    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        return (
+            f"{place} cannot be written ({error.strerror}). Choose another folder, or set "
+            "SS_LENS_HOME to one that you may write to."
+        )
+    if error.errno == errno.EFBIG:
+        return (
+            f"a file under {place} would be larger than allowed ({error.strerror}); what was "
+            "finished is kept. Raise `ulimit -f`, or choose a folder on another disk."
+        )
+    if error.errno == errno.ENAMETOOLONG:
+        return f"a name in {str(place)[:80]}… is longer than the disk allows; choose a shorter one."
+    if error.errno == errno.ELOOP:
+        return f"{place} leads in a circle of symbolic links; choose another path."
+    if error.errno == errno.ENOTDIR:
+        return f"{place} is a file or below one; choose another folder."
+    return None
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -130,6 +198,8 @@ def read_json(path: Path, what: str, *, remedy: str = "make it again") -> Any:
         UserError: it is absent, cannot be read, or is no JSON.
     """
     try:
+        if not path.parent.exists():  # a writer may have been killed as it replaced it
+            remove_leftovers(path.parent.parent)
         return json.loads(path.read_text("utf-8"))
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise UserError(f"there is no {what} at {path}; check the path.") from None
