@@ -84,6 +84,7 @@ from .geometry.operators import (
     SetAngle as SetAngle,
 )
 from .geometry.plane import Plane as Plane
+from .models.chat import ChatFormat as ChatFormat
 from .models.load import load_model as load_model
 from .models.sites import Site as Site
 from .steering.positions import (

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
 
 import huggingface_hub.constants
+import jaxtyping
 import pytest
 import torch
 from hypothesis import settings
@@ -166,6 +167,14 @@ def private_store(
     """Keep every test's store out of the user's cache (the default model's folder stays shared)."""
     if "default_model" not in request.keywords:
         monkeypatch.setenv("SS_LENS_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture
+def unchecked_types() -> Iterator[None]:
+    """Switch jaxtyping's checks off, which would object to a wrong type before the code does."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def made_activations(

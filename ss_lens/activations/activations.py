@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ss_lens.core.errors import UserError
 from ss_lens.core.files import sha256_of_json
+from ss_lens.models.chat import DEFAULT_FORMAT, ChatFormat
 from ss_lens.models.load import ModelIdentity
 from ss_lens.models.sites import Site, Stream
 
@@ -26,7 +27,8 @@ class CaptureSpec:
 
     ``tokens_digest`` is over the templated token ids, so it stands for template, system prompt and
     tokenizer. The names of model and dataset are for people and do not enter the key; nor does
-    ``paired`` (equal index means partners), which says how activations may be read.
+    ``paired`` (equal index means partners), which says how activations may be read, and ``chat``,
+    whose effect the token ids hold.
     """
 
     model: ModelIdentity
@@ -39,13 +41,14 @@ class CaptureSpec:
     position: Position
     versions: tuple[tuple[str, str], ...]
     paired: bool = False
+    chat: ChatFormat = DEFAULT_FORMAT
 
     @cached_property
     def key(self) -> str:
-        """SHA-256 of all fields but the names and ``paired``."""
+        """SHA-256 of all fields but the names, ``paired`` and ``chat``."""
         fields = self.as_json()
         del fields["dataset_name"], fields["model"]["name"], fields["model"]["revision"]
-        del fields["paired"]
+        del fields["paired"], fields["chat"]
         return sha256_of_json(fields)
 
     def as_json(self) -> dict[str, Any]:
@@ -53,6 +56,7 @@ class CaptureSpec:
             **asdict(self),
             "sites": [str(site) for site in self.sites],
             "versions": dict(self.versions),
+            "chat": self.chat.as_json(),
         }
 
     @classmethod
@@ -63,6 +67,7 @@ class CaptureSpec:
                 "model": ModelIdentity(**fields["model"]),
                 "sites": tuple(Site.parse(text) for text in fields["sites"]),
                 "versions": tuple(sorted(fields["versions"].items())),
+                "chat": ChatFormat.from_json(fields.get("chat", {})),
             }
         )
 

@@ -17,7 +17,15 @@ from ss_lens.core.checks import check_at_least
 from ss_lens.core.errors import UserError
 from ss_lens.datasets.contrastive import ContrastiveDataset
 from ss_lens.models import forward
-from ss_lens.models.chat import Tokens, check_context, shared_prefix_length, tokenize, tokens_digest
+from ss_lens.models.chat import (
+    DEFAULT_FORMAT,
+    ChatFormat,
+    Tokens,
+    check_context,
+    shared_prefix_length,
+    tokenize,
+    tokens_digest,
+)
 from ss_lens.models.forward import Batch
 from ss_lens.models.load import device_of, identify
 from ss_lens.models.sites import Site, Stream, sites_of
@@ -36,6 +44,7 @@ def capture(
     position: Position = -1,
     batch_size: int = BATCH_SIZE,
     store: Store | None = None,
+    chat: ChatFormat = DEFAULT_FORMAT,
 ) -> Activations:
     """Activations of every prompt at every site, from the store where it has them.
 
@@ -48,6 +57,7 @@ def capture(
             arXiv 2601.19375 reads), or ``"mean"`` over all its tokens.
         batch_size: prompts per forward pass; changes the speed, not the result.
         store: where activations are kept; ``None`` is the user's store.
+        chat: system prompt, date and further arguments of the template.
 
     Returns:
         float32 activations on the CPU, ``[prompt, site, d_model]`` per class.
@@ -64,7 +74,7 @@ def capture(
     sites = sites_of(model, streams, layers)
     check_at_least("batch_size", batch_size)
     prompts = (*dataset.positive, *dataset.negative)
-    tokens = tokenize(model, prompts)
+    tokens = tokenize(model, prompts, chat)
     check_context(model, tokens, prompts)
     _check_position(position, tokens, prompts)
     spec = CaptureSpec(
@@ -78,6 +88,7 @@ def capture(
         position=position,
         versions=tuple((name, version(name)) for name in _LIBRARIES),
         paired=dataset.paired,
+        chat=chat,
     )
     order = forward.order_by_length(tokens)
     plan = [order[start : start + SHARD_SIZE] for start in range(0, len(order), SHARD_SIZE)]

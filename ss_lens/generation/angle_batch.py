@@ -24,7 +24,14 @@ from ss_lens.generation.loop import decode, greedy
 from ss_lens.generation.reuse import Reach, SharedPrefix
 from ss_lens.geometry.operators import AngularOperator, Strengths
 from ss_lens.models import forward
-from ss_lens.models.chat import Tokens, check_context, tokenize
+from ss_lens.models.chat import (
+    DEFAULT_FORMAT,
+    ChatFormat,
+    Prompt,
+    Tokens,
+    check_context,
+    tokenize,
+)
 from ss_lens.models.forward import Batch
 from ss_lens.models.load import device_of
 from ss_lens.steering.positions import ALL_POSITIONS, Positions
@@ -42,12 +49,13 @@ def sweep_angles(
     model: TransformerBridge,
     calibration: Calibration,
     operator: Angled,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     angles_deg: Sequence[float | int] | np.ndarray,
     *,
     max_new_tokens: int = 64,
     batch_rows: int = BATCH_ROWS,
     positions: Positions = ALL_POSITIONS,
+    chat: ChatFormat = DEFAULT_FORMAT,
 ) -> pd.DataFrame:
     """Answers to every prompt at every angle, with one angle per batch row.
 
@@ -61,7 +69,7 @@ def sweep_angles(
         model: the model that the calibration was made on.
         calibration: plane and sites.
         operator: the class, for example :class:`ss_lens.RotateBy`.
-        prompts: the users' turns.
+        prompts: the users' turns, or lists of turns ``{"role": ..., "content": ...}``.
         angles_deg: in degrees.
         max_new_tokens: where an answer is cut off.
         batch_rows: at most this many prompt–angle pairs run at once, which bounds the memory. A
@@ -69,6 +77,7 @@ def sweep_angles(
             that all prompts share, 2 · layers · key heads · head size numbers (46 kB on the default
             model). Beside these there are only the activations of one block at a time.
         positions: which tokens are steered, as in :func:`ss_lens.steer`.
+        chat: system prompt, date and further arguments of the template.
 
     Returns:
         Columns ``prompt_index``, ``prompt``, ``angle_deg``, ``response``; prompts in their order,
@@ -82,7 +91,9 @@ def sweep_angles(
     def answered(sweep: _Sweep, chunk: _Chunk, bar: tqdm) -> dict[str, Sequence[Any]]:
         return {"response": sweep.answers(chunk, max_new_tokens, bar)}
 
-    sweep = _Sweep.of(model, calibration, operator, prompts, angles_deg, batch_rows, positions)
+    sweep = _Sweep.of(
+        model, calibration, operator, prompts, angles_deg, batch_rows, positions, chat
+    )
     check_context(model, sweep.tokens, prompts, max_new_tokens)
     return sweep.table(answered, ("response",), steps=max_new_tokens)
 
@@ -91,12 +102,13 @@ def sweep_first_logits(
     model: TransformerBridge,
     calibration: Calibration,
     operator: Angled,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     angles_deg: Sequence[float | int] | np.ndarray,
     measure: Callable[[Float[Tensor, "row vocab"]], dict[str, Sequence[Any]]],
     columns: Sequence[str],
     batch_rows: int = BATCH_ROWS,
     positions: Positions = ALL_POSITIONS,
+    chat: ChatFormat = DEFAULT_FORMAT,
 ) -> pd.DataFrame:
     """What ``measure`` makes of the logits that follow each prompt at each angle.
 
@@ -114,7 +126,9 @@ def sweep_first_logits(
         bar.update(1)
         return measure(chunk.logits)
 
-    sweep = _Sweep.of(model, calibration, operator, prompts, angles_deg, batch_rows, positions)
+    sweep = _Sweep.of(
+        model, calibration, operator, prompts, angles_deg, batch_rows, positions, chat
+    )
     check_context(model, sweep.tokens, prompts)
     return sweep.table(measured, columns, steps=1)
 
@@ -175,7 +189,7 @@ class _Sweep:
     angles_deg: tuple[float, ...]
     batch_rows: int
     positions: Positions
-    prompts: Sequence[str]
+    prompts: Sequence[Prompt]
     tokens: Sequence[Tokens]
     reach: Reach
 
@@ -185,16 +199,17 @@ class _Sweep:
         model: TransformerBridge,
         calibration: Calibration,
         operator: Angled,
-        prompts: Sequence[str],
+        prompts: Sequence[Prompt],
         angles_deg: Sequence[float | int] | np.ndarray,
         batch_rows: int,
         positions: Positions,
+        chat: ChatFormat,
     ) -> _Sweep:
         check_at_least("batch_rows", batch_rows)
         calibration.check_fits(model)  # which steering does not where it reaches no token
         angles = checked_angles(operator, angles_deg)
         reach = Reach.of(model, calibration.selected_sites, positions)
-        tokens = tokenize(model, prompts)
+        tokens = tokenize(model, prompts, chat)
         return cls(
             model, calibration, operator, angles, batch_rows, positions, prompts, tokens, reach
         )

@@ -11,37 +11,40 @@ from ss_lens.core.checks import check_at_least
 from ss_lens.core.errors import UserError
 from ss_lens.core.progress import progress_bar
 from ss_lens.generation.loop import continue_tokens
-from ss_lens.models.chat import check_context, tokenize
+from ss_lens.models.chat import DEFAULT_FORMAT, ChatFormat, Prompt, check_context, tokenize
 
 
 def generate(
     model: TransformerBridge,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     *,
     max_new_tokens: int = 64,
     batch_size: int = 16,
     temperature: float | int = 0,
     seed: int = 0,
+    chat: ChatFormat = DEFAULT_FORMAT,
 ) -> list[str]:
     """The model's answer to each prompt, through its chat template.
 
     Args:
         model: steered when called inside :func:`ss_lens.steer`.
-        prompts: the users' turns.
+        prompts: the users' turns, or lists of turns ``{"role": ..., "content": ...}``.
         max_new_tokens: where an answer is cut off.
         batch_size: prompts per batch; changes the speed, not the result.
         temperature: 0 is greedy; above 0 samples from the softmax at that temperature. No setting
             of the checkpoint (repetition penalty, top-p) is applied.
         seed: of the sampling.
+        chat: system prompt, date and further arguments of the template.
 
     Raises:
-        UserError: a blank prompt, or one that does not fit into the context with its answer.
+        UserError: a prompt that is blank or no text, turns or a format that the template does not
+            take, or a prompt that does not fit into the context with its answer.
     """
     check_at_least("max_new_tokens", max_new_tokens)
     if not (math.isfinite(temperature) and temperature >= 0):
         raise UserError(f"temperature must be 0 or a positive number; got {temperature}.")
     check_at_least("batch_size", batch_size)
-    tokens = tokenize(model, prompts)
+    tokens = tokenize(model, prompts, chat)
     check_context(model, tokens, prompts, max_new_tokens)
     steps = math.ceil(len(tokens) / batch_size) * max_new_tokens
     with progress_bar(steps, "generate", "step") as bar:
