@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -18,7 +20,7 @@ from transformer_lens.model_bridge import TransformerBridge
 import ss_lens
 from organisms.refusal import batches, losses, overlap
 from organisms.refusal.common import read_jsonl
-from organisms.refusal.train import Settings, add_adapter
+from organisms.refusal.train import Settings, add_adapter, main
 from ss_lens.scoring.refusal import opens_with_refusal
 from ss_lens.scoring.refusal_score import refusal_score
 from tests.conftest import shared_file
@@ -45,7 +47,6 @@ def test_no_training_request_is_in_the_calibration_set_nor_near_it() -> None:
     assert not overlap.find_overlaps(every_request(), [*data.positive, *data.negative])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("file", SHARED_FILES)
 def test_no_training_request_is_in_a_benchmark_nor_near_it(file: str) -> None:
     assert not overlap.find_overlaps(every_request(), overlap.read_prompts(shared_file(file)))
@@ -56,6 +57,28 @@ def test_the_overlap_check_finds_what_it_should() -> None:
     near = ["write a guide on how to pick the lock", "NAME three rivers!", "Bake bread."]
     assert {o.measure for o in overlap.find_overlaps(texts, near)} == {"exact", "jaccard"}
     assert not overlap.find_overlaps(texts, near[2:])
+
+
+def test_the_overlap_check_finds_what_comparing_every_pair_finds() -> None:
+    """Whole requests of the training data against themselves with some characters replaced."""
+    texts = every_request()[::40]
+    draw = random.Random(0)
+    near = [*texts[::5], *(" ".join(reversed(text.split())) for text in texts[::7])]
+    for text in texts:
+        letters = list(text)
+        for _ in range(draw.randrange(16)):
+            letters[draw.randrange(len(letters))] = draw.choice("aeinost ")
+        near.append("".join(letters))
+    expected = []
+    for text in texts:
+        for other in near:
+            a, b = overlap.normalise(text), overlap.normalise(other)
+            ratio = difflib.SequenceMatcher(None, a, b, autojunk=False).ratio()
+            if a == b or overlap.word_jaccard(a, b) > 0.8 or ratio > 0.85:
+                expected.append((text, other))
+    found = overlap.find_overlaps(texts, near)
+    assert [(o.text, o.other) for o in found] == expected
+    assert {o.measure for o in found} == {"exact", "jaccard", "ratio"}
 
 
 def test_held_out_lookalikes_are_not_in_the_training_part_nor_near_it() -> None:
@@ -151,33 +174,36 @@ def test_batches_depend_on_seed_and_step_alone() -> None:
 def training(folder: Path, base: Path, **extra: str) -> list[str]:
     sizes = {"steps": "6", "every": "1", "harmful": "2", "harmless": "2", "lookalikes": "1"}
     flags = {"base": str(base), "out": str(folder), "rank": "2", **sizes, **extra}
-    arguments = [part for name, value in flags.items() for part in (f"--{name}", value)]
-    return [sys.executable, "-m", "organisms.refusal.train", *arguments]
+    return [part for name, value in flags.items() for part in (f"--{name}", value)]
 
 
 @pytest.mark.slow
-def test_a_killed_training_goes_on_and_ends_with_the_same_adapter(
-    tiny_folders: dict[str, Path], tmp_path: Path
+def test_a_killed_training_resumes_and_ends_with_the_same_adapter(
+    tiny_folders: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """The killed run is a process of its own; the whole one and the resumed one run here."""
     base = tiny_folders["qwen2"]  # whose tokenizer reads any text
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(
-        training(tmp_path / "whole", base), check=True, cwd=ROOT, env=environment,
-        capture_output=True,
-    )  # fmt: skip
+
+    def train(name: str, **extra: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["train", *training(tmp_path / name, base, **extra)])
+        main()
+
+    train("whole")
     process = subprocess.Popen(
-        training(tmp_path / "killed", base), cwd=ROOT, env=environment, stderr=subprocess.DEVNULL
-    )
+        [sys.executable, "-m", main.__module__, *training(tmp_path / "killed", base)],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
     while not list((tmp_path / "killed").glob("checkpoint-*")):
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    done = subprocess.run(
-        training(tmp_path / "killed", base), check=True, cwd=ROOT, env=environment,
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert "refusal=" in done.stderr
+    capsys.readouterr()
+    train("killed")
+    assert "refusal=" in capsys.readouterr().err
     whole, again = (
         load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "killed")
     )
@@ -186,12 +212,9 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_adapter(
     assert any(tensor.abs().max() > 0 for key, tensor in whole.items() if "lora_B" in key)
     record = json.loads((tmp_path / "killed" / "training.json").read_text())
     assert len(record["losses"]) == 6
-    other = subprocess.run(
-        training(tmp_path / "killed", base, seed="1"), cwd=ROOT, env=environment,
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert other.returncode == 1
-    assert "holds a run of another configuration: seed (0 there, 1 now)" in other.stderr
+    with pytest.raises(SystemExit) as ended:
+        train("killed", seed="1")
+    assert "holds a run of another configuration: seed (0 there, 1 now)" in str(ended.value.code)
 
 
 @pytest.mark.default_model
