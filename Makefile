@@ -5,15 +5,27 @@ RUN_FLAGS ?=
 SEED ?= 0
 BIN := .venv/bin
 STAMP := .venv/.installed
+# One worker for each core, up to four: each holds the default model, and one thread each is fastest.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 \
+	--dist loadfile --no-loadscope-reorder
+# The rooms whose modules have public functions of tensors; the run fails where one is not called.
+SHAPES := $(addprefix tests/,geometry activations calibration steering generation scoring analyses \
+	models/test_adapters.py)
 
-.PHONY: demo test check lint types setup bench organism clean
+.PHONY: demo test shapes check lint types setup bench organism clean
 
 demo: $(STAMP)
 	$(BIN)/ss-lens run --out $(RUN_DIR) $(RUN_FLAGS)
 	$(BIN)/python -m analyses $(RUN_DIR)
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	$(PYTEST) --durations=10
+	@$(MAKE) --no-print-directory shapes
+
+# Shapes are checked at every call, which doubles a test's time: the quick tests of some rooms.
+shapes: $(STAMP)
+	$(PYTEST) -p tests.shapes --jaxtyping-packages=ss_lens,analyses,tests.shapes.checked \
+	  --hypothesis-profile=shapes -m "not slow and not default_model" $(SHAPES)
 
 check: lint types test
 

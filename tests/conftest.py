@@ -36,6 +36,7 @@ from ss_lens.models.load import ModelIdentity
 torch.set_num_threads(1)
 # A deadline per example fails on a busy machine, whatever the code does.
 settings.register_profile("ss_lens", deadline=None, max_examples=50)
+settings.register_profile("shapes", deadline=None, max_examples=10)  # the second run's
 settings.load_profile("ss_lens")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -102,6 +103,20 @@ def _tiny_tokenizer(architecture: str) -> PreTrainedTokenizerFast:
     )
     wrapped.chat_template = TEMPLATE
     return wrapped
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take longest first, so that no worker is left with one at the end."""
+
+    def weight(tests: list[pytest.Item]) -> tuple[int, int, int]:
+        marks = [mark.name for test in tests for mark in test.iter_markers()]
+        return marks.count("slow"), marks.count("default_model"), len(tests)
+
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    ordered = sorted(files.values(), key=weight, reverse=True)
+    items[:] = [item for tests in ordered for item in tests]
 
 
 @pytest.fixture(scope="session")
