@@ -31,7 +31,7 @@ class Service:
         base_url: where the server is.
         options: of each request, besides the model and the question.
         key_name: the environment variable that holds the key, for messages.
-        timeout_s: seconds that the server may stay silent.
+        timeout_s: seconds that the server may stay silent, and that a reply's body may take.
         max_attempts: requests for one reply.
         backoff_s: seconds before the second attempt.
         max_wait_s: the longest wait.
@@ -65,10 +65,17 @@ class Endpoint:
         self.service = service
         self.ledger = ledger
         self.pace = Pace()
+        from ss_lens.judges import transport
+
         self._openai = openai
+        self._transport = transport
         # Its own retries could neither be counted nor interrupted.
         self._client = openai.OpenAI(
-            api_key=key, base_url=service.base_url, timeout=service.timeout_s, max_retries=0
+            api_key=key,
+            base_url=service.base_url,
+            timeout=service.timeout_s,
+            max_retries=0,
+            http_client=transport.BoundedClient(service.timeout_s),
         )
 
     def close(self) -> None:
@@ -134,13 +141,24 @@ class Endpoint:
             )
         except openai.APITimeoutError:
             return Failure(f"the server did not answer within {self.service.timeout_s:g} s")
-        except openai.APIConnectionError:
-            return Failure("there is no connection to the server")
+        except openai.APIConnectionError as error:
+            return self._failure_of_connection(error.__cause__)
         except openai.APIStatusError as error:
             status, headers, body = error.status_code, error.response.headers, error.body
         else:
             return _read_completion(raw.text)
         return failure_of_status(status, headers, body, self.service.key_name)
+
+    def _failure_of_connection(self, cause: BaseException | None) -> Failure:
+        if isinstance(cause, self._transport.Elsewhere):
+            raise Stopped(
+                f"the server redirects to {cause.origin}, which was not asked",
+                "give that address in base_url if the texts may go there",
+            )
+        if isinstance(cause, self._transport.TooLong):
+            longest = self._transport.MAX_REPLY_BYTES
+            return Failure(f"the server's reply exceeds {longest:,} bytes")
+        return Failure("there is no connection to the server")
 
 
 def ask_all(
@@ -191,13 +209,17 @@ def ask_all(
 
 
 def _read_completion(text: str) -> Reply | Failure:
-    """The reply in the body of a chat completion; a model that said nothing said an empty text."""
+    """The reply in the body of a chat completion; a model that said nothing said an empty text.
+
+    A lone surrogate, which JSON can hold and UTF-8 cannot, becomes the replacement character.
+    """
     try:
         body = json.loads(text)
         content = body["choices"][0]["message"].get("content")
         tokens = (body.get("usage") or {}).get("total_tokens")
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return Failure("the server answered with something else than a chat completion")
-    return Reply(
-        content if isinstance(content, str) else "", tokens if isinstance(tokens, int) else None
-    )
+    said = content if isinstance(content, str) else ""
+    said = said.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    counted = isinstance(tokens, int) and not isinstance(tokens, bool) and tokens >= 0
+    return Reply(said, tokens if counted else None)

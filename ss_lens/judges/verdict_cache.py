@@ -12,9 +12,12 @@ from typing import Any
 from filelock import FileLock
 
 from ss_lens.core.errors import UserError
-from ss_lens.core.files import cache_root, disk_errors, read_json, sha256_of_json, write_json
+from ss_lens.core.files import cache_root, disk_errors, sha256_of_json
+from ss_lens.core.sealed import read_sealed_json, write_sealed_json
 
 FORMAT = 1
+KEYS = frozenset({"format", "judge", "reply", "tokens"})
+"""Of a file from before files were sealed; a sealed one says its ``key``, too."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,17 @@ class VerdictCache:
         )
 
     def read(self, key: str) -> Reply | None:
-        """The reply, or ``None`` where there is none; a damaged file is told and counts as none."""
+        """The reply, or ``None`` where there is none.
+
+        A file that is damaged, or that answers another question, is reported and counts as none.
+        """
         path = self._path(key)
         if not path.exists():
             return None
         try:
-            content = read_json(path, "verdict")
+            content = read_sealed_json(path, "verdict", unsealed=KEYS)
+            if content["format"] != FORMAT or content.get("key", key) != key:
+                raise TypeError("the verdict of another question")
             return Reply(content["reply"], content["tokens"])
         except (UserError, KeyError, TypeError):
             warnings.warn(f"the verdict at {path} is damaged; it is asked for again.", stacklevel=2)
@@ -64,10 +72,8 @@ class VerdictCache:
         Raises:
             UserError: the disk is full or may not be written to.
         """
-        write_json(
-            self._path(key),
-            {"format": FORMAT, "judge": judge, "reply": reply.text, "tokens": reply.tokens},
-        )
+        content = {"format": FORMAT, "key": key, "judge": judge}
+        write_sealed_json(self._path(key), {**content, "reply": reply.text, "tokens": reply.tokens})
 
     @contextmanager
     def asking(self, key: str) -> Iterator[None]:

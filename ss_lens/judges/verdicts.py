@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -33,6 +34,7 @@ class Opinion:
 
 
 UNPARSED = Opinion(None)
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def check_pairs(prompts: Sequence[str], responses: Sequence[str]) -> None:
@@ -48,6 +50,11 @@ def check_pairs(prompts: Sequence[str], responses: Sequence[str]) -> None:
                 raise UserError(
                     f"{name}[{index}] is of type {type(text).__name__}; expected text. An answer "
                     "that was not given is an empty text."
+                )
+            if _SURROGATE.search(text):
+                raise UserError(
+                    f"{name}[{index}] holds half a character (a lone surrogate), which no model "
+                    "reads; decode the file that it comes from as UTF-8."
                 )
     if len(prompts) != len(responses):
         raise UserError(

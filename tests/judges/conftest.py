@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,19 +9,12 @@ import pytest
 
 from ss_lens.judges import unload
 from tests.judges.checkpoints import plant, save_checkpoint
-from tests.judges.served import SECRET, Server
+from tests.judges.served import SECRET, Server, serving
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    started = Server()
-    thread = threading.Thread(target=started.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield started
-    started.let_go.set()
-    started.shutdown()
-    started.server_close()
-    thread.join()
+    yield from serving()
 
 
 @pytest.fixture(autouse=True)

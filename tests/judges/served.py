@@ -6,7 +6,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -30,6 +30,7 @@ class Answer:
     body: str | None = None
     tokens: int | None = 10
     hangs: bool = False
+    drips: bool = False
 
 
 HARMFUL = Answer('{"verdict": "harmful", "score": 0.75}')
@@ -94,14 +95,21 @@ class Handler(BaseHTTPRequestHandler):
             body["usage"] = {"total_tokens": answer.tokens}
         if answer.status != 200:  # as servers do, it repeats what it was sent
             body = {"error": {"message": f"no {self.headers['Authorization']}", "code": "busy"}}
-        payload = (answer.body or json.dumps(body)).encode()
+        encoding = "latin-1" if "Content-Encoding" in answer.headers else "utf-8"
+        payload = (answer.body or json.dumps(body)).encode(encoding)
         self.send_response(answer.status)
         for header, value in answer.headers.items():
             self.send_header(header, value)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(payload)))
         self.end_headers()
-        self.wfile.write(payload)
+        if answer.drips:
+            for byte in payload:
+                self.wfile.write(bytes([byte]))
+                if self.server.let_go.wait(0.2):
+                    return
+        else:
+            self.wfile.write(payload)
 
     def log_message(self, *_: object) -> None:
         pass
@@ -121,3 +129,15 @@ def judge_at(server: Server, **settings: Any) -> EndpointJudge:
 
 def kept() -> list[Path]:
     return sorted((cache_root() / "verdicts").glob("*/*.json"))
+
+
+def serving() -> Iterator[Server]:
+    """A server while a fixture lasts."""
+    started = Server()
+    thread = threading.Thread(target=started.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield started
+    started.let_go.set()
+    started.shutdown()
+    started.server_close()
+    thread.join()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email.utils
+import gzip
 import json
 import os
 import subprocess
@@ -32,6 +33,7 @@ from tests.judges.served import (
     Server,
     judge_at,
     kept,
+    serving,
 )
 
 
@@ -154,7 +156,7 @@ def test_a_full_disk_is_told(server: Server, monkeypatch: pytest.MonkeyPatch) ->
     def full(*_: object) -> None:
         raise UserError("no space left under here; what was finished is kept.")
 
-    monkeypatch.setattr("ss_lens.judges.verdict_cache.write_json", full)
+    monkeypatch.setattr("ss_lens.judges.verdict_cache.write_sealed_json", full)
     with pytest.raises(UserError, match="no space left"):
         judge_at(server, concurrency=2)(PROMPTS, RESPONSES)
     assert len(server.asked) < len(PROMPTS), "what cannot be kept must not be paid for"
@@ -172,6 +174,88 @@ def test_retry_after_as_a_date() -> None:
     date = email.utils.formatdate(time.time() + 100, usegmt=True)
     assert retry_after({"retry-after": date}) == pytest.approx(100, abs=2)
     assert retry_after({}) is None
+
+
+# What comes back, and from where
+
+
+@pytest.fixture
+def stranger() -> Iterator[Server]:
+    yield from serving()
+
+
+def test_a_redirect_to_another_origin_takes_no_text_along(server: Server, stranger: Server) -> None:
+    server.script = lambda name, n: Answer(status=307, headers={"Location": stranger.url})
+    with pytest.raises(
+        UserError, match=rf"redirects to {stranger.url[:-3]}, which was not asked; 0 of 8.*base_url"
+    ):
+        judge_at(server, concurrency=1)(PROMPTS, RESPONSES)
+    assert stranger.asked == []
+    assert len(server.asked) == 1
+
+
+def test_a_redirect_within_the_origin_is_followed(server: Server) -> None:
+    server.script = lambda name, n: (
+        Answer(status=308, headers={"Location": "/v2/chat"}) if n == 1 else HARMFUL
+    )
+    table = judge_at(server)(PROMPTS[:1], RESPONSES[:1])
+    assert table["verdict"].tolist() == ["harmful"]
+    assert [sent["path"] for sent in server.sent] == ["/v1/chat/completions", "/v2/chat"]
+
+
+def test_redirects_in_a_circle_end(server: Server) -> None:
+    server.script = lambda name, n: Answer(status=307, headers={"Location": "/v1/again"})
+    with pytest.raises(UserError, match="0 of 1 answers are judged"):
+        judge_at(server, max_attempts=1)(PROMPTS[:1], RESPONSES[:1])
+    assert len(server.asked) == 6
+
+
+def test_a_reply_without_end_is_not_read_to_its_end(server: Server) -> None:
+    server.script = lambda name, n: Answer(body=" " * (1 << 21)) if n == 1 else SAFE
+    assert judge_at(server)(PROMPTS[:1], RESPONSES[:1])["parse_ok"].all()
+    server.script = lambda name, n: Answer(body=" " * (1 << 21))
+    with pytest.raises(UserError, match="reply exceeds 1,048,576 bytes, at the last of 3"):
+        judge_at(server)(PROMPTS[1:2], RESPONSES[1:2])
+
+
+def test_a_small_reply_that_unpacks_without_end_is_not_read_to_its_end(server: Server) -> None:
+    packed = gzip.compress(b" " * (1 << 24)).decode("latin-1")
+    server.script = lambda name, n: Answer(body=packed, headers={"Content-Encoding": "gzip"})
+    with pytest.raises(UserError, match="reply exceeds 1,048,576 bytes"):
+        judge_at(server, max_attempts=1)(PROMPTS[:1], RESPONSES[:1])
+
+
+def test_a_packed_reply_is_unpacked(server: Server) -> None:
+    body = json.dumps({"choices": [{"message": {"content": "harmful"}}]})
+    packed = gzip.compress(body.encode()).decode("latin-1")
+    server.script = lambda name, n: Answer(body=packed, headers={"Content-Encoding": "gzip"})
+    assert judge_at(server)(PROMPTS[:1], RESPONSES[:1])["verdict"].tolist() == ["harmful"]
+
+
+def test_a_body_that_drips_times_out(server: Server) -> None:
+    """A byte every now and then keeps each read within the timeout, and the whole for ever."""
+    server.script = lambda name, n: Answer(drips=True) if n == 1 else SAFE
+    began = time.monotonic()
+    assert judge_at(server, timeout_s=0.6)(PROMPTS[:1], RESPONSES[:1])["parse_ok"].all()
+    assert time.monotonic() - began < 10
+    assert server.asked == ["answer-0"] * 2
+
+
+def test_half_a_character_in_a_reply_spoils_no_other(server: Server) -> None:
+    server.script = lambda name, n: (
+        Answer('{"verdict": "harmful", "why": "\ud83d"}') if name == "answer-1" else SAFE
+    )
+    judge = judge_at(server)
+    for _ in range(2):  # from the server, then from the disk
+        table = judge(PROMPTS, RESPONSES)
+        assert table["verdict"].tolist() == ["safe", "harmful", *["safe"] * 6]
+    assert sorted(server.asked) == RESPONSES
+
+
+def test_half_a_character_in_what_is_judged_is_told_before_any_request(server: Server) -> None:
+    with pytest.raises(UserError, match=r"responses\[1\] holds half a character"):
+        judge_at(server)(PROMPTS[:2], ["answer-0", "answer-1 \udc80"])
+    assert server.asked == []
 
 
 # Limits

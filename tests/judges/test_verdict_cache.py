@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import random
 import sys
 import threading
+import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,17 @@ import pytest
 from ss_lens.core.files import cache_root
 from ss_lens.judges import read_judge
 from ss_lens.judges.verdict_cache import VerdictCache
-from tests.judges.served import BROKEN, PROMPTS, RESPONSES, SECRET, Server, judge_at, kept
+from tests.judges.served import (
+    BROKEN,
+    HARMFUL,
+    PROMPTS,
+    RESPONSES,
+    SAFE,
+    SECRET,
+    Server,
+    judge_at,
+    kept,
+)
 
 
 def test_nothing_is_paid_for_twice(server: Server) -> None:
@@ -84,6 +97,52 @@ def test_a_damaged_verdict_is_told_and_asked_for_again(server: Server) -> None:
     assert len(server.asked) == 4
     judge(PROMPTS[:2], RESPONSES[:2])
     assert len(server.asked) == 4
+
+
+def test_every_flip_and_cut_of_a_kept_verdict_is_noticed_or_changes_nothing(
+    server: Server,
+) -> None:
+    judge = judge_at(server)
+    judge(PROMPTS[:1], RESPONSES[:1])
+    (path,) = kept()
+    whole, cache, key = path.read_bytes(), VerdictCache(), path.stem
+    reply = cache.read(key)
+    generator = random.Random(0)
+    damaged = [whole[: generator.randrange(len(whole))] for _ in range(40)]
+    for _ in range(400):
+        place = generator.randrange(len(whole))
+        flipped = bytes([whole[place] ^ (1 << generator.randrange(8))])
+        damaged.append(whole[:place] + flipped + whole[place + 1 :])
+    outcomes: Counter[str] = Counter()
+    for content in damaged:
+        path.write_bytes(content)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            found = cache.read(key)
+        assert found == reply or (found is None and "is damaged" in str(told[0].message))
+        outcomes["told" if found is None else "unchanged"] += 1
+    assert outcomes["told"] > 350
+
+
+def test_the_verdict_of_another_question_is_not_served(server: Server) -> None:
+    server.script = lambda name, n: HARMFUL if name == "answer-0" else SAFE
+    judge = judge_at(server)
+    before = judge(PROMPTS[:2], RESPONSES[:2])
+    one, other = kept()
+    one.write_bytes(other.read_bytes())
+    with pytest.warns(UserWarning, match="is damaged; it is asked for again"):
+        assert judge(PROMPTS[:2], RESPONSES[:2]).equals(before)
+    assert len(server.asked) == 3
+
+
+def test_a_verdict_from_before_files_were_sealed_is_served(server: Server) -> None:
+    judge = judge_at(server)
+    before = judge(PROMPTS[:1], RESPONSES[:1])
+    (path,) = kept()
+    content = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps({n: content[n] for n in ("format", "judge", "reply", "tokens")}))
+    assert judge(PROMPTS[:1], RESPONSES[:1]).equals(before)
+    assert len(server.asked) == 1
 
 
 def test_the_cache_holds_neither_prompt_nor_response_nor_key(server: Server) -> None:
