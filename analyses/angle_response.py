@@ -8,11 +8,9 @@ from typing import Annotated
 
 import pandas as pd
 import plotly.graph_objects as go
-import torch
 import typer
 from plotly.subplots import make_subplots
 from transformer_lens.model_bridge import TransformerBridge
-from transformer_lens.utilities.statistics import bootstrap_ci, derive_generator
 
 import ss_lens
 from analyses import output, style
@@ -20,6 +18,7 @@ from ss_lens import Activations, Calibration, ContrastiveDataset
 from ss_lens.geometry.operators import AngularOperator, RotateBy, RotateTo
 from ss_lens.models.load import DEFAULT_MODEL
 from ss_lens.scoring.refusal_score import refusal_score, sweep_refusal_score
+from ss_lens.stats.bootstrap import bca_mean_interval, derive_rng
 
 Way = tuple[Calibration, type[AngularOperator]]
 ANGLES = tuple(range(0, 360, 15))
@@ -56,7 +55,7 @@ def measure(
 
     Returns:
         ``way``, ``prompt_class``, ``angle_deg``; the mean ``refusal_score`` in nats with its 95 %
-        bootstrap interval (``low``, ``high``), the mean ``opening_mass``, ``unsteered`` (the mean
+        BCa interval (``low``, ``high``), the mean ``opening_mass``, ``unsteered`` (the mean
         score without steering), ``n``. See :func:`ss_lens.scoring.refusal_score.refusal_score`.
     """
     rows = []
@@ -66,13 +65,9 @@ def measure(
         for way, (calibration, operator) in ways.items():
             table = sweep_refusal_score(model, calibration, operator, prompts, angles_deg)
             for angle, group in table.groupby("angle_deg", sort=True):
-                scores = torch.tensor(group["refusal_score"].to_numpy())
-                low, high = bootstrap_ci(
-                    scores,
-                    dim=0,
-                    n_resamples=n_resamples,
-                    generator=derive_generator(seed, "angle_response", label),
-                )
+                scores = group["refusal_score"].to_numpy(dtype=float)
+                rng = derive_rng(seed, "angle_response", label)
+                low, high = bca_mean_interval(scores, rng, n_resamples)
                 rows.append(
                     {
                         "way": way,

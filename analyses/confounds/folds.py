@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ss_lens import ContrastiveDataset, UserError
+from ss_lens.stats.bootstrap import percentile_interval, resampled_counts
 
 PerPrompt = tuple[Int[np.ndarray, "_positive_prompt"], Int[np.ndarray, "_negative_prompt"]]
 """A number for each prompt of the positive class, and for each of the negative one."""
@@ -38,7 +39,7 @@ def bootstrap_counts(dataset: ContrastiveDataset, n_draws: int, seed: int) -> Dr
     rng = np.random.default_rng([seed, 1])
 
     def drawn(n: int) -> Int[np.ndarray, "draw n"]:
-        return rng.multinomial(n, np.full(n, 1 / n), size=n_draws)
+        return resampled_counts(np.ones(n, dtype=int), n_draws, rng)
 
     positive = drawn(len(dataset.positive))
     return positive, positive if dataset.paired else drawn(len(dataset.negative))
@@ -47,7 +48,7 @@ def bootstrap_counts(dataset: ContrastiveDataset, n_draws: int, seed: int) -> Dr
 def auroc_within_folds(
     scores: Float[np.ndarray, "prompt"], folds: PerPrompt, draws: Draws
 ) -> tuple[float, float, float]:
-    """Area under the ROC curve within the folds, and its 95 % interval over the draws.
+    """Area under the ROC curve within the folds, and its 95 % percentile interval over the draws.
 
     The share of pairs of a positive and a negative prompt of the same fold in which the positive
     one scores higher, ties counting half: scores of two folds come from two classifiers and cannot
@@ -56,11 +57,12 @@ def auroc_within_folds(
     Args:
         scores: of the positive prompts, then of the negative ones.
         folds: from :func:`assign_folds`.
-        draws: from :func:`bootstrap_counts`; a draw without any such pair is left out.
+        draws: from :func:`bootstrap_counts`; a draw without any such pair is left out,
+            which BCa cannot do.
     """
     positive, negative = np.split(scores, [len(folds[0])])
     together = (folds[0][:, None] == folds[1]).astype(float)
     wins = np.where(positive[:, None] == negative, 0.5, positive[:, None] > negative) * together
     won, all_pairs = (((draws[0] @ pairs) * draws[1]).sum(axis=1) for pairs in (wins, together))
-    low, high = np.quantile(won[all_pairs > 0] / all_pairs[all_pairs > 0], (0.025, 0.975))
+    low, high = percentile_interval(won[all_pairs > 0] / all_pairs[all_pairs > 0])
     return float(wins.sum() / together.sum()), float(low), float(high)

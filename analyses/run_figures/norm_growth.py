@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pandas as pd
 import plotly.graph_objects as go
-from transformer_lens.utilities.statistics import bootstrap_ci, derive_generator
 
 from analyses import style
 from analyses.run_parts import RunParts
 from analyses.site_tables import LayerProfile
 from ss_lens.activations.activations import Activations
+from ss_lens.stats.bootstrap import bca_mean_interval, derive_rng
 
 
 def draw(parts: RunParts) -> tuple[pd.DataFrame, go.Figure]:
@@ -23,18 +23,14 @@ def measure(acts: Activations, *, n_resamples: int = 1000, seed: int = 0) -> pd.
 
     Returns:
         ``site``, ``layer``, ``stream``, ``prompt_class``; ``mean_norm`` (in units of the
-        activation) with its 95 % bootstrap interval over prompts; ``growth``, the ratio to the same
+        activation) with its 95 % BCa interval over prompts; ``growth``, the ratio to the same
         stream one captured layer before (NaN at the first).
     """
     tables = []
     for label, h in (("positive", acts.positive), ("negative", acts.negative)):
         norms = h.norm(dim=-1)
-        low, high = bootstrap_ci(
-            norms,
-            dim=0,
-            n_resamples=n_resamples,
-            generator=derive_generator(seed, "norm_growth", label),
-        )
+        rng = derive_rng(seed, "norm_growth", label)
+        low, high = bca_mean_interval(norms.double().numpy(), rng, n_resamples)
         tables.append(
             pd.DataFrame(
                 {
@@ -43,8 +39,8 @@ def measure(acts: Activations, *, n_resamples: int = 1000, seed: int = 0) -> pd.
                     "stream": [site.stream for site in acts.sites],
                     "prompt_class": label,
                     "mean_norm": norms.mean(dim=0).numpy(),
-                    "low": low.numpy(),
-                    "high": high.numpy(),
+                    "low": low,
+                    "high": high,
                 }
             )
         )

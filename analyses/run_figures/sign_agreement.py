@@ -5,10 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-import torch
-from jaxtyping import Float
-from torch import Tensor
-from transformer_lens.utilities.statistics import derive_generator
 
 from analyses import style
 from analyses.run_parts import RunParts
@@ -16,6 +12,7 @@ from analyses.site_tables import LayerProfile
 from ss_lens.activations.activations import Activations
 from ss_lens.calibration.calibration import Calibration
 from ss_lens.calibration.site_selection import projections
+from ss_lens.stats.bootstrap import bca_interval, derive_rng
 
 
 def draw(parts: RunParts) -> tuple[pd.DataFrame, go.Figure]:
@@ -39,19 +36,19 @@ def measure(
     Returns:
         ``site``, ``layer``, ``stream``; per class the mean and standard deviation of the projection
         of the unit-normalised activation (a cosine) and the share of prompts on the class's side;
-        ``product`` of the means with its 95 % interval and ``p_opposite``, the share of draws in
-        which the signs are opposite; ``opposite``, whether they are in these prompts; ``selected``,
-        whether the calibration steers the site.
+        ``product`` of the means with its 95 % BCa interval and ``p_opposite``, the share of draws
+        in which the signs are opposite; ``opposite``, whether they are in these prompts;
+        ``selected``, whether the calibration steers the site. Bounds and ``p_opposite`` are NaN
+        where a class has a single prompt.
     """
     acts = acts.restricted_to(tuple(dict.fromkeys(site.stream for site in calibration.sites)))
     assert acts.sites == calibration.sites
     positive = projections(acts.positive, calibration.plane.b1)
     negative = projections(acts.negative, calibration.plane.b1)
     product = positive.mean(0) * negative.mean(0)
-    draws = _bootstrap_means(positive, n_resamples, seed, "positive") * _bootstrap_means(
-        negative, n_resamples, seed, "negative"
-    )
-    low, high = torch.quantile(draws, torch.tensor([0.025, 0.975], dtype=draws.dtype), dim=0)
+    samples = [projected.double().numpy() for projected in (positive, negative)]
+    found = bca_interval(samples, _product, derive_rng(seed, "sign_agreement"), n_resamples)
+    p_opposite = np.where(np.isnan(found.low), np.nan, (found.draws < 0).mean(axis=0))
     return pd.DataFrame(
         {
             "site": [str(site) for site in acts.sites],
@@ -64,9 +61,9 @@ def measure(
             "positive_share": (positive > 0).float().mean(0).numpy(),
             "negative_share": (negative < 0).float().mean(0).numpy(),
             "product": product.numpy(),
-            "product_low": low.numpy(),
-            "product_high": high.numpy(),
-            "p_opposite": (draws < 0).float().mean(0).numpy(),
+            "product_low": found.low,
+            "product_high": found.high,
+            "p_opposite": p_opposite,
             "opposite": (product < 0).numpy(),
             "selected": calibration.selected.numpy(),
             "n_positive": len(positive),
@@ -139,13 +136,5 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
     return style.layout(drawn, "Sign agreement: steered sites are shaded", subtitle, height=620)
 
 
-def _bootstrap_means(
-    values: Float[Tensor, "prompt site"], n_resamples: int, seed: int, label: str
-) -> Float[Tensor, "draw site"]:
-    """Means over prompts resampled with replacement, all sites in the same draw."""
-    n = len(values)
-    generator = derive_generator(seed, "sign_agreement", label)
-    picks = torch.randint(0, n, (n_resamples, n), generator=generator)
-    counts = torch.zeros(n_resamples, n, dtype=torch.float64)
-    counts.scatter_add_(1, picks, torch.ones_like(picks, dtype=torch.float64))
-    return counts @ values.double() / n
+def _product(positive: np.ndarray, negative: np.ndarray, axis: int) -> np.ndarray:
+    return positive.mean(axis=axis) * negative.mean(axis=axis)

@@ -21,6 +21,7 @@ from ss_lens import Activations, Plane, UserError
 from ss_lens.calibration.calibrate import CALIBRATION_STREAMS
 from ss_lens.core.progress import progress_bar
 from ss_lens.models.sites import Stream
+from ss_lens.stats.bootstrap import percentile_interval
 
 
 class Stability(NamedTuple):
@@ -160,7 +161,7 @@ def _site_rows(
     for label in style.CLASS_COLOURS:
         table[label] = getattr(full.means, label)[0].numpy()
         for name, means in (("own", found.means), ("fixed", fixed)):
-            low, high = np.quantile(getattr(means, label).numpy(), (0.025, 0.975), axis=0)
+            low, high = percentile_interval(getattr(means, label).double().numpy())
             table[f"{label}_{name}_low"], table[f"{label}_{name}_high"] = low, high
     return table
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from transformer_lens.utilities.statistics import derive_generator
 
 from ss_lens.core.checks import check_one_of
 from ss_lens.core.errors import UserError
 from ss_lens.scoring.coherence import CollapseRule, collapse
-from ss_lens.stats.paired import mean_interval
+from ss_lens.stats.bootstrap import derive_rng
+from ss_lens.stats.intervals import mean_interval
 
 _CLASSES = ("positive", "negative")
 _NEEDED = ("part", "prompt_class", "prompt_index", "prompt", "angle_deg")
@@ -81,7 +81,7 @@ class AngleChoice:
     ``dev`` has a row per angle, ``test`` one row at the chosen angle; it is empty where no angle is
     admissible or test was not measured. Their columns: ``angle_deg``; ``score``, the mean of the
     criterion's score over its class, with its 95 % interval ``low`` and ``high`` (Wilson for rates,
-    else percentile bootstrap over prompts) and the number of prompts ``n_scored``; ``collapsed``,
+    else BCa bootstrap over prompts) and the number of prompts ``n_scored``; ``collapsed``,
     the share of collapsed answers of ``n_answers``; ``perplexity`` and ``repetition``, means over
     the answers that have them. ``dev`` has also ``admissible``.
 
@@ -222,7 +222,7 @@ def _numbers(rows: pd.DataFrame, criterion: AngleCriterion) -> pd.DataFrame:
     for angle, group in rows.groupby("angle_deg", sort=False):
         scored = group.loc[group["prompt_class"] == criterion.prompt_class, criterion.score]
         scored = scored.dropna()
-        low, high = mean_interval(scored, derive_generator(0))
+        low, high = mean_interval(scored, derive_rng(0))
         collapsed = collapse(group, criterion.rule)["collapsed"]
         means = {name: group[name].mean() for name in ("perplexity", "repetition") if name in group}
         found.append(

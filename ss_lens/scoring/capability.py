@@ -18,8 +18,11 @@ from ss_lens.core.checks import check_whole
 from ss_lens.core.errors import UserError
 from ss_lens.geometry.operators import Operator
 from ss_lens.scoring.benchmarks import BASICS, load_tasks
-from ss_lens.stats.intervals import wilson_interval
+from ss_lens.stats.bootstrap import percentile_interval, resampled_counts
+from ss_lens.stats.intervals import mean_interval
 from ss_lens.steering.steer import steer
+
+_RATIO_RESAMPLES = 10_000
 
 
 def capability(
@@ -101,35 +104,38 @@ def capability(
 
 
 def accuracy(items: pd.DataFrame) -> pd.DataFrame:
-    """Mean score of each task, from the rows of :func:`capability`.
+    """Average the score of each task, from the rows of :func:`capability`.
 
     Every item counts the same. For the tiny benchmarks this is the accuracy on their 100 items, not
     the estimate for the whole benchmark that arXiv 2402.14992 derives from them.
 
     Returns:
         Columns ``task``, ``metric``, ``n``, ``accuracy``, ``low``, ``high`` (95 %) and
-        ``interval``: ``wilson`` where items are right or wrong, else ``bootstrap`` (percentiles
-        over items).
+        ``interval``: ``wilson`` where items are right or wrong, else ``bootstrap`` (BCa over
+        items).
+
+    Raises:
+        UserError: a score is undefined.
     """
     rows = []
     for key, group in items.groupby(["task", "metric"], sort=False):
         task, metric = cast("tuple[str, str]", key)
         scores = group["score"].to_numpy(float)
-        if np.isin(scores, (0, 1)).all():
-            kind, (low, high) = "wilson", wilson_interval(int(scores.sum()), len(scores))
-        else:
-            kind, (low, high) = "bootstrap", _percentiles(_resampled_means(scores[:, None])[:, 0])
+        binary = bool(np.isin(scores, (0, 1)).all())
+        outcomes = pd.Series(scores.astype(bool) if binary else scores)
+        low, high = mean_interval(outcomes, np.random.default_rng(0))
+        kind = "wilson" if binary else "bootstrap"
         rows.append((task, metric, len(scores), scores.mean(), low, high, kind))
     names = ["task", "metric", "n", "accuracy", "low", "high", "interval"]
     return pd.DataFrame(rows, columns=names)
 
 
 def retention(steered: pd.DataFrame, unsteered: pd.DataFrame) -> pd.DataFrame:
-    """Accuracy relative to the unsteered model, per task.
+    """Relate the accuracy of each task to that of the unsteered model.
 
-    The interval resamples items, each with both of its scores (percentile bootstrap of the ratio of
-    means; draws in which the unsteered model scores nothing have no ratio and are left out). A
-    model that guesses keeps chance / unsteered, not 0.
+    The interval resamples items, each with both of its scores. It is the percentile bootstrap of
+    the ratio of means, not BCa: draws in which the unsteered model scores nothing have no ratio and
+    are left out. A model that guesses keeps chance / unsteered, not 0.
 
     Args:
         steered: rows of :func:`capability`.
@@ -160,26 +166,15 @@ def retention(steered: pd.DataFrame, unsteered: pd.DataFrame) -> pd.DataFrame:
         after, before = pairs.mean(axis=0)
         ratio = low = high = math.nan
         if before > 0:
-            means = _resampled_means(pairs)
+            distinct, occurrences = np.unique(pairs, axis=0, return_counts=True)
+            drawn = resampled_counts(occurrences, _RATIO_RESAMPLES, np.random.default_rng(0))
+            means = drawn @ distinct / len(pairs)
             defined = means[:, 1] > 0
             ratio = after / before
-            low, high = _percentiles(means[defined, 0] / means[defined, 1])
+            low, high = map(float, percentile_interval(means[defined, 0] / means[defined, 1]))
         rows.append((task, metric, len(pairs), before, after, ratio, low, high))
     names = ["task", "metric", "n", "unsteered", "steered", "retention", "low", "high"]
     return pd.DataFrame(rows, columns=names)
-
-
-def _resampled_means(scores: np.ndarray, resamples: int = 10_000) -> np.ndarray:
-    """Means ``[resample, column]`` over as many rows of ``scores`` drawn with replacement."""
-    distinct, counts = np.unique(scores, axis=0, return_counts=True)
-    n = len(scores)
-    drawn = np.random.default_rng(0).multinomial(n, counts / n, size=resamples)
-    return drawn @ distinct / n
-
-
-def _percentiles(draws: np.ndarray) -> tuple[float, float]:
-    low, high = np.quantile(draws, (0.025, 0.975))
-    return float(low), float(high)
 
 
 def _harness(model: TransformerBridge, batch_size: int) -> Any:

@@ -9,23 +9,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from transformer_lens.utilities.statistics import (
-    bootstrap_ci,
-    derive_generator,
-    sign_flip_permutation_pvalue,
-)
+from jaxtyping import Float
+from transformer_lens.utilities.statistics import derive_generator, sign_flip_permutation_pvalue
 
 from ss_lens.core.errors import UserError
-from ss_lens.stats.intervals import wilson_interval
+from ss_lens.stats.bootstrap import derive_rng
+from ss_lens.stats.intervals import mean_interval, wilson_interval
 
-N_RESAMPLES = 2000
 N_PERMUTATIONS = 10_000
 
 
 def compare(
     cells: pd.DataFrame, metrics: Sequence[str], reference: str, *, seed: int = 0
 ) -> pd.DataFrame:
-    """The mean of each metric per variant, and its paired difference from ``reference``.
+    """Return each metric's mean per variant and its paired difference from ``reference``.
 
     The unit is the prompt: where a variant has several draws, a prompt's value is its mean over
     them. A prompt whose value is undefined (NaN) on either side is left out of the pairs.
@@ -35,19 +32,19 @@ def compare(
             ``prompt_class``, ``prompt_index`` and the metrics.
         metrics: columns of numbers or truth values.
         reference: the variant that the others are compared with.
-        seed: of bootstrap and permutations.
+        seed: of the bootstrap and the permutations.
 
     Returns:
         One row per variant, prompt class and metric: ``n`` prompts, their ``mean`` with its 95 %
-        interval ``low``, ``high`` (Wilson for rates, else percentile bootstrap over prompts);
-        ``draws`` and the smallest and largest mean of a draw, ``draw_low`` and ``draw_high``;
-        ``n_pairs``, the mean ``difference`` with ``difference_low`` and ``difference_high``
-        (bootstrap over pairs), and the two-sided ``p_value`` of a sign-flip permutation test.
+        interval ``low``, ``high`` (Wilson for rates, else BCa bootstrap over prompts); ``draws``
+        and the smallest and largest mean of a draw, ``draw_low`` and ``draw_high``; ``n_pairs``,
+        the mean ``difference`` with ``difference_low`` and ``difference_high`` (BCa bootstrap over
+        pairs), and the two-sided ``p_value`` of :func:`sign_flip_p_value`.
         ``p_holm`` corrects it for the number of variants that are compared on the same metric and
         class (Holm 1979). The reference's own comparison is NaN.
 
     Raises:
-        UserError: the reference or a metric is absent, or a prompt stands twice in a draw.
+        UserError: the reference or a metric is absent, or a prompt occurs twice in a draw.
     """
     _check(cells, metrics, reference)
     rows = []
@@ -56,9 +53,9 @@ def compare(
         group = cells.query("variant == @variant and prompt_class == @prompt_class")
         of_class = cells.query("variant == @reference and prompt_class == @prompt_class")
         for metric in metrics:
-            told = {"variant": variant, "prompt_class": prompt_class, "metric": metric}
+            labels = {"variant": variant, "prompt_class": prompt_class, "metric": metric}
             where = (seed, variant, prompt_class, metric)
-            row = {**told, **_level(group, metric, where)}
+            row = {**labels, **_level(group, metric, where)}
             if variant != reference:
                 row |= _difference(_by_prompt(group, metric), _by_prompt(of_class, metric), where)
             rows.append(row)
@@ -74,8 +71,22 @@ _COLUMNS = (
 )
 
 
+def sign_flip_p_value(differences: Float[np.ndarray, "pair"], generator: torch.Generator) -> float:
+    """Return the two-sided p-value of a sign-flip permutation test that the mean is zero.
+
+    Exact up to 12 pairs, else over 10,000 random patterns of signs; NaN without any pair.
+    """
+    if not len(differences):
+        return math.nan
+    effects = torch.tensor(differences, dtype=torch.float64)
+    found = sign_flip_permutation_pvalue(
+        effects, n_permutations=N_PERMUTATIONS, generator=generator
+    )
+    return float(found)
+
+
 def holm(p_values: pd.Series) -> pd.Series:
-    """Holm's step-down correction; NaN stays NaN and does not count.
+    """Return p-values after Holm's step-down correction; NaN stays NaN and does not count.
 
     >>> holm(pd.Series([0.01, 0.04, 0.03])).round(6).tolist()
     [0.03, 0.06, 0.06]
@@ -89,16 +100,18 @@ def _check(cells: pd.DataFrame, metrics: Sequence[str], reference: str) -> None:
     needed = ("variant", "draw", "prompt_class", "prompt_index", *metrics)
     if missing := [name for name in needed if name not in cells]:
         raise UserError(
-            f"the table has no column {', '.join(missing)}; it has {', '.join(cells.columns)}."
+            f"the table has no column {', '.join(missing)}; it has {', '.join(cells.columns)}. "
+            "Give the table of measurements with its metrics."
         )
     variants = [*dict.fromkeys(cells["variant"])]
     if reference not in variants:
         raise UserError(
-            f"there is no variant {reference!r} to compare with; there are {', '.join(variants)}."
+            f"there is no variant {reference!r} to compare with; there are {', '.join(variants)}. "
+            "Name one of these as the reference."
         )
     if cells.duplicated(["variant", "draw", "prompt_class", "prompt_index"]).any():
         raise UserError(
-            "a prompt stands twice in one draw of a variant, and would count twice; give the rows "
+            "a prompt occurs twice in one draw of a variant and would count twice; give the rows "
             "of one angle per draw."
         )
 
@@ -114,7 +127,7 @@ def _level(group: pd.DataFrame, metric: str, where: tuple[Any, ...]) -> dict[str
     if pd.api.types.is_bool_dtype(group[metric]):
         low, high = wilson_interval(float(values.sum()), len(values))
     else:
-        low, high = mean_interval(values, derive_generator(*where))
+        low, high = mean_interval(values, derive_rng(*where))
     means = group.astype({metric: float}).groupby("draw")[metric].agg("mean")
     return {
         "n": len(values),
@@ -129,34 +142,13 @@ def _level(group: pd.DataFrame, metric: str, where: tuple[Any, ...]) -> dict[str
 
 def _difference(values: pd.Series, reference: pd.Series, where: tuple[Any, ...]) -> dict[str, Any]:
     pairs = (values - reference).dropna()
-    low, high = mean_interval(pairs, derive_generator(*where, "difference"))
-    p_value = math.nan
-    if len(pairs):
-        effects = torch.tensor(pairs.to_numpy(), dtype=torch.float64)
-        generator = derive_generator(*where, "permutation")
-        p_value = float(
-            sign_flip_permutation_pvalue(
-                effects, n_permutations=N_PERMUTATIONS, generator=generator
-            )
-        )
+    low, high = mean_interval(pairs, derive_rng(*where, "difference"))
     return {
         "n_pairs": len(pairs),
         "difference": pairs.mean(),
         "difference_low": low,
         "difference_high": high,
-        "p_value": p_value,
+        "p_value": sign_flip_p_value(
+            pairs.to_numpy(dtype=float), derive_generator(*where, "permutation")
+        ),
     }
-
-
-def mean_interval(values: pd.Series, generator: torch.Generator) -> tuple[float, float]:
-    """The 95 % interval of a mean; NaN without any row.
-
-    Wilson's for truth values, else the percentile bootstrap over rows.
-    """
-    if values.empty:
-        return math.nan, math.nan
-    if pd.api.types.is_bool_dtype(values):
-        return wilson_interval(int(values.sum()), len(values))
-    sample = torch.from_numpy(values.to_numpy(dtype=float, copy=True))
-    low, high = bootstrap_ci(sample, n_resamples=N_RESAMPLES, generator=generator)
-    return float(low), float(high)

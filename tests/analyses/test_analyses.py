@@ -16,6 +16,7 @@ import ss_lens
 from analyses import __main__ as drawing, output
 from analyses.run_figures import cosine_heatmap, norm_growth, sign_agreement
 from ss_lens import Activations, Calibration, ContrastiveDataset, RunConfig, Store, UserError
+from ss_lens.stats.bootstrap import bca_mean_interval, derive_rng
 
 
 @pytest.fixture
@@ -51,9 +52,8 @@ def test_bootstrap_interval_covers_a_known_product_and_narrows_with_prompts() ->
     generator = torch.Generator().manual_seed(0)
     widths = []
     for n in (20, 2000):
-        values = torch.randn(n, 1, generator=generator) * 0.1 + 0.5
-        draws = sign_agreement._bootstrap_means(values, 2000, 0, "positive")
-        low, high = np.quantile(draws.numpy(), [0.025, 0.975])
+        values = torch.randn(n, 1, generator=generator).double().numpy() * 0.1 + 0.5
+        (low,), (high,) = bca_mean_interval(values, derive_rng(0))
         assert low < 0.5 < high
         assert high - low == pytest.approx(2 * 1.96 * 0.1 / np.sqrt(n), rel=0.25)
         widths.append(high - low)
