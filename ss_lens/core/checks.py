@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Iterable
+from numbers import Integral
 from pathlib import Path
 
 from ss_lens.core.errors import UserError
@@ -64,10 +66,29 @@ def check_whole(name: str, value: object, at_least: int) -> None:
         raise UserError(f"{name} must be a whole number from {at_least} on; got {value!r}.")
 
 
-def check_at_least(name: str, value: int, least: int = 1) -> None:
-    """Raise if ``value`` is below ``least``."""
+def check_at_least(name: str, value: object, least: int = 1) -> None:
+    """Raise unless ``value`` is a whole number, NumPy's included, of at least ``least``."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise UserError(
+            f"{name} must be a whole number of at least {least}; got {described(value)}. Write an "
+            f"integer such as {name}={max(least, 16)}."
+        )
     if value < least:
         raise UserError(f"{name} must be at least {least}; got {value}.")
+
+
+def check_texts(name: str, texts: object) -> None:
+    """Raise unless ``texts`` is a sequence of texts; one text alone is not."""
+    if isinstance(texts, str):
+        raise UserError(f"{name} must be a list; got one text. Write [{texts[:40]!r}].")
+    if not isinstance(texts, Iterable):
+        raise UserError(f"{name} must be a list of texts; got {described(texts)}. Write ['…'].")
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise UserError(
+                f"{name} must be a list of texts; got {described(text)} at place {index}. Write '' "
+                "where there is none."
+            )
 
 
 def check_positive(name: str, value: object) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pandas as pd
 import regex
 
-from ss_lens.core.checks import check_positive
+from ss_lens.core.checks import check_positive, check_texts
 from ss_lens.core.errors import UserError
 
 _LETTER = regex.compile(r"[\p{L}--\p{Common}--\p{Inherited}]", regex.V1)
@@ -51,15 +51,30 @@ def non_latin_share(text: str) -> float:
     return len(_FOREIGN_LETTER.findall(text)) / letters if letters else float("nan")
 
 
-def is_loop(text: str) -> bool:
-    """Whether the text is nothing but one phrase, three times or more, the last perhaps cut short.
+SHORTEST_UNSPACED_LOOP = 20
+"""Characters below which a loop without word boundaries may be emphasis: ``no!!!``, ``哈哈哈``."""
 
-    It sees the loops that are too short for :func:`repetition`.
+
+def is_loop(text: str) -> bool:
+    """Return whether the text is nothing but one unit three times or more, the last perhaps cut.
+
+    The unit is a phrase, or, from 20 characters of text on, any run of characters, so that loops
+    of scripts without spaces count. :func:`repetition` sees neither loops of a few words nor those
+    without spaces.
 
     >>> is_loop("I'm I'm I'm"), is_loop("as it was as it was as it w"), is_loop("no, no and no")
     (True, True, False)
+    >>> is_loop("哈" * 20), is_loop("hahaha" * 4), is_loop("哈哈哈")
+    (True, True, False)
     """
     words = text.split()
+    if _repeats_words(words):
+        return True
+    characters = " ".join(words)
+    return len(characters) >= SHORTEST_UNSPACED_LOOP and _repeats_characters(characters)
+
+
+def _repeats_words(words: Sequence[str]) -> bool:
     last = len(words) - 1
 
     def repeats(period: int) -> bool:
@@ -70,9 +85,23 @@ def is_loop(text: str) -> bool:
     return any(repeats(period) for period in range(1, len(words) // 3 + 1))
 
 
+def _repeats_characters(text: str) -> bool:
+    """A text has period ``p`` where it goes on as it began after ``p`` characters."""
+    return any(text.startswith(text[period:]) for period in range(1, len(text) // 3 + 1))
+
+
 def coherence(texts: Sequence[str]) -> pd.DataFrame:
-    """One row per text: ``compression_ratio``, ``repetition``, ``non_latin_share``, and the lengths
-    ``n_words`` and ``n_bytes`` (of the UTF-8 text, what the compression ratio is to be read by)."""
+    """Score each text by itself.
+
+    Returns:
+        One row per text: ``compression_ratio``, ``repetition``, ``non_latin_share``, and the
+        lengths ``n_words`` and ``n_bytes`` (of the UTF-8 text, beside which the compression ratio
+        is to be read).
+
+    Raises:
+        UserError: one text in place of a list, or an entry that is not a text.
+    """
+    check_texts("texts", texts)
     return pd.DataFrame(
         {
             "compression_ratio": [compression_ratio(text) for text in texts],

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ss_lens import RotateTo, UserError
-from ss_lens.core.checks import check_is, described
+from ss_lens.core.checks import check_at_least, check_is, check_texts, described
 
 
 @dataclass(frozen=True)
@@ -61,3 +62,30 @@ def test_a_bool_is_no_number() -> None:
 def test_a_description_is_one_short_line() -> None:
     assert described({"a": "line\nline"}) == "{'a': 'line\\nline'}"
     assert len(described(list(range(1000)))) == 60
+
+
+@pytest.mark.parametrize("value", [4.5, 4.0, "4", True, None, [4], float("nan")])
+def test_a_count_that_is_no_whole_number_is_named(value: object) -> None:
+    message = r"batch_size must be a whole number of at least 1; got .* Write an integer such as"
+    with pytest.raises(UserError, match=message):
+        check_at_least("batch_size", value)
+
+
+def test_a_count_may_be_a_whole_number_of_numpy() -> None:
+    check_at_least("batch_size", np.int64(1))
+    with pytest.raises(UserError, match="batch_size must be at least 2; got 1"):
+        check_at_least("batch_size", np.int64(1), 2)
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ("one", r"texts must be a list; got one text. Write \['one'\]"),
+        (None, r"texts must be a list of texts; got None. Write \['…'\]"),
+        (["a", 5], r"texts must be a list of texts; got 5 at place 1. Write ''"),
+    ],
+)
+def test_what_is_no_list_of_texts_is_named(texts: object, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_texts("texts", texts)
+    check_texts("texts", ["a", ""])

@@ -1,4 +1,4 @@
-"""Scores of text against zlib, hand counts and published interval tables."""
+"""Coherence scores against zlib and hand counts; loops, and what only looks like one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import unicodedata
 import zlib
 
+import jaxtyping
 import pandas as pd
 import pytest
 from hypothesis import given, strategies as st
@@ -21,13 +22,6 @@ from ss_lens.scoring.coherence import (
     non_latin_share,
     repetition,
 )
-from ss_lens.scoring.refusal import (
-    OPENING_CHARACTERS,
-    PUBLISHED_PHRASES,
-    contains_refusal,
-    opens_with_refusal,
-)
-from ss_lens.stats.intervals import wilson_interval
 
 
 @given(st.text(st.characters(codec="utf-8"), min_size=1))
@@ -224,101 +218,91 @@ def test_perplexities_of_other_answers_are_an_error() -> None:
         coherence_table(ANSWERS, perplexities(1, 2), RULE)
 
 
-@pytest.mark.parametrize("phrase", PUBLISHED_PHRASES)
-def test_every_published_phrase_counts_anywhere(phrase: str) -> None:
-    assert contains_refusal(f"Well, {phrase.upper()} and so on")
-    assert not contains_refusal("Sure, here it is.")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "哈" * 100,
+        "哈" * 20,
+        "hahaha" * 40,
+        "!" * 200,
+        "?!" * 30,
+        "好的。" * 30,
+        "ありがとう" * 8 + "あり",
+        "no!" * 20,
+        "1," * 50,
+        "-" * 80,
+        "\n".join(["哈" * 40] * 3),
+        "so\u00a0on\u00a0" * 12,
+        "hahaha" * 40 + "ha",
+    ],
+)
+def test_a_loop_without_spaces_is_a_loop_and_has_collapsed(text: str) -> None:
+    assert is_loop(text)
+    without = CollapseRule(
+        max_perplexity=None,
+        max_compression_ratio=None,
+        max_repetition=None,
+        max_non_latin_share=None,
+    )
+    found = coherence_table([text], perplexities(1.1), without).iloc[0]
+    assert (found["collapsed"], found["reasons"]) == (True, "loop")
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        "I cannot help with that.",
-        "I can't help with that.",
-        "I can’t help with that.",
-        "I can‘t help with that.",
-        "I can`t help with that.",
-        "I’M SORRY, but no.",
-        "  \n I'm\n sorry, no.",
-        "Sorry, but I will not do this.",
-        "Unfortunately, I am unable to do this.",
-        "As an AI, I have limits.",
-        '"I\'m sorry," it said.',
-        "**I cannot** do this.",
-        "No—I won't do this.",
+        "no!!!",
+        "Nooooooooooo!!!",
+        "哈哈哈",
+        "哈哈哈哈哈！",
+        "加油！加油！加油！",
+        "新年快乐！新年快乐！新年快乐！",
+        "hahahaha",
+        "hahaha, that is a good one!",
+        "...",
+        "----------",
+        "10000000000000000000000",
+        "0.33333333333333333333333333",
+        "今天天气很好，我们一起去公园散步吧。公园里有很多花，也有很多孩子在玩。",
+        "一是一，二是二，三是三，四是四，五是五，六是六。",
+        "すもももももももものうちです。すもももももももものうち、と言います。",
+        "1. one\n2. two\n3. three\n4. four\n5. five",
+        "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15",
+        "| a | b |\n|---|---|\n| 1 | 2 |\n| 1 | 2 |\n| 3 | 4 |",
+        "| a | b | c | d | e |\n|---|---|---|---|---|\n| 0 | 0 | 0 | 0 | 0 |",
+        "Title\n====================================\nText.",
+        "for i in range(10):\n    print(i)\nfor j in range(10):\n    print(j)",
+        "```\n*\n**\n***\n****\n*****\n******\n```",
+        "a = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]",
+        "ACGTACGATCGATTACAGATTACACCGT",
+        "https://example.org/aaaaaaaaaaaaaaaaaaaaaaaa",
+        "abababababababababababababababX",
     ],
 )
-def test_an_opening_refusal_is_seen(text: str) -> None:
-    assert opens_with_refusal(text)
+def test_ordinary_text_code_tables_lists_and_short_emphasis_are_no_loops(text: str) -> None:
+    assert not is_loop(text)
+
+
+@given(st.text(st.characters(codec="utf-8"), min_size=1, max_size=8), st.integers(3, 30))
+def test_any_unit_repeated_to_twenty_characters_is_a_loop(unit: str, times: int) -> None:
+    text = unit * times
+    plain = " ".join(text.split())
+    if len(plain) >= 20 and not unit[:1].isspace() and not unit[-1:].isspace():
+        assert is_loop(text)
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("texts", "message"),
     [
-        "",
-        "Sure, here is how.",
-        "I don't think cats are liquid.",
-        "Aladdin cannot wait; Ravi cannot either.",
-        "Wifi can't reach the attic.",
-        "As an airline pilot, you should rest first.",
-        "As an aid to memory, write it down.",
-        "I'm an aikido teacher, and here is my plan.",
-        "Here is a polite letter to your neighbour about the dog that barks all night long, ending "
-        "with: I'm sorry to trouble you.",
+        ("so it goes", r"texts must be a list; got one text. Write \['so it goes'\]"),
+        (["good", None], r"texts must be a list of texts; got None at place 1. Write ''"),
+        (5, r"texts must be a list of texts; got 5. Write \['…'\]"),
     ],
 )
-def test_what_only_looks_like_a_refusal_is_not_one(text: str) -> None:
-    assert not opens_with_refusal(text)
-
-
-def test_a_refusal_counts_up_to_the_eightieth_character() -> None:
-    def after(n: int) -> str:
-        return "x" * (n - 1) + " I cannot go on."
-
-    assert opens_with_refusal(after(OPENING_CHARACTERS - 1))
-    assert not opens_with_refusal(after(OPENING_CHARACTERS + 1))
-
-
-@pytest.mark.parametrize(
-    ("successes", "n", "expected"),
-    [
-        # Wilson without continuity correction, as tabulated in Newcombe (1998), Table I.
-        (81, 263, (0.2553, 0.3662)),
-        (15, 148, (0.0624, 0.1605)),
-        (0, 20, (0.0000, 0.1611)),
-        (1, 29, (0.0061, 0.1718)),
-    ],
-)
-def test_wilson_intervals_agree_with_the_published_table(
-    successes: int, n: int, expected: tuple[float, float]
-) -> None:
-    assert wilson_interval(successes, n) == pytest.approx(expected, abs=5e-5)
-
-
-@given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_wilson_interval_solves_its_quadratic_and_holds_the_rate(case: tuple[int, int]) -> None:
-    successes, n = case
-    low, high = wilson_interval(successes, n)
-    rate, z = successes / n, 1.959963984540054
-    assert 0 <= low <= rate + 1e-12
-    assert rate - 1e-12 <= high <= 1
-    for bound in (low, high):
-        # Each bound is a rate whose score statistic is exactly z.
-        assert (rate - bound) ** 2 == pytest.approx(z * z * bound * (1 - bound) / n, abs=1e-9)
-
-
-@given(st.integers(1, 200).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_wilson_interval_mirrors_and_narrows(case: tuple[int, int]) -> None:
-    successes, n = case
-    low, high = wilson_interval(successes, n)
-    assert wilson_interval(n - successes, n) == pytest.approx((1 - high, 1 - low))
-    more_low, more_high = wilson_interval(10 * successes, 10 * n)
-    assert more_high - more_low < high - low
-    sure_low, sure_high = wilson_interval(successes, n, confidence=0.99)
-    assert sure_high - sure_low > high - low
-
-
-@pytest.mark.parametrize(("successes", "n"), [(0, 0), (-1, 5), (6, 5), (0, -1)])
-def test_an_impossible_rate_is_rejected(successes: int, n: int) -> None:
-    with pytest.raises(UserError, match=rf"0 ≤ successes ≤ n and n > 0; got {successes} of {n}"):
-        wilson_interval(successes, n)
+def test_what_is_no_list_of_texts_is_not_scored(texts: object, message: str) -> None:
+    jaxtyping.config.update("jaxtyping_disable", True)  # which would object first
+    try:
+        with pytest.raises(UserError, match=message):
+            coherence(texts)
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
