@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -16,11 +17,11 @@ from tqdm import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from ss_lens.calibration.calibration import Calibration
-from ss_lens.core.checks import check_at_least
+from ss_lens.core.checks import check_at_least, check_is
 from ss_lens.core.errors import UserError
 from ss_lens.core.progress import progress_bar
 from ss_lens.generation import reuse as shared_work
-from ss_lens.generation.loop import decode, greedy
+from ss_lens.generation.loop import check_logits, continue_tokens, decode, greedy
 from ss_lens.generation.reuse import Reach, SharedPrefix
 from ss_lens.geometry.operators import AngularOperator, Strengths
 from ss_lens.models import forward
@@ -56,14 +57,17 @@ def sweep_angles(
     batch_rows: int = BATCH_ROWS,
     positions: Positions = ALL_POSITIONS,
     chat: ChatFormat = DEFAULT_FORMAT,
+    unsteered: bool = False,
 ) -> pd.DataFrame:
-    """Answers to every prompt at every angle, with one angle per batch row.
+    """Answer every prompt at every angle, with one angle per batch row.
 
     The answers are those of one steered :func:`generate` after the other. What rows have in common
     is computed once: the tokens that all prompts start with, once per angle; the blocks below the
     first steered one, once per prompt of a batch; what ``positions`` leave unsteered of a prompt,
-    at no angle. Rows whose answer is over leave the batch. Inside of another ``steer(...)``, whose
-    edit may differ by row, nothing is shared and no row leaves.
+    at no angle. Rows whose answer is over leave the batch.
+
+    Inside another ``steer(...)`` both edits act, the sweep's after the outer one, as in nested
+    blocks. The outer edit may differ by row, so nothing is shared and no row leaves.
 
     Args:
         model: the model that the calibration was made on.
@@ -78,15 +82,20 @@ def sweep_angles(
             model). Beside these there are only the activations of one block at a time.
         positions: which tokens are steered, as in :func:`ss_lens.steer`.
         chat: system prompt, date and further arguments of the template.
+        unsteered: whether each prompt's first row is the answer of the unsteered model, with
+            ``angle_deg`` NaN. No angle of an operator such as :class:`ss_lens.RotateTo` stands for
+            it, not even 0°.
 
     Returns:
         Columns ``prompt_index``, ``prompt``, ``angle_deg``, ``response``; prompts in their order,
         each with the angles in theirs.
 
     Raises:
-        UserError: no angle, an angle that is not finite, or anything :func:`generate` raises.
+        UserError: no angle, an angle that is not finite, unsteered rows of a model that already
+            carries hooks, or anything :func:`generate` raises.
     """
     check_at_least("max_new_tokens", max_new_tokens)
+    check_is("unsteered", unsteered, (bool,), "True or False")
 
     def answered(sweep: _Sweep, chunk: _Chunk, bar: tqdm) -> dict[str, Sequence[Any]]:
         return {"response": sweep.answers(chunk, max_new_tokens, bar)}
@@ -94,8 +103,17 @@ def sweep_angles(
     sweep = _Sweep.of(
         model, calibration, operator, prompts, angles_deg, batch_rows, positions, chat
     )
+    if unsteered and shared_work.is_hooked(model):
+        raise UserError(
+            "unsteered=True needs a model without hooks, got one inside steer(...) or another hook "
+            "context: its rows would be steered. Leave that block, or drop unsteered=True."
+        )
     check_context(model, sweep.tokens, prompts, max_new_tokens)
-    return sweep.table(answered, ("response",), steps=max_new_tokens)
+    steered = sweep.table(answered, ("response",), steps=max_new_tokens)
+    if not unsteered:
+        return steered
+    table = pd.concat([sweep.unsteered(max_new_tokens), steered])
+    return table.sort_values("prompt_index", kind="stable", ignore_index=True)
 
 
 def sweep_first_logits(
@@ -110,7 +128,7 @@ def sweep_first_logits(
     positions: Positions = ALL_POSITIONS,
     chat: ChatFormat = DEFAULT_FORMAT,
 ) -> pd.DataFrame:
-    """What ``measure`` makes of the logits that follow each prompt at each angle.
+    """Measure the logits that follow each prompt at each angle.
 
     Work is shared as in :func:`sweep_angles`.
 
@@ -124,6 +142,7 @@ def sweep_first_logits(
 
     def measured(sweep: _Sweep, chunk: _Chunk, bar: tqdm) -> dict[str, Sequence[Any]]:
         bar.update(1)
+        check_logits(model, chunk.logits)
         return measure(chunk.logits)
 
     sweep = _Sweep.of(
@@ -136,7 +155,7 @@ def sweep_first_logits(
 def checked_angles(
     operator: Angled, angles_deg: Sequence[float | int] | np.ndarray
 ) -> tuple[float, ...]:
-    """The angles as floats; rejects a bad sweep before any work is done.
+    """Return the angles as floats; reject a bad sweep before any work is done.
 
     Raises:
         UserError: the operator has no angle, or the angles are empty, not finite, or repeat.
@@ -206,6 +225,9 @@ class _Sweep:
         chat: ChatFormat,
     ) -> _Sweep:
         check_at_least("batch_rows", batch_rows)
+        check_is("model", model, (TransformerBridge,), "a model from ss_lens.load_model(...)")
+        made = "a calibration from ss_lens.calibrate(...) or Calibration.load(...)"
+        check_is("calibration", calibration, (Calibration,), made)
         calibration.check_fits(model)  # which steering does not where it reaches no token
         angles = checked_angles(operator, angles_deg)
         reach = Reach.of(model, calibration.selected_sites, positions)
@@ -215,7 +237,7 @@ class _Sweep:
         )
 
     def table(self, measure: Measure, columns: Sequence[str], steps: int) -> pd.DataFrame:
-        """``measure`` on every chunk, told in ``steps``; prompts and angles in their order."""
+        """``measure`` on every chunk, ``steps`` of progress each; rows ordered as asked."""
         batch_rows = self.batch_rows
         # The prefix has a row for each angle, so at most as many angles are at work as rows.
         groups = forward.equal_groups(range(len(self.angles_deg)), batch_rows)
@@ -249,7 +271,29 @@ class _Sweep:
             steered,
             leave=self.reach.shares,
         )
-        return [self.model.tokenizer.decode(ids, skip_special_tokens=True) for ids in new]
+        return [self._text(ids) for ids in new]
+
+    def unsteered(self, max_new_tokens: int) -> pd.DataFrame:
+        """The rows of the table that no edit makes, one per prompt."""
+        steps = math.ceil(len(self.tokens) / self.batch_rows) * max_new_tokens
+        with progress_bar(steps, "unsteered", "step") as bar:
+            new = continue_tokens(
+                self.model,
+                self.tokens,
+                max_new_tokens=max_new_tokens,
+                batch_size=self.batch_rows,
+                temperature=0,
+                seed=0,
+                bar=bar,
+            )
+        return pd.DataFrame(
+            {
+                "prompt_index": range(len(self.prompts)),
+                "prompt": [*self.prompts],
+                "angle_deg": math.nan,
+                "response": [self._text(ids) for ids in new],
+            }
+        )
 
     def _prefix(self, places: Sequence[int]) -> SharedPrefix | None:
         """What all prompts start with, at these angles."""
@@ -273,6 +317,9 @@ class _Sweep:
         with self._steered(places, self.reach.prompt < self.reach.blocks):
             after = shared_work.run_prompts(self.model, batch, prefix, strengths, self.reach)
         return _Chunk(places, batch, *after)
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return self.model.tokenizer.decode(ids, skip_special_tokens=True)
 
     def _places(self, pairs: Sequence[Pair]) -> pd.DataFrame:
         rows = [(row, place, self.prompts[row], self.angles_deg[place]) for row, place in pairs]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral, Real
 
 from transformer_lens.model_bridge import TransformerBridge
 
-from ss_lens.core.checks import check_at_least
+from ss_lens.core.checks import check_at_least, check_is
 from ss_lens.core.errors import UserError
 from ss_lens.core.progress import progress_bar
 from ss_lens.generation.loop import continue_tokens
@@ -24,7 +25,7 @@ def generate(
     seed: int = 0,
     chat: ChatFormat = DEFAULT_FORMAT,
 ) -> list[str]:
-    """The model's answer to each prompt, through its chat template.
+    """Answer each prompt, through the model's chat template.
 
     Args:
         model: steered when called inside :func:`ss_lens.steer`.
@@ -37,13 +38,20 @@ def generate(
         chat: system prompt, date and further arguments of the template.
 
     Raises:
-        UserError: a prompt that is blank or no text, turns or a format that the template does not
-            take, or a prompt that does not fit into the context with its answer.
+        UserError: an argument of another type, a prompt that is blank or no text, turns or a format
+            that the template does not take, a prompt that does not fit into the context with its
+            answer, or logits that are not finite.
     """
+    check_is("model", model, (TransformerBridge,), "a model from ss_lens.load_model(...)")
     check_at_least("max_new_tokens", max_new_tokens)
-    if not (math.isfinite(temperature) and temperature >= 0):
-        raise UserError(f"temperature must be 0 or a positive number; got {temperature}.")
     check_at_least("batch_size", batch_size)
+    check_is("temperature", temperature, (Real,), "0 or a positive number")
+    if not (math.isfinite(temperature) and temperature >= 0):
+        raise UserError(
+            f"temperature must be 0 or a positive number; got {temperature}. Write 0 for greedy "
+            "decoding."
+        )
+    check_is("seed", seed, (Integral,), "a whole number such as 0")
     tokens = tokenize(model, prompts, chat)
     check_context(model, tokens, prompts, max_new_tokens)
     steps = math.ceil(len(tokens) / batch_size) * max_new_tokens

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.utilities.statistics import derive_generator
 
+from ss_lens.core.errors import UserError
 from ss_lens.models import forward
 from ss_lens.models.chat import Tokens
 from ss_lens.models.forward import Batch, Origin
@@ -33,7 +34,7 @@ def continue_tokens(
     seed: int,
     bar: tqdm,
 ) -> list[list[int]]:
-    """The tokens that the model, steered or not, appends to each of ``tokens``.
+    """Return the tokens that the model, steered or not, appends to each of ``tokens``.
 
     Args:
         model: steered when called inside :func:`ss_lens.steer`.
@@ -43,7 +44,10 @@ def continue_tokens(
         temperature: 0 is greedy.
         seed: of the sampling; each prompt draws with a generator of its own, so that a sample does
             not depend on its neighbours.
-        bar: told of ``max_new_tokens`` steps per batch.
+        bar: advances by ``max_new_tokens`` steps per batch.
+
+    Raises:
+        UserError: logits that are not finite.
     """
     answers: list[list[int]] = [[] for _ in tokens]
     groups = forward.equal_groups(forward.order_by_length(tokens), batch_size)
@@ -62,8 +66,26 @@ def continue_tokens(
 
 
 def greedy(logits: Float[Tensor, "row vocab"]) -> Int[Tensor, "row"]:
-    """The likeliest token of each row."""
+    """Return the likeliest token of each row."""
     return logits.argmax(dim=-1)
+
+
+def check_logits(model: TransformerBridge, logits: Float[Tensor, "row vocab"]) -> None:
+    """Raise where a row's logits hold NaN or +∞, or nothing but −∞.
+
+    A single −∞ is a masked token. NaN wins every maximum, so one reduction tells.
+
+    Raises:
+        UserError: such a row.
+    """
+    broken = ~torch.isfinite(logits.amax(dim=-1))
+    if broken.any():
+        raise UserError(
+            f"{int(broken.sum())} of {len(broken)} rows of logits of {model.cfg.model_name} are "
+            "not finite, expected finite numbers: no token can be chosen or scored. Check the "
+            "weights, adapters and the strength of the steering, or load the model in float32 or "
+            "bfloat16."
+        )
 
 
 def _sampler(temperature: float | int, generators: Sequence[torch.Generator]) -> Choice:
@@ -92,7 +114,7 @@ def decode(
     steered: Callable[[Sequence[int]], AbstractContextManager[object]] = _as_it_is,
     leave: bool = False,
 ) -> list[list[int]]:
-    """New token ids of each row, up to and without the first stop token.
+    """Return the new token ids of each row, up to and without the first stop token.
 
     The passes over the answers run inside ``steered(lines)``, where ``lines`` are the batch rows
     that they compute: all of them, unless those whose answer is over may ``leave``.
@@ -122,6 +144,7 @@ def decode(
                 logits, cache = forward.run(
                     model, chosen.unsqueeze(1), mask, cache, keep_cache=True, origin=origin
                 )
+            check_logits(model, logits)
             chosen = choose(logits)
             running = running & ~torch.isin(chosen, stops)
             of_step = zip(lines.tolist(), chosen.tolist(), running.tolist(), strict=True)
@@ -142,7 +165,7 @@ def _worth_leaving(running: Tensor) -> bool:
 
 
 def stop_ids(model: TransformerBridge) -> list[int]:
-    """The tokens that end an answer, by the model's configuration or its tokenizer."""
+    """Return the tokens that end an answer, by the model's configuration or its tokenizer."""
     configured = cast(Any, model.original_model).generation_config.eos_token_id
     ids = {*(configured if isinstance(configured, list) else [configured])}
     ids = (ids | {model.tokenizer.eos_token_id}) - {None}

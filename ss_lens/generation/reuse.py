@@ -49,11 +49,11 @@ class Reach:
 
     @classmethod
     def of(cls, model: TransformerBridge, sites: Sequence[Site], positions: Positions) -> Reach:
-        """To be asked before the edit is in force: hooks that are there already are not its own."""
+        """Build before the edit is in force: hooks that exist by then are not its own."""
         blocks = model.cfg.n_layers
         first = min((site.layer for site in sites), default=blocks)
         return cls(
-            shares=_keeps_every_key(model) and not _is_hooked(model),
+            shares=_keeps_every_key(model) and not is_hooked(model),
             prefix=first if isinstance(positions, AllPositions | PromptOnly) else blocks,
             prompt=blocks if isinstance(positions, GeneratedOnly) else first,
             answer=isinstance(positions, AllPositions | GeneratedOnly),
@@ -69,7 +69,7 @@ class Reach:
 
 
 def _keeps_every_key(model: TransformerBridge) -> bool:
-    """Whether each layer caches the keys of its own tokens.
+    """Return whether each layer caches the keys of its own tokens.
 
     Recurrent layers keep a state in place of keys; in some models a layer uses another's keys.
     """
@@ -78,8 +78,11 @@ def _keeps_every_key(model: TransformerBridge) -> bool:
     return plain and len(layers) == model.cfg.n_layers
 
 
-def _is_hooked(model: TransformerBridge) -> bool:
-    """An outer ``steer(...)`` or a trace counts on the rows, and passes, that it is told of."""
+def is_hooked(model: TransformerBridge) -> bool:
+    """Return whether an outer ``steer(...)``, a trace or a user's hook acts on the model.
+
+    Such a hook may depend on which rows and passes it sees.
+    """
     return any(point.fwd_hooks for point in model.hook_dict.values())
 
 
@@ -164,7 +167,7 @@ def run_prefix(
     batch = torch.tensor([ids], device=device).repeat(rows, 1)
     # Without a configuration the cache forgets nothing, whatever the windows are.
     cache = DynamicCache()
-    # Each prompt goes on from here to an end of its own, which is out of reach.
+    # Each prompt continues from here to an end of its own, which is out of reach.
     origin = Origin(tuple(range(rows)), batch.new_full((rows,), 2**31))
     with _once_below(model, reach.prefix, Repeats.of([0] * rows, device)):
         forward.run(model, batch, torch.ones_like(batch), cache, origin=origin)

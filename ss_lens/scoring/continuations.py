@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from ss_lens.core.checks import check_at_least
+from ss_lens.core.checks import check_at_least, check_texts
 from ss_lens.core.errors import UserError
 from ss_lens.core.progress import progress_bar
 from ss_lens.geometry.operators import Operator
@@ -81,8 +81,7 @@ def answers(
         UserError: a number of responses that is not that of the prompts, a blank prompt, or a
             prompt that exceeds the context together with its response.
     """
-    if isinstance(responses, str):
-        raise UserError(f"responses must be a list; got one text. Write [{responses[:40]!r}].")
+    check_texts("responses", responses)
     contexts = tokenize(model, prompts)
     if len(responses) != len(contexts):
         raise UserError(

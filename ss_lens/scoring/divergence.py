@@ -13,6 +13,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ss_lens.activations.capture import check_unhooked
 from ss_lens.calibration.calibration import Calibration
+from ss_lens.core.errors import UserError
 from ss_lens.generation.angle_batch import Angled, at_angles, checked_angles
 from ss_lens.geometry.operators import Operator
 from ss_lens.scoring.continuations import (
@@ -37,7 +38,7 @@ def kl_divergence(
     positions: Positions = ALL_POSITIONS,
     batch_size: int = BATCH_SIZE,
 ) -> pd.DataFrame:
-    r"""KL(unsteered ‖ steered) of the next-token distributions along each answer.
+    r"""Measure KL(unsteered ‖ steered) of the next-token distributions along each answer.
 
     :math:`\sum_v p(v) \ln \frac{p(v)}{q(v)}` with p of the unsteered and q of the steered model, at
     every position that predicts a token of the answer, both models reading the same text: the
@@ -59,8 +60,9 @@ def kl_divergence(
         nats, at the first token of the answer, and ``n_tokens``.
 
     Raises:
-        UserError: the model carries hooks, one strength per row, or what
-            :func:`ss_lens.scoring.perplexity.answer_perplexity` and :func:`ss_lens.steer` raise.
+        UserError: the model carries hooks, one strength per row, logits that are not finite, or
+            what :func:`ss_lens.scoring.perplexity.answer_perplexity` and :func:`ss_lens.steer`
+            raise.
     """
     check_one_strength(operator)
     (table,) = _divergences(
@@ -79,7 +81,7 @@ def sweep_kl_divergence(
     *,
     batch_size: int = BATCH_SIZE,
 ) -> pd.DataFrame:
-    """:func:`kl_divergence` at every angle, the unsteered model's part of it computed once.
+    """Measure :func:`kl_divergence` at every angle, computing the unsteered model's part once.
 
     Returns:
         Columns ``prompt_index``, ``prompt``, ``angle_deg``, ``kl_mean``, ``kl_first``; angle after
@@ -124,6 +126,13 @@ def _divergences(
                 steered = run.logits(model)
             for row, before, after in zip(run.batch.rows, plain, steered, strict=True):
                 kl = _kl(before, after)
+                if torch.isnan(kl).any():
+                    raise UserError(
+                        f"the divergence on {responses[row][:40]!r} is undefined (NaN) under "
+                        f"{operator!r}, expected a number: logits of {model.cfg.model_name} are "
+                        "not finite. Check the weights, adapters and the operator's strength, or "
+                        "load the model in float32 or bfloat16."
+                    )
                 first[place, row], total[place, row] = float(kl[0]), float(kl.sum())
     counts = np.array([len(continuation.scored) for continuation in given], dtype=int)
     means = np.where(counts > 0, total / np.maximum(counts, 1), np.nan)
@@ -140,5 +149,7 @@ def _kl(
     parts = []
     for some, others in zip(before.split(AT_ONCE), after.split(AT_ONCE), strict=True):
         log_p, log_q = log_probabilities(some), log_probabilities(others)
-        parts.append((log_p.exp() * (log_p - log_q)).sum(dim=-1))
+        terms = log_p.exp() * (log_p - log_q)
+        # A token that the unsteered model rules out adds nothing: p ln p → 0.
+        parts.append(terms.masked_fill(log_p == -torch.inf, 0).sum(dim=-1))
     return torch.cat(parts).clamp(min=0)  # rounding may leave a little less

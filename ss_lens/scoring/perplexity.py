@@ -12,6 +12,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from ss_lens.activations.capture import check_unhooked
+from ss_lens.core.checks import check_texts
 from ss_lens.core.errors import UserError
 from ss_lens.models.chat import Tokens
 from ss_lens.scoring.continuations import (
@@ -38,7 +39,7 @@ def answer_perplexity(
     *,
     batch_size: int = BATCH_SIZE,
 ) -> pd.DataFrame:
-    """Perplexity of each answer given its prompt, under the unsteered model.
+    """Measure each answer's perplexity given its prompt, under the unsteered model.
 
     One teacher-forced pass over prompt and answer. For the judgement of a second model, call it
     with that.
@@ -70,12 +71,12 @@ def text_perplexity(
     max_length: int | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> pd.DataFrame:
-    """Perplexity of each text on its own, without a template, under the unsteered model.
+    """Measure each text's perplexity on its own, without a template, under the unsteered model.
 
     As lm-eval's ``loglikelihood_rolling`` (``HFLM``): a BOS token, or EOS where the tokenizer has
     none, stands before the text; a text longer than the context is scored in windows that follow
-    one another, the last one filled up with text before it. lm-eval scores also the BOS that some
-    tokenizers add of themselves, unless it is told ``add_bos_token=False``; here it never counts as
+    one another, the last one filled up with text before it. lm-eval also scores the BOS that some
+    tokenizers add by themselves, unless given ``add_bos_token=False``; here it never counts as
     text.
 
     Args:
@@ -94,8 +95,7 @@ def text_perplexity(
             that are not finite.
     """
     check_unhooked(model, _SELF_PERPLEXITY)
-    if isinstance(texts, str):
-        raise UserError(f"texts must be a list; got one text. Write [{texts[:40]!r}].")
+    check_texts("texts", texts)
     limit = model.cfg.n_ctx
     length = limit if max_length is None else max_length
     if not 1 <= length <= limit:
@@ -122,7 +122,7 @@ def text_perplexity(
 def perplexity_violations(
     perplexities: Sequence[float | int] | pd.Series, limit: float | int = PAPER_PERPLEXITY_LIMIT
 ) -> pd.Series:
-    """Whether each answer's perplexity exceeds ``limit``; undefined perplexity exceeds nothing.
+    """Return whether each answer's perplexity exceeds ``limit``; undefined exceeds nothing.
 
     arXiv 2601.19375 flags angles by a mean (:func:`published.published_violation`), which hides a
     few collapsed answers behind many good ones.

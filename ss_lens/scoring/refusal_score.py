@@ -1,4 +1,4 @@
-"""How ready is the model to refuse? Log-odds at the first answer token, without generation."""
+"""Readiness to refuse: log-odds at the first answer token, without generation."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ss_lens.calibration.calibration import Calibration
 from ss_lens.core.checks import check_at_least
 from ss_lens.core.errors import UserError
 from ss_lens.generation.angle_batch import BATCH_ROWS, Angled, sweep_first_logits
+from ss_lens.generation.loop import check_logits
 from ss_lens.models import forward
 from ss_lens.models.chat import check_context, tokenize
 from ss_lens.models.load import device_of
@@ -37,7 +38,7 @@ COMPLIANCE_OPENINGS = (
 
 
 def opening_tokens(model: TransformerBridge) -> tuple[list[int], list[int]]:
-    """First token ids of refusal and of compliance openings, without those in both.
+    """Return the first token ids of refusal and of compliance openings, without those in both.
 
     Raises:
         UserError: the tokenizer leaves one side empty.
@@ -62,7 +63,7 @@ def opening_tokens(model: TransformerBridge) -> tuple[list[int], list[int]]:
 def refusal_score(
     model: TransformerBridge, prompts: Sequence[str], *, batch_size: int = BATCH_ROWS
 ) -> pd.DataFrame:
-    """Refusal score of each prompt: log P(refusal opening) − log P(compliance opening).
+    """Score each prompt by log P(refusal opening) − log P(compliance opening).
 
     One forward pass over each prompt; steered when called inside :func:`ss_lens.steer`.
 
@@ -78,8 +79,8 @@ def refusal_score(
         compliance openings in place of all other tokens.
 
     Raises:
-        UserError: a blank prompt, one that exceeds the context, or a tokenizer that cannot tell the
-            openings apart.
+        UserError: a blank prompt, one that exceeds the context, a tokenizer that does not
+            distinguish the openings, or logits that are not finite.
     """
     check_at_least("batch_size", batch_size)
     tokens = tokenize(model, prompts)
@@ -94,6 +95,7 @@ def refusal_score(
     ):
         origin = forward.Origin(batch.rows, batch.lengths)
         logits, _ = forward.run(model, batch.ids, batch.mask, origin=origin)
+        check_logits(model, logits)
         scores[:, list(batch.rows)] = [*measure(logits).values()]
     return pd.DataFrame(dict(zip(_COLUMNS, scores, strict=True)))
 
@@ -125,7 +127,7 @@ def sweep_refusal_score(
     *,
     batch_rows: int = BATCH_ROWS,
 ) -> pd.DataFrame:
-    """:func:`refusal_score` of every prompt at every angle, with one angle per batch row.
+    """Measure :func:`refusal_score` at every angle, with one angle per batch row.
 
     Returns:
         Columns ``prompt_index``, ``prompt``, ``angle_deg``, ``refusal_score``, ``opening_mass``.

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from itertools import combinations
 
 import pytest
 import torch
-from hypothesis import given, strategies as st
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-import ss_lens
 from ss_lens import (
     Calibration,
-    ContrastiveDataset,
     RotateBy,
     RotateTo,
-    Store,
     generate,
     steer,
     sweep_angles,
 )
-from ss_lens.calibration.site_selection import Explicit
 from ss_lens.generation import reuse as shared_work
 from ss_lens.generation.reuse import Reach, Repeats
 from ss_lens.geometry.operators import AngularOperator
@@ -39,6 +33,7 @@ from ss_lens.steering.positions import (
     PromptOnly,
 )
 from tests.conftest import ARCHITECTURES
+from tests.generation.conftest import EVERY, SITES, Fitted
 from tests.oracles import relative_error
 
 NEW = 6
@@ -48,38 +43,8 @@ LONG = "w60 w61 w62 w63 w64 w65 w66 w67 w68 w69 w70 w71"
 # than the prefix has tokens.
 PROMPTS = ["w9 w70 w33", "w12", LONG, "w50 w51 w52", "w12", LONG[:-12]]
 ROWS, DISTINCT = 18, 5
-EVERY: tuple[Positions, ...] = (
-    AllPositions(),
-    PromptOnly(),
-    GeneratedOnly(),
-    LastPrompt(1),
-    LastPrompt(4),
-)
 # What they share is longer than the tiny Gemmas' windows, and each begins at another token of it.
 ALIKE = [f"{LONG} {rest}" for rest in ("w9", "w10 w11 w12 w13", "w14 w15", "w9")]
-# The first steered block, and so how many blocks are shared: none, some, all but one.
-SITES = {
-    0: "L0.ln2_out,L1.ln1_out,L2.ln2_out",
-    1: "L1.ln1_out,L1.ln2_out,L2.ln1_out",
-    2: "L2.ln2_out",
-}
-Fitted = Callable[[str, int], Calibration]
-
-
-@pytest.fixture(scope="module")
-def fitted(
-    tiny_models: dict[str, TransformerBridge],
-    tiny_data: ContrastiveDataset,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Fitted:
-    store = Store(tmp_path_factory.mktemp("store"))
-
-    @lru_cache
-    def fit(architecture: str, first: int) -> Calibration:
-        acts = ss_lens.capture(tiny_models[architecture], tiny_data, store=store)
-        return ss_lens.calibrate(acts, rule=Explicit(sites=SITES[first]))
-
-    return fit
 
 
 def one_by_one(
@@ -452,27 +417,7 @@ def test_a_model_that_suits_no_sharing_is_swept_alike(
     assert {rows for seen in passes for rows, _ in seen} == {ROWS}
 
 
-@pytest.mark.parametrize(
-    ("layer_types", "suits"),
-    [
-        (["full_attention", "sliding_attention", "full_attention"], True),
-        (["full_attention", "conv", "full_attention"], False),
-        (["full_attention", "full_attention"], False),
-    ],
-)
-def test_sharing_suits_models_that_cache_keys_in_every_layer(
-    layer_types: list[str],
-    suits: bool,
-    tiny_models: dict[str, TransformerBridge],
-    fitted: Fitted,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    model, sites = tiny_models["gemma2"], fitted("gemma2", 1).selected_sites
-    monkeypatch.setattr(model.original_model.config, "layer_types", layer_types)
-    assert Reach.of(model, sites, AllPositions()).shares == suits
-
-
-# --- Hooks and values ----------------------------------------------------------------------------
+# --- Hooks ----------------------------------------------------------------------------
 
 
 def test_a_sweep_that_fails_leaves_no_hook_behind(
@@ -490,25 +435,3 @@ def test_a_sweep_that_fails_leaves_no_hook_behind(
         swept(tiny_llama, fitted("llama", 1), RotateBy, PROMPTS, AllPositions())
     assert not any(block._forward_pre_hooks for block in tiny_llama.blocks)
     assert not any(point.fwd_hooks for point in tiny_llama.hook_dict.values())
-
-
-@given(st.lists(st.integers(0, 5), min_size=1, max_size=12))
-def test_repeats_name_for_each_row_the_first_that_is_like_it(values: list[int]) -> None:
-    repeats = Repeats.of(values, torch.device("cpu"))
-    stand_ins = repeats.first[repeats.like].tolist()
-    assert stand_ins == [values.index(value) for value in values]
-    assert len(repeats.first) == len(set(values))
-    assert repeats.any == (len(set(values)) < len(values))
-
-
-@pytest.mark.parametrize("positions", EVERY, ids=repr)
-def test_an_edit_reaches_what_its_positions_and_sites_say(
-    positions: Positions, tiny_llama: TransformerBridge, fitted: Fitted
-) -> None:
-    reach = Reach.of(tiny_llama, fitted("llama", 2).selected_sites, positions)
-    prompt = isinstance(positions, AllPositions | PromptOnly)
-    assert reach.prefix == (2 if prompt else 3)
-    assert reach.prompt == (3 if isinstance(positions, GeneratedOnly) else 2)
-    assert reach.answer == isinstance(positions, AllPositions | GeneratedOnly)
-    assert reach.keep == (positions.k if isinstance(positions, LastPrompt) else 1)
-    assert reach.shares

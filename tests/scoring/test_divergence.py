@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jaxtyping
 import numpy as np
 import pandas as pd
 import pytest
@@ -162,3 +163,49 @@ def test_what_has_no_divergence_is_an_error(
         kl_divergence(tiny_llama, calibration, RotateBy([1, 2, 3, 4]), PROMPTS, ANSWERS)
     with pytest.raises(UserError, match="give one response per prompt"):
         kl_divergence(tiny_llama, calibration, Ablate(), PROMPTS, ANSWERS[:1])
+
+
+def test_an_undefined_divergence_is_an_error_and_no_number(
+    tiny_llama: TransformerBridge, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = forward.run_all
+
+    def spoilt(model: TransformerBridge, *args: object, **options: object) -> torch.Tensor:
+        logits = run(model, *args, **options).clone()
+        logits[-1, -1, 3] = torch.nan
+        return logits
+
+    monkeypatch.setattr(forward, "run_all", spoilt)
+    with pytest.raises(
+        UserError, match=r"the divergence on .* is undefined \(NaN\) under RotateBy"
+    ):
+        kl_divergence(tiny_llama, calibration, RotateBy(ANGLE), PROMPTS, ANSWERS)
+
+
+def test_a_token_that_the_model_rules_out_adds_nothing(
+    tiny_llama: TransformerBridge, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = forward.run_all
+
+    def masked(model: TransformerBridge, *args: object, **options: object) -> torch.Tensor:
+        logits = run(model, *args, **options).clone()
+        logits[..., 3] = -torch.inf
+        return logits
+
+    whole = kl_divergence(tiny_llama, calibration, RotateBy(ANGLE), PROMPTS, ANSWERS)
+    monkeypatch.setattr(forward, "run_all", masked)
+    without = kl_divergence(tiny_llama, calibration, RotateBy(ANGLE), PROMPTS, ANSWERS)
+    np.testing.assert_allclose(without["kl_first"], whole["kl_first"], rtol=0.2)
+
+
+def test_responses_that_are_no_texts_are_named(
+    tiny_llama: TransformerBridge, calibration: Calibration
+) -> None:
+    jaxtyping.config.update("jaxtyping_disable", True)  # which would object first
+    try:
+        with pytest.raises(
+            UserError, match="responses must be a list of texts; got nan at place 1"
+        ):
+            kl_divergence(tiny_llama, calibration, Ablate(), PROMPTS, ["w1", float("nan")])
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
