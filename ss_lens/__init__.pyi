@@ -2,10 +2,10 @@
 
 from .activations.activations import (
     Activations as Activations,
-    CaptureSpec as CaptureSpec,
     Evidence as Evidence,
 )
 from .activations.capture import capture as capture
+from .activations.spec import CaptureSpec as CaptureSpec
 from .activations.store import Store as Store
 from .calibration.calibrate import calibrate as calibrate
 from .calibration.calibration import Calibration as Calibration

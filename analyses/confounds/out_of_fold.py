@@ -109,6 +109,11 @@ def _classifier(columns: list[str]) -> Pipeline:
 def _without(acts: Activations, folds: PerPrompt, held_out: int) -> tuple[Activations, PerPrompt]:
     """The prompts of the other folds, and their folds."""
     positive, negative = (part != held_out for part in folds)
-    spec = replace(acts.spec, n_positive=int(positive.sum()), n_negative=int(negative.sum()))
+    spec = replace(
+        acts.spec,
+        n_positive=int(positive.sum()),
+        n_negative=int(negative.sum()),
+        prompt_digests=(),
+    )
     kept = Activations(acts.positive[positive], acts.negative[negative], spec)
     return kept, (folds[0][positive], folds[1][negative])

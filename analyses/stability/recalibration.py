@@ -12,7 +12,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
 from analyses.stability.resampling import Resamples, everything
-from ss_lens.activations.activations import Activations, CaptureSpec, Evidence
+from ss_lens.activations.activations import Activations, Evidence
+from ss_lens.activations.spec import CaptureSpec
 from ss_lens.calibration.directions import DifferenceOfMeans
 from ss_lens.calibration.global_direction import MaxMeanCosine
 from ss_lens.calibration.planes import PC1
@@ -112,7 +113,7 @@ def _fit(
     spec: CaptureSpec,
 ) -> _Fit:
     """The default methods on class means, which pose as one prompt per class."""
-    one_each = replace(spec, n_positive=1, n_negative=1)
+    one_each = replace(spec, n_positive=1, n_negative=1, prompt_digests=())
     means = Evidence(Activations(positive.unsqueeze(0), negative.unsqueeze(0), one_each))
     candidates = DifferenceOfMeans().candidates(means.train)
     direction = MaxMeanCosine().choose(candidates, means)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
-from ss_lens.activations.activations import CaptureSpec
+from ss_lens.activations.spec import CaptureSpec
 from ss_lens.core.errors import UserError
 
 

@@ -1,78 +1,21 @@
-"""Captured activations and the specification that identifies them."""
+"""Captured activations, and the evidence that a calibration is decided by."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ss_lens.activations.spec import CaptureSpec, range_of
 from ss_lens.core.errors import UserError
-from ss_lens.core.files import sha256_of_json
-from ss_lens.models.chat import DEFAULT_FORMAT, ChatFormat
-from ss_lens.models.load import ModelIdentity
 from ss_lens.models.sites import Site, Stream
 
-Position = int | Literal["mean"]
-"""A negative token index into the templated prompt, or the mean over all its tokens."""
 
-
-@dataclass(frozen=True)
-class CaptureSpec:
-    """Everything that the activations depend on; :attr:`key` names them in the store.
-
-    ``tokens_digest`` is over the templated token ids, so it stands for template, system prompt and
-    tokenizer. The names of model and dataset are for people and do not enter the key; nor does
-    ``paired`` (equal index means partners), which says how activations may be read, and ``chat``,
-    whose effect the token ids hold.
-    """
-
-    model: ModelIdentity
-    dataset_name: str
-    dataset_digest: str
-    n_positive: int
-    n_negative: int
-    tokens_digest: str
-    sites: tuple[Site, ...]
-    position: Position
-    versions: tuple[tuple[str, str], ...]
-    paired: bool = False
-    chat: ChatFormat = DEFAULT_FORMAT
-
-    @cached_property
-    def key(self) -> str:
-        """SHA-256 of all fields but the names, ``paired`` and ``chat``."""
-        fields = self.as_json()
-        del fields["dataset_name"], fields["model"]["name"], fields["model"]["revision"]
-        del fields["paired"], fields["chat"]
-        return sha256_of_json(fields)
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            **asdict(self),
-            "sites": [str(site) for site in self.sites],
-            "versions": dict(self.versions),
-            "chat": self.chat.as_json(),
-        }
-
-    @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> CaptureSpec:
-        return cls(
-            **{
-                **fields,
-                "model": ModelIdentity(**fields["model"]),
-                "sites": tuple(Site.parse(text) for text in fields["sites"]),
-                "versions": tuple(sorted(fields["versions"].items())),
-                "chat": ChatFormat.from_json(fields.get("chat", {})),
-            }
-        )
-
-
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Activations:
     """Activations of both classes at the sites of ``spec``, in float32 on the CPU.
 
@@ -92,6 +35,9 @@ class Activations:
                 f"activations of {got[0]} + {got[1]} prompts at {got[2]} sites do not match their "
                 f"specification ({expected[0]} + {expected[1]} prompts, {expected[2]} sites)."
             )
+
+    def __repr__(self) -> str:
+        return f"Activations({self.spec.summary}, d_model={self.positive.shape[-1]})"
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -124,7 +70,7 @@ class Activations:
     def at(self, site: Site) -> tuple[Tensor, Tensor]:
         """``(positive, negative)``, each ``[prompt, d_model]``, at one site."""
         if site not in self.sites:
-            raise UserError(f"{site} was not captured; captured are {_range_of(self.sites)}.")
+            raise UserError(f"{site} was not captured; captured are {range_of(self.sites)}.")
         index = self.sites.index(site)
         return self.positive[:, index], self.negative[:, index]
 
@@ -141,7 +87,8 @@ class Evidence:
 
     Raises:
         UserError: activations of another model, other sites or another token position, or held-out
-            activations of the very prompts to fit on.
+            prompts that are among those to fit on. Prompts are compared where both sides know
+            them; activations stored by earlier versions know only their whole dataset.
     """
 
     train: Activations
@@ -170,6 +117,14 @@ class Evidence:
                 f"({mine.dataset_name!r}); capture others, for instance the dev part of "
                 "dataset.split(...)."
             )
+        if self.held_out and (shared := self.held_out.spec.shared_prompts(mine)):
+            theirs = self.held_out.spec
+            raise UserError(
+                f"{len(shared)} of the {theirs.n_prompts} held_out prompts are among those that "
+                f"are fitted on, for instance {theirs.label(shared[0])} of {theirs.dataset_name!r} "
+                "(counted from 0); remove them from one of the two, or take both from "
+                "dataset.split(...)."
+            )
 
     def needed(self, what: Literal["held_out", "neutral"], by: object) -> Activations:
         """The held-out or neutral activations, or an error that names who needs them."""
@@ -191,7 +146,3 @@ def stacked(rows: Float[Tensor, "prompt site d_model"], spec: CaptureSpec) -> Ac
     """Both classes from one tensor that holds the positive prompts first."""
     positive, negative = torch.split(rows, [spec.n_positive, spec.n_negative])
     return Activations(positive, negative, spec)
-
-
-def _range_of(sites: Sequence[Site]) -> str:
-    return f"{sites[0]} … {sites[-1]}" if len(sites) > 1 else str(sites[0])

@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from ss_lens.activations.activations import Activations, CaptureSpec, Position
+from ss_lens.activations.activations import Activations
+from ss_lens.activations.spec import CaptureSpec, Position, prompt_digest
 from ss_lens.activations.store import Store
 from ss_lens.core.checks import check_at_least
 from ss_lens.core.errors import UserError
@@ -89,6 +90,7 @@ def capture(
         versions=tuple((name, version(name)) for name in _LIBRARIES),
         paired=dataset.paired,
         chat=chat,
+        prompt_digests=tuple(map(prompt_digest, prompts)),
     )
     order = forward.order_by_length(tokens)
     plan = [order[start : start + SHARD_SIZE] for start in range(0, len(order), SHARD_SIZE)]

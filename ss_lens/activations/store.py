@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import logging
+import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
-from ss_lens.activations.activations import Activations, CaptureSpec, stacked
+from ss_lens.activations.activations import Activations, stacked
+from ss_lens.activations.manifest import NAME, Manifest
+from ss_lens.activations.shards import ComputeShard, claimed, completed, place_of, read_whole
+from ss_lens.activations.spec import CaptureSpec
 from ss_lens.core.errors import UserError
-from ss_lens.core.files import cache_root, disk_errors, read_json, write_json, write_safetensors
-from ss_lens.core.progress import progress_bar
+from ss_lens.core.files import cache_root, disk_errors, make_folder
+from ss_lens.core.replace import new_holder, remove_leftovers
 
-FORMAT = 1
 logger = logging.getLogger(__name__)
-
-ComputeShard = Callable[[Sequence[int]], Tensor]
-"""Prompt indices → activations ``[prompt, site, d_model]`` of those prompts."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +39,11 @@ class StoreEntry:
 class Store:
     """Activations on disk, each set in a folder named by the hash of its specification.
 
-    A set is split into shards of prompts. Each shard is one safetensors file that carries the
-    SHA-256 of its values and appears under its name only when complete, so a killed capture goes on
-    where it stopped; a lock lets one process capture while others that want the same set wait.
+    A set is split into shards of prompts, each a file that appears under its name only when it is
+    complete, so a killed capture resumes where it stopped. What is served was checked against the
+    specification that was asked for; see :mod:`ss_lens.activations.manifest`. Reading needs no lock
+    and writes nothing, so a read-only store serves what it holds. A lock lets one process capture
+    while others that want the same set wait.
     """
 
     def __init__(self, root: Path | str | None = None) -> None:
@@ -59,21 +58,18 @@ class Store:
             spec: what is wanted.
             plan: the prompt indices (positive prompts first) of each shard.
             compute: called once per shard that the store does not have.
+
+        Warns:
+            UserWarning: what was damaged, and is captured again.
         """
-        folder = self.root / spec.key
-        with disk_errors(self.root):
-            folder.mkdir(parents=True, exist_ok=True)
+        folder, wanted = self.root / spec.key, Manifest.of(spec, plan)
+        stored = read_whole(folder, wanted)
+        if stored is not None:
+            logger.info("served from the store, nothing captured: %s", place_of(spec))
+            return stacked(stored, spec)
         with self._lock(folder):
-            if not (folder / "manifest.json").exists():
-                shards = [list(map(int, indices)) for indices in plan]
-                write_json(
-                    folder / "manifest.json",
-                    {"format": FORMAT, "spec": spec.as_json(), "shards": shards},
-                )
-            for leftover in folder.glob(".*.safetensors.*"):  # of a process that was killed
-                shutil.rmtree(leftover)
-            _, plan = self._manifest(folder)
-            return self._assemble(spec, folder, plan, compute)
+            manifest, renewed = claimed(folder, wanted)
+            return stacked(completed(folder, manifest, compute, quiet=renewed), spec)
 
     def load(self, key: str) -> Activations:
         """A complete set by its key, without a model.
@@ -85,19 +81,38 @@ class Store:
             UserError: it is absent, incomplete or damaged.
         """
         folder = self._folder(key)
-        spec, plan = self._manifest(folder)
-        with self._lock(folder):
-            return self._assemble(spec, folder, plan, None)
+        manifest = Manifest.read(folder)
+        stored = read_whole(folder)
+        if stored is None and _wait_for_writer(folder):
+            stored = read_whole(folder)
+        if stored is None:
+            problems = self.verify(key)
+            raise UserError(
+                f"activations {key[:12]} are not whole ({'; '.join(problems[:3])}): something is "
+                "missing or damaged; run the command that captured them again, which computes only "
+                "that."
+            )
+        return stacked(stored, manifest.spec)
+
+    def stored_keys(self) -> list[str]:
+        """The keys of all sets, also of those whose manifest is damaged."""
+        return sorted(path.parent.name for path in self.root.glob(f"*/{NAME}"))
 
     def entries(self) -> list[StoreEntry]:
-        """Everything in the store, ordered by model, dataset and key."""
+        """Every set whose manifest can be read, ordered by model, dataset and key.
+
+        Warns:
+            UserWarning: a manifest that cannot, and the command that removes its set.
+        """
         found = []
-        for folder in sorted(self.root.glob("*/")):
-            if (folder / "manifest.json").exists():
-                spec, plan = self._manifest(folder)
-                shards = sorted(folder.glob("shard-*.safetensors"))
-                size = sum(shard.stat().st_size for shard in shards)
-                found.append(StoreEntry(folder.name, spec, len(shards), len(plan), size))
+        for key in self.stored_keys():
+            try:
+                manifest = Manifest.read(self.root / key)
+            except UserError as error:
+                warnings.warn(f"not listed: {error}", stacklevel=2)
+                continue
+            sizes = _sizes(self.root / key)
+            found.append(StoreEntry(key, manifest.spec, len(sizes), len(manifest.plan), sum(sizes)))
         return sorted(found, key=lambda e: (e.spec.model.name, e.spec.dataset_name, e.key))
 
     def resolve(self, prefix: str) -> str:
@@ -106,8 +121,7 @@ class Store:
         Raises:
             UserError: none or several do.
         """
-        keys = sorted(path.parent.name for path in self.root.glob("*/manifest.json"))
-        matches = [key for key in keys if key.startswith(prefix)]
+        matches = [key for key in self.stored_keys() if key.startswith(prefix)]
         if len(matches) != 1 or not prefix:
             raise UserError(
                 f"{len(matches)} sets in {self.root} start with {prefix!r}; expected exactly one. "
@@ -116,27 +130,35 @@ class Store:
         return matches[0]
 
     def remove(self, key: str) -> None:
-        """Delete one set."""
+        """Delete one set, damaged or not; a capture of it that runs is waited for."""
         folder = self._folder(key)
         with self._lock(folder):
-            shutil.rmtree(folder)
+            remove_leftovers(self.root)
+            holder = new_holder(folder)
+            try:
+                os.replace(folder, holder / folder.name)  # gone at once, for whoever reads
+            finally:
+                shutil.rmtree(holder, ignore_errors=True)
 
     def verify(self, key: str) -> list[str]:
         """What is wrong with a set, one line per shard; empty when it is whole."""
         folder = self._folder(key)
-        _, plan = self._manifest(folder)
+        try:
+            manifest = Manifest.read(folder)
+        except UserError as error:
+            return [str(error)]
         problems = []
-        for number in range(len(plan)):
-            path = _shard_path(folder, number)
+        for number in range(len(manifest.plan)):
+            path = manifest.shard_path(folder, number)
             if not path.exists():
                 problems.append(f"{path.name} is missing")
-            elif _read_shard(path) is None:
+            elif manifest.read_shard(folder, number) is None:
                 problems.append(f"{path.name} is damaged")
         return problems
 
     def _folder(self, key: str) -> Path:
         folder = self.root / key
-        if not key or not (folder / "manifest.json").exists():
+        if not key or not (folder / NAME).exists():
             raise UserError(
                 f"the store at {self.root} has no activations {key[:12]!r}; run `ss-lens capture` "
                 "or `ss-lens run` again, or point SS_LENS_HOME at the store that has them."
@@ -145,83 +167,46 @@ class Store:
 
     @contextmanager
     def _lock(self, folder: Path) -> Iterator[None]:
+        """Held by the one process that changes a set; the folder is there while it is held."""
         lock = FileLock(folder / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            logger.info("another process is capturing the same activations; waiting for it")
-            lock.acquire()
+        while True:
+            make_folder(folder)
+            with disk_errors(self.root), suppress(FileNotFoundError):
+                _acquire(lock)
+                if (folder / ".lock").exists():  # else it was removed while this one waited
+                    break
+                lock.release()
         try:
             yield
         finally:
             lock.release()
 
-    def _manifest(self, folder: Path) -> tuple[CaptureSpec, list[list[int]]]:
-        manifest = read_json(folder / "manifest.json", "manifest of the store")
-        if manifest.get("format") != FORMAT:
-            raise UserError(
-                f"{folder} has store format {manifest.get('format')}, this version reads {FORMAT}; "
-                f"remove it with `ss-lens store rm {folder.name[:12]}`."
-            )
-        return CaptureSpec.from_json(manifest["spec"]), manifest["shards"]
 
-    def _assemble(
-        self,
-        spec: CaptureSpec,
-        folder: Path,
-        plan: Sequence[Sequence[int]],
-        compute: ComputeShard | None,
-    ) -> Activations:
-        n_prompts = spec.n_positive + spec.n_negative
-        rows = torch.empty(n_prompts, len(spec.sites), spec.model.d_model)
-        computed = 0
-        with progress_bar(n_prompts, f"capture {spec.dataset_name}", "prompt") as bar:
-            for number, indices in enumerate(plan):
-                path = _shard_path(folder, number)
-                values = _read_shard(path) if path.exists() else None
-                if values is None:
-                    if compute is None:
-                        raise UserError(
-                            f"{path.name} of activations {folder.name[:12]} is missing or damaged; "
-                            "run the command that captured them again, which computes only that."
-                        )
-                    if path.exists():
-                        warnings.warn(
-                            f"{path.name} of activations {folder.name[:12]} is damaged (its "
-                            "checksum differs) and is captured again.",
-                            stacklevel=4,
-                        )
-                    values = compute(indices)
-                    _write_shard(path, values)
-                    computed += 1
-                rows[list(indices)] = values
-                bar.update(len(indices))
-        place = f"activations {folder.name[:12]} of {spec.dataset_name} on {spec.model.name}"
-        if computed:
-            logger.info("captured %d of %d shards: %s", computed, len(plan), place)
-        else:
-            logger.info("served from the store, nothing captured: %s", place)
-        return stacked(rows, spec)
-
-
-def _shard_path(folder: Path, number: int) -> Path:
-    return folder / f"shard-{number:05d}.safetensors"
-
-
-def _digest(values: Tensor) -> str:
-    return hashlib.sha256(values.contiguous().numpy().tobytes()).hexdigest()
-
-
-def _write_shard(path: Path, values: Tensor) -> None:
-    write_safetensors(path, {"values": values.contiguous()}, {"sha256": _digest(values)})
-
-
-def _read_shard(path: Path) -> Tensor | None:
-    """The values of a shard, or ``None`` when its checksum does not hold."""
+def _acquire(lock: FileLock) -> None:
     try:
-        with safe_open(path, framework="pt") as file:
-            values = file.get_tensor("values")
-            expected = (file.metadata() or {}).get("sha256")
-    except SafetensorError:
-        return None
-    return values if _digest(values) == expected else None
+        lock.acquire(timeout=0)
+    except Timeout:
+        logger.info("another process is capturing the same activations; waiting for it")
+        lock.acquire()
+
+
+def _wait_for_writer(folder: Path) -> bool:
+    """Wait until no other process captures into ``folder``; ``False`` where none can."""
+    try:
+        lock = FileLock(folder / ".lock")
+        _acquire(lock)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT):
+            return False
+        raise
+    lock.release()
+    return True
+
+
+def _sizes(folder: Path) -> list[int]:
+    """The bytes of each shard that is there."""
+    sizes = []
+    for path in folder.glob("shard-*.safetensors"):
+        with suppress(FileNotFoundError):  # removed meanwhile
+            sizes.append(path.stat().st_size)
+    return sizes

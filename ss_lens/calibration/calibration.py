@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from ss_lens.activations.activations import CaptureSpec
+from ss_lens.activations.spec import CaptureSpec
 from ss_lens.calibration.candidates import Candidates
 from ss_lens.calibration.global_direction import GlobalDirection
 from ss_lens.calibration.published.reference import read_reference, write_reference

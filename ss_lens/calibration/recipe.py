@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import NamedTuple, get_args
 
-from ss_lens.activations.activations import CaptureSpec, Evidence
+from ss_lens.activations.activations import Evidence
+from ss_lens.activations.spec import CaptureSpec
 from ss_lens.calibration.candidates import Candidates
 from ss_lens.calibration.directions import DifferenceOfMeans, DirectionMethod
 from ss_lens.calibration.global_direction import GlobalChoice, GlobalDirection, MaxMeanCosine

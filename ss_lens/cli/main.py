@@ -16,7 +16,7 @@ from ss_lens.core.errors import UserError
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-    from ss_lens.activations.activations import Position
+    from ss_lens.activations.spec import Position
     from ss_lens.models.sites import Stream
 
 DEFAULT_MODEL = "smollm2-135m-refusal"
@@ -281,14 +281,13 @@ def store_rm(key: Annotated[str, typer.Argument(help="A key or its first charact
 def store_verify(as_json: Json = False) -> None:
     """Check every shard against its checksum; exit code 1 when one is missing or damaged."""
     store = ss_lens.Store()
-    entries = store.entries()
-    problems = {entry.key: store.verify(entry.key) for entry in entries}
+    problems = {key: store.verify(key) for key in store.stored_keys()}
     if as_json:
         console.print_json(problems)
     else:
         for key, lines in problems.items():
             console.line(f"{key[:12]}: {'; '.join(lines) or 'whole'}")
-        console.line(f"{len(entries)} sets in {store.root}")
+        console.line(f"{len(problems)} sets in {store.root}")
     if any(problems.values()):
         raise typer.Exit(1)
 

@@ -12,6 +12,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ss_lens.activations.activations import Activations, stacked
 from ss_lens.activations.capture import capture
+from ss_lens.activations.spec import prompt_digest
 from ss_lens.activations.store import Store
 from ss_lens.calibration.calibrate import calibrate
 from ss_lens.calibration.calibration import Calibration
@@ -176,5 +177,6 @@ def shuffled(
         dataset_name=redrawn.name,
         dataset_digest=redrawn.digest,
         tokens_digest=tokens_digest(tokenize(model, moved)),
+        prompt_digests=tuple(map(prompt_digest, moved)),
     )
     return stacked(torch.cat((acts.positive, acts.negative))[order], spec)

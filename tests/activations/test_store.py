@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-import importlib
-import json
 import logging
 import os
 import signal
@@ -13,8 +11,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,9 +22,8 @@ from transformer_lens.model_bridge import TransformerBridge
 
 import ss_lens
 from ss_lens import Activations, ContrastiveDataset, Store, UserError
-
-capture_module = importlib.import_module("ss_lens.activations.capture")
-N_SHARDS = 6
+from ss_lens.activations.manifest import Manifest
+from tests.activations.stores import capture_module, contents, forward_passes, same, whole
 
 WORKER = """
 import importlib, logging, os, sys, time
@@ -47,45 +43,7 @@ embedding = model.original_model.get_input_embeddings()
 """
 
 
-@pytest.fixture(autouse=True)
-def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capture_module, "SHARD_SIZE", 4)
-
-
-@pytest.fixture
-def ask(
-    tiny_llama: TransformerBridge, tiny_data: ContrastiveDataset, store: Store
-) -> Callable[[], Activations]:
-    return lambda: ss_lens.capture(tiny_llama, tiny_data, store=store)
-
-
-@contextmanager
-def forward_passes(model: TransformerBridge, stop_at: int | None = None) -> Iterator[list[int]]:
-    """Rows of each forward pass; Ctrl-C arrives in pass ``stop_at``, counted from 0."""
-    seen: list[int] = []
-
-    def count(module: torch.nn.Module, args: tuple) -> None:
-        if len(seen) == stop_at:
-            raise KeyboardInterrupt
-        seen.append(args[0].shape[0])
-
-    handle = model.original_model.get_input_embeddings().register_forward_pre_hook(count)
-    try:
-        yield seen
-    finally:
-        handle.remove()
-
-
-def contents(folder: Path) -> set[str]:
-    return {p.name for p in folder.iterdir()} - {".lock"}
-
-
-def whole(n_shards: int = N_SHARDS) -> set[str]:
-    return {"manifest.json", *(f"shard-{i:05d}.safetensors" for i in range(n_shards))}
-
-
-def same(a: Activations, b: Activations) -> bool:
-    return torch.equal(a.positive, b.positive) and torch.equal(a.negative, b.negative)
+pytestmark = pytest.mark.usefixtures("small_shards")
 
 
 def start_worker(
@@ -175,17 +133,6 @@ def test_activations_are_paired_as_they_were_asked_for_whoever_captured_them_fir
     assert [acts.spec.paired for acts in (first, second, third)] == [False, True, False]
     assert first.spec.key == second.spec.key
     assert second.restricted_to(("ln1_out",)).spec.paired
-
-
-def test_a_manifest_from_before_pairs_were_marked_is_read_as_unpaired(
-    ask: Callable[[], Activations], store: Store
-) -> None:
-    first = ask()
-    manifest = store.root / first.spec.key / "manifest.json"
-    fields = json.loads(manifest.read_text())
-    del fields["spec"]["paired"]
-    manifest.write_text(json.dumps(fields))
-    assert store.load(first.spec.key).spec == first.spec
 
 
 def test_two_processes_that_ask_at_once_capture_once(
@@ -291,37 +238,6 @@ def test_an_interrupted_capture_resumes_by_its_own_plan_when_the_shard_size_has_
     torch.testing.assert_close(resumed.negative, fresh.negative, rtol=1e-4, atol=1e-5)
 
 
-def flip_a_byte(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[-7] ^= 0x10
-    path.write_bytes(data)
-
-
-DAMAGES: dict[str, Callable[[Path], object]] = {
-    "flipped": flip_a_byte,
-    "truncated": lambda path: os.truncate(path, path.stat().st_size // 2),
-    "empty": lambda path: path.write_bytes(b""),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_shard_is_noticed_and_captured_again(
-    damage: str, ask: Callable[[], Activations], tiny_llama: TransformerBridge, store: Store
-) -> None:
-    first = ask()
-    key = first.spec.key
-    DAMAGES[damage](store.root / key / "shard-00002.safetensors")
-    assert store.verify(key) == ["shard-00002.safetensors is damaged"]
-    with (
-        pytest.warns(UserWarning, match=r"shard-00002\.safetensors .* is captured again"),
-        forward_passes(tiny_llama) as calls,
-    ):
-        again = ask()
-    assert calls == [1, 4]
-    assert same(first, again)
-    assert store.verify(key) == []
-
-
 def test_activations_load_by_their_key_without_a_model(
     ask: Callable[[], Activations], store: Store
 ) -> None:
@@ -329,21 +245,6 @@ def test_activations_load_by_their_key_without_a_model(
     loaded = store.load(acts.spec.key)
     assert same(loaded, acts)
     assert loaded.spec == acts.spec
-
-
-def test_loading_what_is_absent_incomplete_or_damaged_is_an_error_that_names_the_remedy(
-    ask: Callable[[], Activations], store: Store
-) -> None:
-    with pytest.raises(UserError, match=r"no activations '00000000.*run `ss-lens capture`"):
-        store.load("0" * 64)
-    key = ask().spec.key
-    shard = store.root / key / "shard-00001.safetensors"
-    shard.unlink()
-    with pytest.raises(UserError, match="missing or damaged; run the command that captured"):
-        store.load(key)
-    shard.write_bytes(b"no tensors")
-    with pytest.raises(UserError, match="missing or damaged; run the command that captured"):
-        store.load(key)
 
 
 def test_entries_resolve_verify_and_remove(
@@ -415,30 +316,6 @@ def test_a_place_that_cannot_be_made_names_the_remedy(
         ss_lens.capture(tiny_llama, tiny_data, store=Store("/sealed/store"))
 
 
-def test_another_format_of_the_manifest_names_the_command_that_removes_it(
-    ask: Callable[[], Activations], store: Store
-) -> None:
-    key = ask().spec.key
-    manifest = store.root / key / "manifest.json"
-    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": 99}))
-    message = f"store format 99, this version reads 1; remove it with `ss-lens store rm {key[:12]}`"
-    for action in (ask, lambda: store.load(key)):
-        with pytest.raises(UserError, match=message):
-            action()
-    assert store.resolve(key[:12]) == key  # so that the advice can be followed
-    store.remove(key)
-    assert not (store.root / key).exists()
-
-
-def test_a_damaged_manifest_is_an_error_that_names_it(
-    ask: Callable[[], Activations], store: Store
-) -> None:
-    key = ask().spec.key
-    (store.root / key / "manifest.json").write_text('{"format": 1,')
-    with pytest.raises(UserError, match=r"manifest of the store at .*manifest\.json is damaged"):
-        store.load(key)
-
-
 def test_the_store_is_under_ss_lens_home(
     tiny_llama: TransformerBridge, tiny_data: ContrastiveDataset, tmp_path: Path
 ) -> None:
@@ -447,17 +324,20 @@ def test_the_store_is_under_ss_lens_home(
 
 
 def test_a_waiting_reader_gets_the_whole_set(
-    ask: Callable[[], Activations], store: Store, caplog: pytest.LogCaptureFixture
+    ask: Callable[[], Activations], store: Store, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    """A lock held by someone else delays a load; it does not fail it."""
+    """A lock held by someone who captures what is missing delays a load; it does not fail it."""
     acts = ask()
     caplog.set_level(logging.INFO, "ss_lens")
     held = threading.Event()
+    shard = store.root / acts.spec.key / "shard-00002.safetensors"
+    shard.rename(tmp_path / "shard")
 
     def hold() -> None:
         with FileLock(store.root / acts.spec.key / ".lock"):
             held.set()
             time.sleep(0.3)
+            (tmp_path / "shard").rename(shard)
 
     holder = threading.Thread(target=hold)
     holder.start()
@@ -467,3 +347,83 @@ def test_a_waiting_reader_gets_the_whole_set(
     assert time.monotonic() - started >= 0.25
     assert "another process is capturing the same activations" in caplog.text
     holder.join()
+
+
+def test_a_whole_set_is_read_without_waiting_for_a_lock(
+    ask: Callable[[], Activations], tiny_llama: TransformerBridge, store: Store
+) -> None:
+    acts = ask()
+    with FileLock(store.root / acts.spec.key / ".lock"), forward_passes(tiny_llama) as calls:
+        assert same(store.load(acts.spec.key), acts)
+        assert same(ask(), acts)
+    assert calls == []
+
+
+def test_a_store_that_cannot_be_written_serves_what_it_holds(
+    ask: Callable[[], Activations],
+    tiny_llama: TransformerBridge,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    acts = ask()
+    folder = store.root / acts.spec.key
+    (folder / ".lock").unlink(missing_ok=True)
+    opened = os.open
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    def read_only(path: str, flags: int, *args: int, **kwargs: int) -> int:
+        if flags & (os.O_CREAT | os.O_WRONLY | os.O_RDWR):
+            refuse()
+        return opened(path, flags, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", read_only)
+    monkeypatch.setattr(os, "mkdir", refuse)
+    with forward_passes(tiny_llama) as calls:
+        assert same(ask(), acts)
+    assert same(store.load(acts.spec.key), acts)
+    assert [entry.key for entry in store.entries()] == [acts.spec.key]
+    assert store.verify(acts.spec.key) == []
+    assert calls == []
+    assert {p.name for p in folder.iterdir()} == whole()
+    (folder / "shard-00000.safetensors").unlink()
+    with pytest.raises(UserError, match="missing or damaged"):
+        store.load(acts.spec.key)
+    with pytest.raises(UserError, match="cannot be written"):
+        ask()
+
+
+def test_a_set_may_be_removed_while_others_wait_to_capture_it(
+    tiny_llama: TransformerBridge, tiny_data: ContrastiveDataset, store: Store
+) -> None:
+    acts = ss_lens.capture(tiny_llama, tiny_data.head(3), store=store)
+    manifest = Manifest.read(store.root / acts.spec.key)
+    rows = torch.cat((acts.positive, acts.negative))
+    failures: list[str] = []
+
+    def attempt(what: Callable[[], object]) -> None:
+        try:
+            what()
+        except BaseException as error:
+            failures.append(str(error))
+
+    def recapture() -> None:
+        found = store.fetch(acts.spec, manifest.plan, lambda indices: rows[list(indices)])
+        assert same(found, acts)
+
+    for _ in range(15):
+        recapture()
+        (store.root / acts.spec.key / "shard-00000.safetensors").unlink()
+        tasks = [recapture, lambda: store.remove(acts.spec.key)] * 3
+        with FileLock(store.root / acts.spec.key / ".lock"):
+            threads = [threading.Thread(target=attempt, args=(task,)) for task in tasks]
+            for thread in threads:
+                thread.start()
+            time.sleep(0.01)
+        for thread in threads:
+            thread.join()
+    # A second removal finds that there is nothing left.
+    assert [line for line in failures if "has no activations" not in line] == []
+    recapture()
+    assert {path.name for path in store.root.iterdir()} == {acts.spec.key}

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from ss_lens.activations.activations import Activations, CaptureSpec, Evidence
+from ss_lens.activations.activations import Activations, Evidence
+from ss_lens.activations.spec import CaptureSpec
 from ss_lens.calibration.candidates import Candidates, signed_component
 from ss_lens.calibration.global_direction import GlobalDirection
 from ss_lens.calibration.published.files import Published, read_files, write_files
