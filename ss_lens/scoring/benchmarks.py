@@ -36,10 +36,10 @@ _FEWSHOT_SEED = 1234  # lm-eval's own, so that its examples are the same
 
 
 def load_tasks(names: Sequence[str]) -> dict[str, Any]:
-    """lm-eval's task objects by name.
+    """Load lm-eval's task objects by name.
 
     Raises:
-        UserError: lm-eval is not installed, or a task is unknown, unreadable or out of reach.
+        UserError: lm-eval is not installed, or a task is unknown, unreadable or unavailable.
     """
     if find_spec("lm_eval") is None:
         raise UserError(
@@ -157,7 +157,7 @@ def _question(line: str, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise UserError(f"{where} is not JSON ({error}); mend it.") from error
+        raise UserError(f"{where} is not JSON ({error}); write it like {_LAYOUT}.") from error
     match row:
         case {
             "question": str(question),

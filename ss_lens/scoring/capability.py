@@ -1,4 +1,4 @@
-"""What does the model still know? Benchmark accuracy, and what steering leaves of it."""
+"""Benchmark accuracy, and what steering leaves of it."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def capability(
         Columns ``task``, ``item``, ``metric``, ``score``, in lm-eval's order of items.
 
     Raises:
-        UserError: lm-eval is not installed, a task or metric is unknown or cannot be had, or a
+        UserError: lm-eval is not installed, a task or metric is unknown or unavailable, or a
             strength is given per batch row.
     """
     if isinstance(tasks, str):
@@ -146,7 +146,7 @@ def retention(steered: pd.DataFrame, unsteered: pd.DataFrame) -> pd.DataFrame:
         ``high`` (95 %); the last three NaN where the unsteered model scores nothing.
 
     Raises:
-        UserError: the two do not hold the same items.
+        UserError: the two do not hold the same items, or a score is undefined.
     """
     item = ["task", "metric", "item"]
     both = steered.merge(unsteered, on=item, how="outer", suffixes=("_s", "_u"), indicator=True)
@@ -158,6 +158,11 @@ def retention(steered: pd.DataFrame, unsteered: pd.DataFrame) -> pd.DataFrame:
             f"the two runs do not hold the same items, each once: item {first['item']} of "
             f"{first['task']!r} ({first['metric']}) has no partner or several; run both with the "
             "same tasks, metric and limit."
+        )
+    if undefined := int(both[["score_s", "score_u"]].isna().any(axis=1).sum()):
+        raise UserError(
+            f"{undefined} of {len(both)} items have an undefined score (NaN), expected numbers "
+            "from 0 to 1; drop these items from both runs."
         )
     rows = []
     for key, group in both.groupby(["task", "metric"], sort=False):
@@ -220,7 +225,7 @@ def _is_share(score: object) -> bool:
 
 @contextmanager
 def _lm_eval_says_nothing() -> Iterator[None]:
-    """Silence remarks on how the model and the tasks were handed over; running speaks as usual."""
+    """Silence remarks on how the model and the tasks were passed; the run itself logs as usual."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Is the text still text? Repetition, compression and foreign script, per answer; and collapse."""
+"""Coherence of each answer: repetition, compression, foreign script, and collapse."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pandas as pd
 import regex
 
-from ss_lens.core.checks import check_positive, check_texts
+from ss_lens.core.checks import check_at_least, check_positive, check_texts
 from ss_lens.core.errors import UserError
 
 _LETTER = regex.compile(r"[\p{L}--\p{Common}--\p{Inherited}]", regex.V1)
@@ -17,29 +17,35 @@ _FOREIGN_LETTER = regex.compile(r"[\p{L}--\p{Latin}--\p{Common}--\p{Inherited}]"
 
 
 def compression_ratio(text: str) -> float:
-    """Bytes of the UTF-8 text over bytes after zlib; grows as a text repeats itself.
+    """Return the bytes of the UTF-8 text over those after zlib; grows as a text repeats itself.
 
-    It also grows with length, so compare texts of like length. NaN for an empty text.
+    It also grows with length, so compare texts of similar length. NaN for an empty text.
     """
-    raw = text.encode()
+    raw = _utf8(text)
     return len(raw) / len(zlib.compress(raw)) if raw else float("nan")
 
 
+def _utf8(text: str) -> bytes:
+    """A lone surrogate, which some files hold, counts as the three bytes it would be."""
+    return text.encode("utf-8", "surrogatepass")
+
+
 def repetition(text: str, n: int = 4) -> float:
-    """Share of word ``n``-grams that occurred before in the same text.
+    """Return the share of word ``n``-grams that occurred before in the same text.
 
     NaN where there are not at least two ``n``-grams: a short answer is undefined, not unrepeating.
 
     >>> repetition("so it goes so it goes so it goes so it goes")
     0.6666666666666667
     """
+    check_at_least("n", n)
     words = text.split()
     grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
     return 1 - len(set(grams)) / len(grams) if len(grams) >= 2 else float("nan")
 
 
 def non_latin_share(text: str) -> float:
-    """Share of letters outside the Latin script; NaN for a text without letters.
+    """Return the share of letters outside the Latin script; NaN for a text without letters.
 
     Letters of one script only: quotation marks, dashes and emoji belong to all, and so do a few
     letters (ー, µ, 𝐛).
@@ -108,7 +114,7 @@ def coherence(texts: Sequence[str]) -> pd.DataFrame:
             "repetition": [repetition(text) for text in texts],
             "non_latin_share": [non_latin_share(text) for text in texts],
             "n_words": [len(text.split()) for text in texts],
-            "n_bytes": [len(text.encode()) for text in texts],
+            "n_bytes": [len(_utf8(text)) for text in texts],
         }
     )
 
@@ -117,8 +123,8 @@ def coherence(texts: Sequence[str]) -> pd.DataFrame:
 class CollapseRule:
     """An answer has collapsed when it is empty, a loop, or one of its scores exceeds its limit.
 
-    Each limit is to be chosen, from scores of the unsteered model's answers for instance: what good
-    answers score depends on the model that scores, on their length and on the language. ``None``
+    Choose each limit, for instance from scores of the unsteered model's answers: what good answers
+    score depends on the model that scores, on their length and on the language. ``None``
     leaves a score out. The literature gives one number, a perplexity
     (:data:`ss_lens.scoring.perplexity.PAPER_PERPLEXITY_LIMIT`), and for another quantity.
 
@@ -161,7 +167,7 @@ _FLAGS = ("empty", "loop")
 
 
 def collapse(scores: pd.DataFrame, rule: CollapseRule) -> pd.DataFrame:
-    """Which answers have collapsed, and why.
+    """Return which answers have collapsed, and why.
 
     Args:
         scores: one row per answer with ``empty``, ``loop`` and every score that ``rule`` limits.
@@ -170,7 +176,7 @@ def collapse(scores: pd.DataFrame, rule: CollapseRule) -> pd.DataFrame:
     Returns:
         ``collapsed``; ``reasons``: ``empty``, ``loop`` and the scores beyond their limit with both
         numbers; and ``undefined``, the limited scores that the answer is too short for, which
-        therefore do not speak against it.
+        therefore do not count against it.
 
     Raises:
         UserError: a score is missing.
@@ -199,7 +205,7 @@ def collapse(scores: pd.DataFrame, rule: CollapseRule) -> pd.DataFrame:
 def coherence_table(
     responses: Sequence[str], perplexity: pd.DataFrame, rule: CollapseRule
 ) -> pd.DataFrame:
-    """All coherence scores of each answer together, and the verdict of ``rule``.
+    """Collect all coherence scores of each answer and the verdict of ``rule``.
 
     Args:
         responses: the answers.

@@ -1,4 +1,4 @@
-"""Given texts after given contexts, in padded batches: what teacher-forced scores read."""
+"""Teacher-forced passes over given texts after given contexts, in padded batches."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Continuation:
 
     @property
     def read(self) -> Tokens:
-        """What the model reads: all but the last scored token, whose successor nobody asks for."""
+        """What the model reads: all but the last scored token, whose successor is not scored."""
         return self.context + self.scored[:-1]
 
     @property
@@ -72,10 +72,10 @@ class Pass:
 def answers(
     model: TransformerBridge, prompts: Sequence[str], responses: Sequence[str]
 ) -> list[Continuation]:
-    """Each response as the assistant's turn after its prompt in the model's chat template.
+    """Tokenise each response as the assistant's turn after its prompt in the chat template.
 
-    The text of the response is tokenised on its own, as it stands and without an end of turn: an
-    answer that was cut off has none, and the text does not tell.
+    The text of the response is tokenised on its own, unchanged and without an end of turn: an
+    answer that was cut off has none, and the text does not show it.
 
     Raises:
         UserError: a number of responses that is not that of the prompts, a blank prompt, or a
@@ -110,8 +110,10 @@ def passes(
     batch_size: int,
     what: str,
 ) -> Iterator[Pass]:
-    """The given rows in passes of like length, of at most ``batch_size`` rows and as many logits
-    as :data:`LOGITS_AT_ONCE` allows; with a progress bar named ``what``."""
+    """Yield the given rows in passes of similar length, with a progress bar named ``what``.
+
+    A pass has at most ``batch_size`` rows and as many logits as :data:`LOGITS_AT_ONCE` allows.
+    """
     check_at_least("batch_size", batch_size)
     read = [continuation.read for continuation in continuations]
     groups: list[list[int]] = []
@@ -132,7 +134,7 @@ def passes(
 
 
 def log_probabilities(logits: Float[Tensor, "token vocab"]) -> Float[Tensor, "token vocab"]:
-    """In float64, or in float32 on MPS, which has none."""
+    """Return log-probabilities in float64, or in float32 on MPS, which lacks float64."""
     wide = torch.float32 if logits.device.type == "mps" else torch.float64
     return logits.to(wide).log_softmax(dim=-1)
 

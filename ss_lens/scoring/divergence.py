@@ -1,4 +1,4 @@
-"""How far does steering move the model's predictions? Kullback–Leibler divergence on given text."""
+"""Kullback–Leibler divergence of the steered model's predictions on given text."""
 
 from __future__ import annotations
 

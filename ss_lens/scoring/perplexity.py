@@ -1,4 +1,4 @@
-"""How surprising is a text to a model? Perplexity of answers, and of texts on their own."""
+"""Perplexity of answers, and of texts on their own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from ss_lens.activations.capture import check_unhooked
-from ss_lens.core.checks import check_texts
+from ss_lens.core.checks import check_positive, check_texts
 from ss_lens.core.errors import UserError
 from ss_lens.models.chat import Tokens
 from ss_lens.scoring.continuations import (
@@ -127,6 +127,7 @@ def perplexity_violations(
     arXiv 2601.19375 flags angles by a mean (:func:`published.published_violation`), which hides a
     few collapsed answers behind many good ones.
     """
+    check_positive("limit", limit)
     return pd.Series(perplexities, dtype=float) > limit
 
 
@@ -134,7 +135,7 @@ def perplexity_violations(
 def score(
     model: TransformerBridge, continuations: Sequence[Continuation], batch_size: int
 ) -> pd.DataFrame:
-    """The columns of :func:`answer_perplexity`, under the model as it is, hooks included."""
+    """Return the columns of :func:`answer_perplexity` under the model, hooks included."""
     counts = np.array([len(continuation.scored) for continuation in continuations], dtype=int)
     nll = np.zeros(len(continuations))
     rows = [int(row) for row in counts.nonzero()[0]]

@@ -14,6 +14,7 @@ import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
 from ss_lens.calibration.calibration import Calibration
+from ss_lens.core.checks import check_texts
 from ss_lens.geometry.operators import Operator
 from ss_lens.scoring.coherence import compression_ratio, non_latin_share, repetition
 from ss_lens.scoring.continuations import BATCH_SIZE, answers, check_one_strength
@@ -63,7 +64,7 @@ def published_perplexity(
     positions: Positions = ALL_POSITIONS,
     batch_size: int = BATCH_SIZE,
 ) -> pd.DataFrame:
-    """Perplexity of each answer under the *steered* model that wrote it (eq. 39).
+    """Measure each answer's perplexity under the *steered* model that wrote it (eq. 39).
 
     The published script takes it from the log-probabilities of the tokens as they were generated,
     with the end of the turn where there was one; here the text is read again and the end left out,
@@ -87,16 +88,25 @@ def published_perplexity(
 def published_violation(
     perplexities: Sequence[float | int] | pd.Series, limit: float | int = PAPER_PERPLEXITY_LIMIT
 ) -> bool:
-    """Whether an angle is flagged: its answers' mean perplexity exceeds ``limit`` (Figure 3).
+    """Return whether an angle is flagged: its mean perplexity exceeds ``limit`` (Figure 3).
 
-    Undefined perplexities are left out.
+    Undefined perplexities are left out, so an angle with empty answers alone is not flagged;
+    :func:`ss_lens.scoring.coherence.collapse` flags each.
     """
     return bool(pd.Series(perplexities, dtype=float).mean() > limit)
 
 
 def published_scores(texts: Sequence[str]) -> pd.DataFrame:
-    """One row per text: ``repetition``, ``language_consistency``, ``compression_ratio`` and
-    ``refused``, all as published. The table's entries are their means."""
+    """Score each text as published.
+
+    Returns:
+        One row per text: ``repetition``, ``language_consistency``, ``compression_ratio`` and
+        ``refused``. The entries of the paper's table are their means.
+
+    Raises:
+        UserError: one text in place of a list, or an entry that is not a text.
+    """
+    check_texts("texts", texts)
     return pd.DataFrame(
         {
             "repetition": [published_repetition(text) for text in texts],
@@ -108,7 +118,7 @@ def published_scores(texts: Sequence[str]) -> pd.DataFrame:
 
 
 def differences() -> pd.DataFrame:
-    """Where ours differ from the published metrics and why, each with an example computed now.
+    """List where ours differ from the published metrics and why, each with an example.
 
     Returns:
         ``metric``; ``example``, a text or what else is scored; ``published`` and ``ours``, the two

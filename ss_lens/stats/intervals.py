@@ -53,14 +53,14 @@ def mean_interval(values: pd.Series, rng: np.random.Generator) -> tuple[float, f
         rng: of the resampling.
 
     Raises:
-        UserError: a value is undefined; a mean over the others is the caller's to choose.
+        UserError: a value is undefined or infinite; averaging the others is the caller's choice.
     """
     if values.empty:
         return math.nan, math.nan
-    if undefined := int(values.isna().sum()):
+    if undefined := int((~np.isfinite(values.to_numpy(dtype=float))).sum()):
         raise UserError(
-            f"{undefined} of {len(values)} values are undefined (NaN), and their mean has no "
-            "interval; drop them and report how many are left."
+            f"{undefined} of {len(values)} values are undefined (NaN) or infinite, and their mean "
+            "has no interval; expected finite numbers. Drop them and report how many are left."
         )
     if pd.api.types.is_bool_dtype(values.infer_objects()):
         return wilson_interval(int(values.sum()), len(values))

@@ -124,7 +124,8 @@ def _by_prompt(group: pd.DataFrame, metric: str) -> pd.Series:
 def _level(group: pd.DataFrame, metric: str, where: tuple[Any, ...]) -> dict[str, Any]:
     draws = group["draw"].nunique()
     values = _by_prompt(group, metric)
-    if pd.api.types.is_bool_dtype(group[metric]):
+    # Undefined values make a column of truth values one of objects; it is a rate all the same.
+    if pd.api.types.is_bool_dtype(group[metric].dropna().infer_objects()):
         low, high = wilson_interval(float(values.sum()), len(values))
     else:
         low, high = mean_interval(values, derive_rng(*where))

@@ -379,6 +379,14 @@ def test_an_unchanged_model_retains_everything_with_certainty(scores: list[float
     assert [row["retention"], row["low"], row["high"]] == pytest.approx([1, 1, 1])
 
 
+def test_an_undefined_score_is_an_error_and_no_average() -> None:
+    holed = table([1, math.nan, 0.5])
+    with pytest.raises(UserError, match="1 of 3 values are undefined"):
+        accuracy(holed)
+    with pytest.raises(UserError, match=r"1 of 3 items have an undefined score .* from both runs"):
+        retention(table([1, 1, 1]), holed)
+
+
 def test_retention_is_undefined_where_the_unsteered_model_scores_nothing() -> None:
     (row,) = retention(table([1, 0]), table([0, 0])).to_dict("records")
     assert row["steered"] == 0.5

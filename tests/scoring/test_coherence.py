@@ -306,3 +306,14 @@ def test_what_is_no_list_of_texts_is_not_scored(texts: object, message: str) -> 
             coherence(texts)
     finally:
         jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def test_a_lone_surrogate_is_scored_and_does_not_end_the_table() -> None:
+    found = coherence(["so it \ud800 goes"]).iloc[0]
+    assert found["n_bytes"] == 14
+    assert found["compression_ratio"] > 0
+
+
+def test_repetition_of_sequences_of_no_words_is_an_error() -> None:
+    with pytest.raises(UserError, match="n must be at least 1; got 0"):
+        repetition("so it goes", n=0)

@@ -82,6 +82,7 @@ def test_no_value_and_a_single_one_have_no_interval() -> None:
         assert np.isnan(mean_interval(pd.Series(values, dtype=float), derive_rng(0))).all()
 
 
-def test_an_undefined_value_is_an_error_and_does_not_pass_into_the_bounds() -> None:
-    with pytest.raises(UserError, match=r"1 of 3 values are undefined \(NaN\).*drop them"):
-        mean_interval(pd.Series([1.0, math.nan, 2.0]), derive_rng(0))
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_an_undefined_value_is_an_error_and_does_not_pass_into_the_bounds(value: float) -> None:
+    with pytest.raises(UserError, match=r"1 of 3 values are undefined \(NaN\) or infin.*Drop them"):
+        mean_interval(pd.Series([1.0, value, 2.0]), derive_rng(0))

@@ -142,3 +142,17 @@ def test_tables_that_cannot_be_compared(change, message: str) -> None:
     table = cells({"full": [[1.0, 2.0]], "other": [[1.0, 2.0]]})
     with pytest.raises(UserError, match=message):
         compare(change(table), ["score"], "full")
+
+
+def test_a_rate_with_undefined_answers_is_a_rate_of_the_others() -> None:
+    """Missing values turn a column of truth values into one of objects."""
+    table = compare(cells({"full": [[True, None, False, True]]}), ["score"], "full")
+    found = row_of(table, "full")
+    assert found["n"] == 3
+    assert (found["low"], found["high"]) == wilson_interval(2, 3)
+
+
+def test_one_pair_has_a_difference_and_no_interval() -> None:
+    found = row_of(compare(cells({"full": [[1.0]], "x": [[3.0]]}), ["score"], "full"), "x")
+    assert (found["n_pairs"], found["difference"]) == (1, 2.0)
+    assert np.isnan([found["difference_low"], found["difference_high"]]).all()
