@@ -14,13 +14,19 @@ import typer
 from analyses import output, run_figures
 from analyses.run_parts import RunParts
 from ss_lens import Store
+from ss_lens.core.progress import progress_bar
 
 
 def draw(run_dir: Path, store: Store | None = None) -> dict[str, tuple[pd.DataFrame, go.Figure]]:
     """The tables and figures of a run, one of each module in :mod:`analyses.run_figures`."""
     parts = RunParts.load(run_dir, store)
     names = sorted(module.name for module in iter_modules(run_figures.__path__))
-    return {name: import_module(f"analyses.run_figures.{name}").draw(parts) for name in names}
+    drawn = {}
+    with progress_bar(len(names), "draw", "figure") as bar:
+        for name in names:
+            drawn[name] = import_module(f"analyses.run_figures.{name}").draw(parts)
+            bar.update()
+    return drawn
 
 
 def main(

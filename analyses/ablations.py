@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import cycle
 from pathlib import Path
 from typing import Annotated
 
@@ -13,11 +12,13 @@ import typer
 from plotly.subplots import make_subplots
 
 from analyses import output, style
+from ss_lens import UserError
 from ss_lens.cli.tables import SCORES
 from ss_lens.experiments.ablation import FULL, METRICS, AblationResult, load_ablations
 
 SETTLED, UNSETTLED, REFERENCE = "#D55E00", "#0072B2", "#000000"
 LEVEL = 0.05
+PANELS_PER_ROW = 4
 HOVER = (
     *("low", "high", "n", "draws", "draw_low", "draw_high"),
     *("angles_deg", "n_sites", "p_holm"),
@@ -46,14 +47,19 @@ def forest(
     Filled orange: differs from the full method on the same prompts. Hollow blue: not shown to.
     """
     of_class = table.query("prompt_class == @prompt_class")
+    grid = [metrics[i : i + PANELS_PER_ROW] for i in range(0, len(metrics), PANELS_PER_ROW)]
+    widest = len(grid[0])
     drawn = make_subplots(
-        rows=1,
-        cols=len(metrics),
+        rows=len(grid),
+        cols=widest,
+        specs=[[{}] * len(line) + [None] * (widest - len(line)) for line in grid],
         shared_yaxes=True,
-        horizontal_spacing=0.015,
+        horizontal_spacing=0.02,
+        vertical_spacing=0.16 / len(grid),
         subplot_titles=[SCORES[name] for name in metrics],
     )
-    for panel, metric in enumerate(metrics, start=1):
+    for index, metric in enumerate(metrics):
+        row, col = divmod(index, widest)
         rows = of_class[of_class["metric"] == metric]
         whole = rows["variant"] == FULL
         for name, mask, colour, symbol in (
@@ -69,7 +75,7 @@ def forest(
                     mode="markers",
                     name=name,
                     legendgroup=name,
-                    showlegend=panel == 1,
+                    showlegend=index == 0,
                     marker={"color": colour, "symbol": symbol, "size": 8},
                     error_x={
                         "type": "data",
@@ -88,33 +94,27 @@ def forest(
                         "sites, p %{customdata[8]:.3g}"
                     ),
                 ),
-                row=1,
-                col=panel,
+                row=row + 1,
+                col=col + 1,
             )
-        line = {"color": style.NEUTRAL, "width": 1, "dash": "dot"}
         for mean in rows.loc[whole, "mean"]:
-            drawn.add_shape(
-                type="line", x0=mean, x1=mean, y0=0, y1=1, yref="y domain", line=line,
-                row=1, col=panel,
-            )  # fmt: skip
+            style.upright(drawn, mean, row=row + 1, col=col + 1)
     # Or the order would be that of the traces, each of which holds some of the variants.
     order = [*dict.fromkeys(of_class["variant"])]
     drawn.update_yaxes(categoryarray=order, autorange="reversed", automargin=True)
     drawn.update_xaxes(nticks=4)
-    height = 220 + 30 * int(of_class["variant"].nunique())
-    title = f"Ablations on {prompt_class} test prompts"
-    drawn = style.layout(drawn, title, subtitle, height=height)
-    return drawn.update_layout(
-        width=1300,
-        legend={"y": -0.08, "yanchor": "top", "x": 0.5, "xanchor": "center"},
-        margin={"t": 110, "b": 90},
-    )
+    height = 130 + len(grid) * (70 + 20 * len(order))
+    return style.layout(drawn, f"Ablations on {prompt_class} test prompts", subtitle, height=height)
 
 
 def angle_means(scan: pd.DataFrame) -> pd.DataFrame:
-    """Mean ``refusal_score`` per ``prompt_class``, ``variant`` and ``angle_deg``, over prompts and
-    draws."""
-    keys = ["prompt_class", "variant", "angle_deg"]
+    """Mean ``refusal_score`` per ``prompt_class``, ``variant``, ``draw`` and ``angle_deg``, over
+    prompts.
+
+    Draws stay apart: a random plane has no orientation, so an angle in one draw has nothing to do
+    with the same angle in another, and their mean would flatten every curve.
+    """
+    keys = ["prompt_class", "variant", "draw", "angle_deg"]
     return scan.groupby(keys, sort=False).agg({"refusal_score": "mean"}).reset_index()
 
 
@@ -126,15 +126,23 @@ def polar(
 ) -> go.Figure:
     """The mean refusal score at each angle on dev, around the circle; one panel per class.
 
+    A variant with several draws has a curve for each, all alike.
+
     Args:
         scan: :attr:`ss_lens.experiments.ablation.AblationResult.scan`.
         subtitle: what was measured.
-        variants: which to draw; the first seven unless told.
+        variants: which to draw; all unless told.
+
+    Raises:
+        UserError: a variant that was not scanned.
     """
-    score = "refusal_score"
-    chosen = [*dict.fromkeys(scan["variant"])][: len(style.SERIES_COLOURS)]
-    shown = scan.query("variant in @wanted", local_dict={"wanted": [*(variants or chosen)]})
-    means = angle_means(shown)
+    scanned = [*dict.fromkeys(scan["variant"])]
+    if unknown := [name for name in variants or () if name not in scanned]:
+        raise UserError(
+            f"{unknown[0]!r} was not scanned; draw one or more of {', '.join(scanned)}."
+        )
+    looks = style.series(variants or scanned)
+    means = angle_means(scan.query("variant in @wanted", local_dict={"wanted": [*looks]}))
     labels = [*dict.fromkeys(means["prompt_class"])]
     drawn = make_subplots(
         rows=1,
@@ -142,40 +150,36 @@ def polar(
         specs=[[{"type": "polar"}] * len(labels)],
         subplot_titles=[f"{label} prompts" for label in labels],
     )
-    colours = dict(zip(variants or chosen, cycle(style.SERIES_COLOURS), strict=False))
-    for panel, label in enumerate(labels, start=1):
-        for variant, colour in colours.items():
-            here = (means["prompt_class"] == label) & (means["variant"] == variant)
-            rows = means.loc[here].sort_values("angle_deg")
-            closed = pd.concat([rows, rows.head(1)])
+    for variant, (colour, dash) in looks.items():
+        of_variant = means.query("variant == @variant")
+        of_draw = of_variant.groupby(["prompt_class", "draw"], sort=False)
+        for index, (_, rows) in enumerate(of_draw):
+            closed = pd.concat([ordered := rows.sort_values("angle_deg"), ordered.head(1)])
+            label, draw = rows["prompt_class"].iloc[0], rows["draw"].iloc[0]
             drawn.add_trace(
                 go.Scatterpolar(
                     theta=closed["angle_deg"],
-                    r=closed[score],
+                    r=closed["refusal_score"],
                     mode="lines+markers",
                     name=variant,
                     legendgroup=variant,
-                    showlegend=panel == 1,
-                    line={"color": colour},
-                    marker={"size": 5},
-                    hovertemplate="%{theta}°: %{r:.2f}",
+                    showlegend=index == 0,
+                    line={"color": colour, "dash": dash, "width": 1.5},
+                    marker={"size": 4},
+                    hovertemplate=f"%{{theta}}°: %{{r:.2f}}, draw {draw}",
                 ),
                 row=1,
-                col=panel,
+                col=labels.index(label) + 1,
             )
     drawn.update_annotations(yshift=24)  # clear of the tick at 90°
-    low, high = float(means[score].min()), float(means[score].max())
+    low, high = float(means["refusal_score"].min()), float(means["refusal_score"].max())
     room = 0.05 * (high - low)
     drawn.update_polars(
         radialaxis={"range": [low - room, high + room], "angle": 90, "tickangle": 90, "nticks": 5},
         angularaxis={"direction": "counterclockwise", "dtick": 45},
     )
     title = "Refusal score (nats) against the angle, on dev"
-    drawn = style.layout(drawn, title, subtitle, height=600)
-    return drawn.update_layout(
-        legend={"y": -0.08, "yanchor": "top", "x": 0.5, "xanchor": "center"},
-        margin={"t": 160, "b": 120},
-    )
+    return style.layout(drawn, title, subtitle, height=500, clear=16)
 
 
 def main(

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Annotated
 
 import pandas as pd
 import plotly.graph_objects as go
 import typer
-from plotly.subplots import make_subplots
 from transformer_lens.model_bridge import TransformerBridge
 
 import ss_lens
 from analyses import output, style
 from ss_lens import Activations, Calibration, ContrastiveDataset
+from ss_lens.core.progress import progress_bar
 from ss_lens.geometry.operators import AngularOperator, RotateBy, RotateTo
 from ss_lens.models.load import DEFAULT_MODEL
 from ss_lens.scoring.refusal_score import refusal_score, sweep_refusal_score
@@ -58,12 +59,16 @@ def measure(
         BCa interval (``low``, ``high``), the mean ``opening_mass``, ``unsteered`` (the mean
         score without steering), ``n``. See :func:`ss_lens.scoring.refusal_score.refusal_score`.
     """
-    rows = []
-    for label in ("positive", "negative"):
-        prompts = getattr(data, label)
-        unsteered = float(refusal_score(model, prompts)["refusal_score"].mean())
-        for way, (calibration, operator) in ways.items():
+    labels, rows = ("positive", "negative"), []
+    unsteered = {
+        label: float(refusal_score(model, getattr(data, label))["refusal_score"].mean())
+        for label in labels
+    }
+    with progress_bar(len(labels) * len(ways), "angle response", "way") as bar:
+        for label, (way, (calibration, operator)) in product(labels, ways.items()):
+            prompts = getattr(data, label)
             table = sweep_refusal_score(model, calibration, operator, prompts, angles_deg)
+            bar.update()
             for angle, group in table.groupby("angle_deg", sort=True):
                 scores = group["refusal_score"].to_numpy(dtype=float)
                 rng = derive_rng(seed, "angle_response", label)
@@ -77,7 +82,7 @@ def measure(
                         "low": float(low),
                         "high": float(high),
                         "opening_mass": float(group["opening_mass"].mean()),
-                        "unsteered": unsteered,
+                        "unsteered": unsteered[label],
                         "n": len(scores),
                     }
                 )
@@ -90,29 +95,25 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
     A hollow marker stands where less than half of the first token's probability is on any opening,
     refusing or complying, so that the score says little.
     """
-    labels = tuple(dict.fromkeys(table["prompt_class"]))
-    drawn = make_subplots(
-        rows=1,
-        cols=len(labels),
-        shared_yaxes=True,
-        horizontal_spacing=0.04,
-        subplot_titles=[f"{label} prompts" for label in labels],
-    )
-    for panel, (_, of_class) in enumerate(table.groupby("prompt_class", sort=False), start=1):
-        by_way = of_class.sort_values("angle_deg").groupby("way", sort=False)
-        for colour, (way, rows) in zip(style.SERIES_COLOURS, by_way, strict=False):
+    drawn, panels = style.panel_per_class(table)
+    looks = style.series(table["way"])
+    for panel, of_class in panels:
+        for way, rows in of_class.sort_values("angle_deg", kind="stable").groupby(
+            "way", sort=False
+        ):
+            colour, dash = looks[str(way)]
             x = rows["angle_deg"].to_numpy()
             low, high = rows["low"].to_numpy(), rows["high"].to_numpy()
             drawn.add_trace(style.band(x, low, high, colour, str(way)), row=1, col=panel)
-            symbols = ["circle" if mass >= 0.5 else "circle-open" for mass in rows["opening_mass"]]
             drawn.add_trace(
                 go.Scatter(
                     x=x,
                     y=rows["refusal_score"],
                     mode="lines+markers",
                     name=str(way),
-                    line={"color": colour},
-                    marker={"symbol": symbols, "size": 6},
+                    legendgroup=str(way),
+                    line={"color": colour, "dash": dash},
+                    marker={"symbol": style.symbols(rows["opening_mass"]), "size": 6},
                     customdata=rows[["opening_mass"]],
                     hovertemplate="%{x}°: %{y:.2f} nats<br>opening mass %{customdata[0]:.2f}",
                     showlegend=panel == 1,
@@ -120,19 +121,11 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
                 row=1,
                 col=panel,
             )
-        line = {"color": style.NEUTRAL, "width": 1, "dash": "dot"}
-        axis = "x domain" if panel == 1 else f"x{panel} domain"
         unsteered = float(of_class["unsteered"].iloc[0])
-        drawn.add_shape(
-            type="line", x0=0, x1=1, xref=axis, y0=unsteered, y1=unsteered, line=line,
-            row=1, col=panel,
-        )  # fmt: skip
+        style.level(drawn, unsteered, row=1, col=panel)
     drawn.update_xaxes(title_text="θ (degrees)", tickvals=list(range(0, 361, 90)))
     drawn.update_yaxes(title_text="refusal score (nats)", col=1)
-    drawn = style.layout(drawn, "Refusal score against the angle", subtitle, height=520)
-    return drawn.update_layout(
-        legend={"y": -0.2, "yanchor": "top", "x": 0.5, "xanchor": "center"}, margin={"b": 110}
-    )
+    return style.layout(drawn, "Refusal score against the angle", subtitle, height=480)
 
 
 def main(

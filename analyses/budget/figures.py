@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import cycle
-
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from analyses import style
 
@@ -23,41 +20,30 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
     that the score says little. A family without a strength is a diamond; one that reaches no budget
     stands in the legend alone.
     """
-    labels = tuple(dict.fromkeys(table["prompt_class"]))
-    drawn = make_subplots(
-        rows=1,
-        cols=len(labels),
-        shared_yaxes=True,
-        horizontal_spacing=0.04,
-        subplot_titles=[f"{label} prompts" for label in labels],
-    )
-    line = {"color": style.NEUTRAL, "width": 1, "dash": "dot"}
-    for panel, (_, of_class) in enumerate(table.groupby("prompt_class", sort=False), start=1):
-        by_family = of_class.groupby("family", sort=False)
-        for colour, (family, rows) in zip(cycle(style.SERIES_COLOURS), by_family, strict=False):
-            drawn.add_trace(_points(str(family), rows, colour, panel == 1), row=1, col=panel)
-        unsteered = float(of_class["unsteered"].iloc[0])
-        across = {"x0": 0, "x1": 1, "xref": "x domain" if panel == 1 else f"x{panel} domain"}
-        drawn.add_shape(
-            type="line", y0=unsteered, y1=unsteered, line=line, row=1, col=panel, **across
-        )
-        for budget in dict.fromkeys(of_class["budget"]):
-            upwards = {"y0": 0, "y1": 1, "yref": "y domain" if panel == 1 else f"y{panel} domain"}
-            drawn.add_shape(
-                type="line", x0=budget, x1=budget, line=line, row=1, col=panel, **upwards
+    drawn, panels = style.panel_per_class(table)
+    looks = style.series(table["family"])
+    for panel, of_class in panels:
+        for family, rows in of_class.groupby("family", sort=False):
+            drawn.add_trace(
+                _points(str(family), rows, *looks[str(family)], in_legend=panel == 1),
+                row=1,
+                col=panel,
             )
+        unsteered = float(of_class["unsteered"].iloc[0])
+        style.level(drawn, unsteered, row=1, col=panel)
+        for budget in dict.fromkeys(of_class["budget"]):
+            style.upright(drawn, budget, row=1, col=panel)
     drawn.update_xaxes(
         title_text="KL from the unsteered model (nats per token)", type="log", tickvals=TICKS
     )
     drawn.update_yaxes(title_text="refusal score (nats)", col=1)
     title = "Refusal score of operators at equal divergence"
-    drawn = style.layout(drawn, title, subtitle, height=600)
-    return drawn.update_layout(
-        legend={"y": -0.18, "yanchor": "top", "x": 0.5, "xanchor": "center"}, margin={"b": 170}
-    )
+    return style.layout(drawn, title, subtitle, height=500)
 
 
-def _points(family: str, rows: pd.DataFrame, colour: str, in_legend: bool) -> go.Scatter:
+def _points(
+    family: str, rows: pd.DataFrame, colour: str, dash: str, *, in_legend: bool
+) -> go.Scatter:
     """A family's points from the smallest divergence to the largest, with their intervals."""
     reached = rows.dropna(subset=["kl"]).sort_values("kl")
     fixed = bool(reached["strength"].isna().any())
@@ -65,7 +51,7 @@ def _points(family: str, rows: pd.DataFrame, colour: str, in_legend: bool) -> go
         reached = reached.head(1)  # the same at every budget
     name = family if len(reached) else f"{family} (not reached)"
     shape = "diamond" if fixed else "circle"
-    symbols = [shape if mass >= 0.5 else f"{shape}-open" for mass in reached["opening_mass"]]
+    symbols = style.symbols(reached["opening_mass"], shape)
     return go.Scatter(
         x=reached["kl"] if len(reached) else [None],
         y=reached["refusal_score"] if len(reached) else [None],
@@ -74,7 +60,7 @@ def _points(family: str, rows: pd.DataFrame, colour: str, in_legend: bool) -> go
         mode="lines+markers",
         name=name,
         legendgroup=family,
-        line={"color": colour, "width": 1.5},
+        line={"color": colour, "width": 1.5, "dash": dash},
         marker={"symbol": symbols, "size": 8, "color": colour},
         customdata=reached[["operator", "opening_mass", "budget"]],
         hovertemplate="%{customdata[0]}<br>%{y:.2f} nats at KL %{x:.3g}, budget "

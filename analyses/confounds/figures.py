@@ -32,7 +32,7 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
         )
         if row["kind"] == "activations":
             drawn.add_vline(area, line={"color": colour, "width": 1, "dash": "dash"})
-    drawn.add_vline(0.5, line={"color": style.NEUTRAL, "width": 1, "dash": "dot"})
+    drawn.add_vline(0.5, line=style.DOTTED)
     drawn.update_yaxes(autorange="reversed")
     drawn.update_xaxes(
         title_text="AUROC on unseen prompts (dotted: chance; dashed: the activations)",

@@ -32,7 +32,7 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
         shared_yaxes=True,
         horizontal_spacing=0.015,
         column_widths=[0.27] * len(BASES) + [0.19],
-        subplot_titles=[*(f"basis {basis}" for basis in BASES), "phases before and after"],
+        subplot_titles=[*(f"basis<br>{basis}" for basis in BASES), "phases<br>before | after ●"],
     )
     floor = 10.0**FLOOR
     conditions = table.set_index(["basis", "dtype", "arithmetic"]).sort_index()
@@ -73,10 +73,8 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
                 row=1,
                 col=panel,
             )
-        line = {"color": style.NEUTRAL, "width": 1}
-        at = {"x0": floor, "x1": floor, "y0": 0, "y1": 1, "yref": "y domain"}
-        drawn.add_shape(type="line", line=line, row=1, col=panel, **at)
-    exponents = range(-16, 1, 4)
+        style.upright(drawn, floor, row=1, col=panel, dash="solid")
+    exponents = range(-12, 1, 6)
     drawn.update_xaxes(
         type="log",
         range=[FLOOR - 0.8, 0.4],
@@ -110,7 +108,7 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
         range=[-0.05, 1.05],
         tickvals=[0, 0.5, 1],
         ticktext=["0", "0.5", "1"],
-        title_text="resultant length:  | → ●",
+        title_text="resultant length",
         row=1,
         col=len(BASES) + 1,
     )
@@ -124,12 +122,7 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
         line = {"color": "#dddddd", "width": 1}
         drawn.add_hline(edge - 0.5, line=line, layer="below")
     title = "What each operator does to the norm (dot: median, line: to the largest)"
-    drawn = style.layout(drawn, title, subtitle, height=110 + 62 * len(settings))
-    return drawn.update_layout(
-        width=1250,
-        legend={"y": -0.13, "yanchor": "top", "x": 0.5, "xanchor": "center"},
-        margin={"l": 150, "b": 110, "t": 90},
-    )
+    return style.layout(drawn, title, subtitle, height=110 + 62 * len(settings))
 
 
 def _label(setting: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 
 import pandas as pd
 import torch
@@ -18,6 +19,7 @@ from analyses.norm_audit.bent_bases import (
 )
 from analyses.norm_audit.conditions import EXACT
 from ss_lens import Activations, Calibration, Plane, UserError
+from ss_lens.core.progress import progress_bar
 from ss_lens.geometry.blockwise import widened
 from ss_lens.geometry.operators import (
     Ablate,
@@ -85,19 +87,14 @@ def measure(
         raise UserError("an activation has length 0, so no relative change; leave its prompt out.")
     exact = orthonormal_basis(calibration.plane)
     rows = []
-    for dtype in DTYPES:
-        held = h.to(dtype)
-        wide = widened(held).dtype
-        for name, basis in bases(exact).items():
+    made = bases(exact)
+    with progress_bar(len(DTYPES) * len(made) * len(operators), "audit", "operator") as bar:
+        for dtype, (name, basis) in product(DTYPES, made.items()):
+            held = h.to(dtype)
+            wide = widened(held).dtype
             used = basis.to(wide)
             deviation = (used.double() @ used.double().T - torch.eye(2).double()).abs().max()
             for operator in operators:
-                if name == EXACT:
-                    steered = {wide: operator.apply(held, Plane(*used.unbind()))}
-                else:
-                    steered = {wide: apply_with_basis(operator, held, used)}
-                    if dtype != wide and isinstance(operator, DENSE):
-                        steered[dtype] = apply_as_published(operator, held, used)
                 rows += [
                     {
                         "operator": type(operator).__name__,
@@ -108,8 +105,9 @@ def measure(
                         "arithmetic": _name(arithmetic),
                         **_changes(held.double(), after.double(), exact),
                     }
-                    for arithmetic, after in steered.items()
+                    for arithmetic, after in _steered(operator, held, name, used).items()
                 ]
+                bar.update()
     return pd.DataFrame(rows)
 
 
@@ -123,6 +121,18 @@ def resultant_length(
     p = torch.view_as_complex((h @ basis.T).contiguous())
     p = p[p.abs() > 0]
     return float((p / p.abs()).mean().abs())
+
+
+def _steered(
+    operator: Operator, held: Float[Tensor, "row d_model"], name: str, used: Tensor
+) -> dict[torch.dtype, Float[Tensor, "row d_model"]]:
+    """What the operator makes of the activations, by the dtype of the arithmetic."""
+    if name == EXACT:
+        return {used.dtype: operator.apply(held, Plane(*used.unbind()))}
+    steered = {used.dtype: apply_with_basis(operator, held, used)}
+    if held.dtype != used.dtype and isinstance(operator, DENSE):
+        steered[held.dtype] = apply_as_published(operator, held, used)
+    return steered
 
 
 def _changes(

@@ -23,7 +23,8 @@ def measure(calibration: Calibration) -> pd.DataFrame:
 
     Returns:
         One row per ordered pair: ``site``, ``other_site``, ``cosine`` (NaN where a site has no
-        direction), and ``is_direction_site`` for the site of the global direction.
+        direction), and ``is_direction_site`` for the site of the global direction; it has
+        none where the direction is a consensus of all.
     """
     names = [str(site) for site in calibration.sites]
     square = pd.DataFrame(
@@ -36,7 +37,10 @@ def measure(calibration: Calibration) -> pd.DataFrame:
 
 
 def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
-    """A site × site heatmap; the dashed cross marks the direction site, grey means no direction."""
+    """A site × site heatmap; the dashed cross marks the direction site, grey means no direction.
+
+    A direction that all sites share (:class:`ss_lens.Consensus`) has no site and no cross.
+    """
     matrix = SiteMatrix.from_frame(table, "cosine", "cosine")
     names = [str(site) for site in matrix.sites]
     drawn = go.Figure(
@@ -52,20 +56,23 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
             hovertemplate="%{y} · %{x}: %{z:.3f}<extra></extra>",
         )
     )
-    chosen = str(table.loc[table["is_direction_site"], "site"].iloc[0])
-    line = {"color": "black", "width": 1, "dash": "dash"}
-    place = names.index(chosen)  # category axes are positioned by index
-    drawn.add_hline(place, line=line)
-    drawn.add_vline(place, line=line)
-    drawn.add_annotation(
-        x=place, y=place, text=f"direction site {chosen}", bgcolor="white", ax=-70, ay=40
-    )
+    for chosen in dict.fromkeys(table.loc[table["is_direction_site"], "site"]):
+        place = names.index(chosen)  # category axes are positioned by index
+        line = {"color": "black", "width": 1, "dash": "dash"}
+        drawn.add_hline(place, line=line)
+        drawn.add_vline(place, line=line)
+        inwards = 1 if place < len(names) / 2 else -1
+        drawn.add_annotation(
+            **{"x": place, "y": place, "ax": 90 * inwards, "ay": 40 * inwards},
+            text=f"direction site {chosen}",
+            bgcolor="white",
+        )
     every = max(1, len(names) // 15)
     ticks = {"tickmode": "array", "tickvals": names[::every], "ticktext": names[::every]}
-    drawn.update_xaxes(tickangle=60, **ticks)
-    drawn.update_yaxes(autorange="reversed", **ticks)
+    drawn.update_xaxes(tickangle=60, range=[-0.5, len(names) - 0.5], **ticks)
+    drawn.update_yaxes(range=[len(names) - 0.5, -0.5], **ticks)
     drawn = style.layout(
-        drawn, "Cosine similarity of the candidate directions", subtitle, height=820
+        drawn, "Cosine similarity of the candidate directions", subtitle, height=800
     )
     drawn.update_layout(plot_bgcolor="#dddddd")  # shows where a site has no direction
     return drawn.update_xaxes(constrain="domain").update_yaxes(scaleanchor="x")

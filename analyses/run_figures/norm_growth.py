@@ -50,37 +50,34 @@ def measure(acts: Activations, *, n_resamples: int = 1000, seed: int = 0) -> pd.
 
 
 def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
-    """Norms above on a logarithmic scale, growth per layer below."""
+    """Norms above on a logarithmic scale, growth per layer below; a colour per stream.
+
+    The classes nearly coincide: the positive one is drawn wide and pale so that both can be seen.
+    """
     drawn = style.two_panels()
-    # The classes nearly coincide: the first is drawn wide and pale so that both can be seen.
-    for (label, colour), width, opacity in zip(
-        style.CLASS_COLOURS.items(), (6, 1.5), (0.45, 1), strict=True
-    ):
-        rows = table.query("prompt_class == @label")
-        for dash, stream in zip(style.DASHES, dict.fromkeys(rows["stream"]), strict=False):
-            of_stream = rows.query("stream == @stream")
-            for panel, column, unit in ((1, "mean_norm", "‖h‖"), (2, "growth", "ratio")):
-                profile = LayerProfile.from_frame(of_stream, column, unit)
-                layers = [site.layer for site in profile.sites]
-                drawn.add_trace(
-                    go.Scatter(
-                        x=layers,
-                        y=profile.values,
-                        mode="lines",
-                        opacity=opacity,
-                        line={"color": colour, "dash": dash, "width": width},
-                        name=f"{stream}, {label}",
-                        showlegend=panel == 1,
-                        hovertemplate=f"{stream}, layer %{{x}}: %{{y:.3g}}",
-                    ),
-                    row=panel,
-                    col=1,
-                )
-    style.reference_line(drawn, 1, panel=2)
+    widths = {"positive": (6, 0.45), "negative": (1.5, 1)}
+    for _, rows in table.groupby(["prompt_class", "stream"], sort=False):
+        label, stream = str(rows["prompt_class"].iloc[0]), rows["stream"].iloc[0]
+        width, opacity = widths[label]
+        for panel, column, unit in ((1, "mean_norm", "‖h‖"), (2, "growth", "ratio")):
+            profile = LayerProfile.from_frame(rows, column, unit)
+            drawn.add_trace(
+                go.Scatter(
+                    x=[site.layer for site in profile.sites],
+                    y=profile.values,
+                    mode="lines",
+                    opacity=opacity,
+                    line={"color": style.STREAM_COLOURS[profile.sites[0].stream], "width": width},
+                    name=f"{stream}, {label}",
+                    legendgroup=f"{stream}, {label}",
+                    showlegend=panel == 1,
+                    hovertemplate=f"{stream}, {label}, layer %{{x}}: %{{y:.3g}}<extra></extra>",
+                ),
+                row=panel,
+                col=1,
+            )
+    style.level(drawn, 1, row=2, col=1)
     drawn.update_yaxes(title_text="mean ‖h‖ (log scale)", type="log", dtick=1, row=1, col=1)
     drawn.update_yaxes(title_text="growth<br>per layer", row=2, col=1)
     drawn.update_xaxes(title_text="layer", row=2, col=1)
-    drawn = style.layout(drawn, "Norm growth of the activations", subtitle, height=620)
-    return drawn.update_layout(
-        legend={"orientation": "v", "x": 1.02, "xanchor": "left", "y": 1, "yanchor": "top"},
-    )
+    return style.layout(drawn, "Norm growth of the activations", subtitle, height=580)

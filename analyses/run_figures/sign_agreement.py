@@ -121,8 +121,8 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
         drawn.add_vrect(
             place - half, place + half, fillcolor=style.SELECTED, line_width=0, layer="below"
         )
-    style.reference_line(drawn, 0, panel=1)
-    style.reference_line(drawn, 0.5, panel=2)
+    style.level(drawn, 0, row=1, col=1)
+    style.level(drawn, 0.5, row=2, col=1)
     limit = 1.1 * max(
         (table[f"{c}_mean"].abs() + table[f"{c}_sd"]).max() for c in style.CLASS_COLOURS
     )
@@ -133,7 +133,7 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
     streams = " then ".join(dict.fromkeys(site.stream for site in sites[:8]))
     drawn.update_xaxes(range=[x[0] - 2 * half, x[-1] + 2 * half])
     drawn.update_xaxes(title_text=f"layer (within each: {streams})", row=2, col=1)
-    return style.layout(drawn, "Sign agreement: steered sites are shaded", subtitle, height=620)
+    return style.layout(drawn, "Sign agreement: steered sites are shaded", subtitle, height=580)
 
 
 def _product(positive: np.ndarray, negative: np.ndarray, axis: int) -> np.ndarray:

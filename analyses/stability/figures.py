@@ -76,19 +76,15 @@ def site_figure(sites: pd.DataFrame, subtitle: str = "") -> go.Figure:
         row=2,
         col=1,
     )
-    style.reference_line(drawn, 0, panel=1)
+    style.level(drawn, 0, row=1, col=1)
     place = x[table["is_direction_site"].to_numpy(bool)][0]
-    line = {"color": style.NEUTRAL, "width": 1, "dash": "dash"}
-    drawn.add_shape(
-        type="line", x0=place, x1=place, y0=0, y1=1, yref="y domain", line=line, row=1, col=1
-    )
+    style.upright(drawn, place, row=1, col=1, dash="dash")
     drawn.add_annotation(
         x=place,
-        y=0.02,
+        y=1,
         yref="y domain",
         yanchor="bottom",
-        xanchor="right" if place > x.mean() else "left",
-        text=f" direction site {table.loc[table['is_direction_site'], 'site'].iloc[0]} ",
+        text=f"direction site {table.loc[table['is_direction_site'], 'site'].iloc[0]}",
         showarrow=False,
         row=1,
         col=1,
@@ -99,8 +95,8 @@ def site_figure(sites: pd.DataFrame, subtitle: str = "") -> go.Figure:
     streams = " then ".join(dict.fromkeys(site.stream for site in names))
     drawn.update_xaxes(range=[x[0] - _spacing(x), x[-1] + _spacing(x)])
     drawn.update_xaxes(title_text=f"layer (within each: {streams})", row=2, col=1)
-    drawn = style.layout(drawn, "Which sites stay selected on other prompts", subtitle, height=640)
-    return drawn.update_layout(barmode="overlay", margin={"t": 100})
+    drawn = style.layout(drawn, "Which sites stay selected on other prompts", subtitle, height=600)
+    return drawn.update_layout(barmode="overlay")
 
 
 def plane_figure(draws: pd.DataFrame, subtitle: str = "") -> go.Figure:
@@ -114,7 +110,7 @@ def plane_figure(draws: pd.DataFrame, subtitle: str = "") -> go.Figure:
         _add_boxes(drawn, groups, column, f"{name} principal angle", colour, panel=1)
     _add_boxes(drawn, groups, "n_selected", "selected sites", SELECTED, panel=2)
     full = int(draws.loc[draws["kind"] == "full", "n_selected"].iloc[0])
-    style.reference_line(drawn, full, panel=2)
+    style.level(drawn, full, row=2, col=1)
     drawn.add_annotation(
         x=0,
         xref="x domain",
