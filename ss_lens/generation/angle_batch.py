@@ -1,4 +1,4 @@
-"""One operator at many angles in one batch, and what its rows have in common computed once."""
+"""Sweeps of one operator over many angles in one batch, which share what its rows share."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from ss_lens.steering.steer import steer
 BATCH_ROWS = 48
 
 Angled = type[AngularOperator] | AngularOperator
-"""An operator that has an angle, or one of its values, whose own angle is not used."""
+"""A class of operators with an angle, or one of its values, whose own angle is not used."""
 Pair = tuple[int, int]
 """A prompt and an angle, by their places."""
 

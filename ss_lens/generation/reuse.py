@@ -1,4 +1,4 @@
-"""What the rows of a sweep have in common, computed once: the prefix, and the unsteered blocks."""
+"""Work that the rows of a sweep share: the common prefix and the unsteered blocks."""
 
 from __future__ import annotations
 

@@ -159,7 +159,7 @@ def retention(steered: pd.DataFrame, unsteered: pd.DataFrame) -> pd.DataFrame:
             f"{first['task']!r} ({first['metric']}) has no partner or several; run both with the "
             "same tasks, metric and limit."
         )
-    if undefined := int(both[["score_s", "score_u"]].isna().any(axis=1).sum()):
+    if undefined := int(np.isnan(both[["score_s", "score_u"]].to_numpy(float)).any(axis=1).sum()):
         raise UserError(
             f"{undefined} of {len(both)} items have an undefined score (NaN), expected numbers "
             "from 0 to 1; drop these items from both runs."
