@@ -15,3 +15,11 @@ class UserError(ValueError):
     Everything that ``ss_lens`` raises on purpose is a ``UserError``, so a caller can tell a wrong
     input from a defect: the command line prints the former in one line and exits with 2.
     """
+
+
+class NotApplicable(UserError):
+    """What a method cannot do with the data that it was given; a finding about the method.
+
+    A sweep reports it as the result of an arm and measures the others. A missing package, a damaged
+    file or an argument out of its range is a plain :class:`UserError`, which ends the sweep.
+    """

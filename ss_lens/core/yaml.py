@@ -44,9 +44,11 @@ def read_yaml(path: Path | str, what: str) -> dict[str, Any]:
         values = yaml.load(Path(path).read_text("utf-8"), _UniqueKeys)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise UserError(f"there is no {what} {path}; check the path.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # a scalar like 2001-99-99 is a ValueError
         where = " ".join(str(error).split())
         raise UserError(f"{path} cannot be read as YAML: {where}.") from error
+    except RecursionError:
+        raise UserError(f"{path} cannot be read as YAML: it is nested too deep.") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise UserError(
             f"{path} is no {what}: it must hold keys with values, and holds "

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
-import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,20 +16,31 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
-from ss_lens.core.errors import UserError
-from ss_lens.core.files import atomic_path, disk_errors, read_json, sha256_of_json, write_json
+from ss_lens.core.errors import UserError, first_line
+from ss_lens.core.files import (
+    atomic_path,
+    disk_errors,
+    read_json,
+    sha256_of_json,
+    write_json,
+)
+from ss_lens.core.replace import remove_leftovers
+from ss_lens.experiments.grid import on_circle
+from ss_lens.scoring.registry import ANSWERS, columns_of
 
 FORMAT = 1
 """Raised whenever what is computed or stored changes; it is part of every key."""
 
 
 class CellStore:
-    """Parquet files below one folder: ``cells/<key>/<score>-<batch>.parquet``.
+    """Parquet files below one folder: ``cells/<key>/<score>-<batch>-<digest>.parquet``.
 
     A key is the hash of all that the cells of one group depend on but the angle. The cells that
     were computed together (the angles of one batch) are one file, which appears under its name only
     when complete: a batch is finished or not begun, so that what a killed process left undone is
-    computed again in a batch of the same shape, to the same last digit.
+    computed again in a batch of the same shape, to the same last digit. The digest is of the bytes
+    and of the place, so that a changed or exchanged file counts as not computed. Files of earlier
+    versions have none; their pages' checksums and their columns are checked instead.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -91,8 +102,7 @@ class CellStore:
                 key = None
         try:
             if key:
-                for leftover in home.glob(".*.parquet.*"):  # of a process that was killed
-                    shutil.rmtree(leftover)
+                remove_leftovers(home)  # of a process that was killed
                 if not (home / "identity.json").exists():
                     write_json(home / "identity.json", dict(identity))
             yield key
@@ -109,39 +119,111 @@ class CellStore:
         Warns:
             UserWarning: a damaged file, whose cells then count as not computed.
         """
-        batches = sorted(self._home(key).glob(f"{score}-*.parquet"))
-        tables = [table for path in batches if (table := read_table(path)) is not None]
+        tables = [
+            table for path in self._batches(key, score) if (table := _read_batch(path)) is not None
+        ]
         if not tables:
             return pd.DataFrame({"angle_deg": pd.Series(dtype=float)})
-        return pd.concat(tables, ignore_index=True)
+        rows = pd.concat(tables, ignore_index=True)
+        return rows.assign(angle_deg=rows["angle_deg"].map(on_circle))
 
     def commit(self, key: str, score: str, rows: pd.DataFrame) -> None:
         """Add cells that were computed together, all of them or none.
 
+        They take the place of an earlier file of the same angles, and of damaged ones.
+
         Raises:
             UserError: the disk is full; what was finished before is kept.
         """
-        batch = sha256_of_json(sorted({*rows["angle_deg"].tolist()}))[:16]
-        write_table(self._home(key) / f"{score}-{batch}.parquet", rows)
+        data = _parquet(rows)
+        batch = f"{score}-{sha256_of_json(sorted({*rows['angle_deg'].tolist()}))[:16]}"
+        home = self._home(key)
+        path = home / f"{batch}-{_digest(key, score, data)}.parquet"
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(data)
+        for other in self._batches(key, score):
+            if other != path and (other.name.startswith(batch) or _changed(other)):
+                other.unlink(missing_ok=True)
+
+    def _batches(self, key: str, score: str) -> list[Path]:
+        return sorted(self._home(key).glob(f"{score}-*.parquet"))
 
     def _home(self, key: str) -> Path:
         return self.folder / "cells" / key
 
 
-def write_table(path: Path, table: pd.DataFrame) -> None:
-    """Write Parquet atomically. Bytes go through Python, so that a full disk is an ``OSError``."""
+def write_table(path: Path, table: pd.DataFrame) -> str:
+    """Write Parquet atomically, and return its SHA-256."""
+    data = _parquet(table)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)  # through Python, so that a full disk is an OSError
+    return hashlib.sha256(data).hexdigest()
+
+
+def read_table(path: Path, sha256: str | None = None) -> pd.DataFrame | None:
+    """The rows of a Parquet file; ``None``, with a warning, where it is absent or damaged.
+
+    Args:
+        path: the file.
+        sha256: of its bytes; ``None`` for a file of an earlier version, which has its pages'
+            checksums alone.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        return _damaged(path, error)
+    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+        return _damaged(path, "its checksum differs")
+    return _parsed(path, data)
+
+
+def digest_of_text(text: str) -> str:
+    """What stands for an answer beside the numbers that were computed from it."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _read_batch(path: Path) -> pd.DataFrame | None:
+    """The rows of a file of finished cells."""
+    data, score = path.read_bytes(), path.name.split("-")[0]
+    if _expected_digest(path) is not None:
+        return _damaged(path, "its checksum differs") if _changed(path) else _parsed(path, data)
+    rows = _parsed(path, data)
+    needed = {"angle_deg"} | ({"response"} if score == ANSWERS else {*columns_of(score)})
+    if rows is None or not needed <= {*rows.columns}:
+        return None if rows is None else _damaged(path, "its columns are not those of the score")
+    return rows
+
+
+def _changed(path: Path) -> bool:
+    """Whether a file of finished cells differs from what its name says."""
+    expected, score = _expected_digest(path), path.name.split("-")[0]
+    return expected not in (None, _digest(path.parent.name, score, path.read_bytes()))
+
+
+def _expected_digest(path: Path) -> str | None:
+    parts = path.name.removesuffix(".parquet").split("-")
+    return parts[2] if len(parts) > 2 else None
+
+
+def _digest(key: str, score: str, data: bytes) -> str:
+    return hashlib.sha256(f"{key}\n{score}\n".encode() + data).hexdigest()[:16]
+
+
+def _parquet(table: pd.DataFrame) -> bytes:
     buffer = io.BytesIO()
     arrow = pa.Table.from_pandas(table, preserve_index=False)
     pq.write_table(arrow, buffer, write_page_checksum=True)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(buffer.getvalue())
+    return buffer.getvalue()
 
 
-def read_table(path: Path) -> pd.DataFrame | None:
-    """The rows of a Parquet file; ``None``, with a warning, where it is damaged."""
-    data = io.BytesIO(path.read_bytes())
+def _parsed(path: Path, data: bytes) -> pd.DataFrame | None:
     try:
-        return pq.ParquetFile(data, page_checksum_verification=True).read().to_pandas()
-    except (pa.ArrowException, OSError) as error:  # a checksum that differs is an OSError
-        warnings.warn(f"{path} is damaged ({error}); it counts as absent.", stacklevel=3)
-        return None
+        file = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
+        return file.read().to_pandas()
+    # A checksum that differs is an OSError; the others come of a changed schema.
+    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError) as error:
+        return _damaged(path, first_line(error))
+
+
+def _damaged(path: Path, why: object) -> None:
+    warnings.warn(f"{path} is damaged ({why}); it counts as absent.", stacklevel=4)

@@ -12,6 +12,7 @@ import pandas as pd
 from ss_lens.core.checks import check_one_of
 from ss_lens.core.errors import UserError
 from ss_lens.scoring.coherence import CollapseRule, collapse
+from ss_lens.scoring.registry import all_columns
 from ss_lens.stats.bootstrap import derive_rng
 from ss_lens.stats.intervals import mean_interval
 
@@ -52,8 +53,7 @@ class AngleCriterion:
     prompt_class: str = "positive"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.score, str):
-            raise UserError(f"score must be the name of a column; got {self.score!r}.")
+        check_one_of("score", self.score, tuple(all_columns()))
         check_one_of("goal", self.goal, ("minimise", "maximise"))
         check_one_of("prompt_class", self.prompt_class, _CLASSES)
         number = isinstance(self.max_collapsed, int | float)

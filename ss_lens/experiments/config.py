@@ -14,25 +14,15 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from ss_lens.core.errors import UserError
 from ss_lens.core.yaml import Section, read_yaml, unknown_key
 from ss_lens.experiments.choose_angle import AngleCriterion
-from ss_lens.experiments.grid import Arm, CellGroup
+from ss_lens.experiments.grid import Arm, CellGroup, on_circle
 from ss_lens.generation.angle_batch import BATCH_ROWS
+from ss_lens.scoring.registry import ANSWERS, columns_of, measured_names, parts_of
 
 SEED = "{seed}"
 """Stands in the text of a selection or a plane for each of the grid's seeds."""
 
-Score = Literal["refusal_score", "answers", "perplexity", "kl"]
-SCORES: tuple[Score, ...] = get_args(Score)
-"""All scores, each after those that it is of."""
-COLUMNS: Mapping[Score, tuple[str, ...]] = {
-    "refusal_score": ("refusal_score", "opening_mass"),
-    "answers": (
-        *("refused", "refused_published", "compression_ratio", "repetition", "non_latin_share"),
-        *("n_words", "n_bytes", "empty", "loop"),
-    ),
-    "perplexity": ("perplexity", "mean_nll", "n_tokens"),
-    "kl": ("kl_mean", "kl_first"),
-}
-"""The columns of numbers that each score brings to the table of a sweep."""
+SCORES = measured_names()
+"""All that can be measured, each after what it builds on."""
 Part = Literal["dev", "test"]
 PromptClass = Literal["positive", "negative"]
 
@@ -54,10 +44,26 @@ def _as_angles(value: Any) -> Any:
     return AngleRange(**value).angles if isinstance(value, Mapping) else _as_tuple(value)
 
 
-def _finite(value: tuple[float, ...]) -> tuple[float, ...]:
+def _on_circle(value: tuple[float, ...]) -> tuple[float, ...]:
+    """0 and 360 are one cell, and −90 is 270."""
     if not all(map(math.isfinite, value)):
         raise UserError(f"angles must be finite, in degrees; got {value}.")
-    return tuple(angle + 0.0 for angle in value)  # −0 is 0
+    written: dict[float, float] = {}
+    for angle in value:
+        place = on_circle(angle)
+        if written.get(place, angle) != angle:
+            raise UserError(
+                f"{written[place]:g} and {angle:g} are one angle, since 360 degrees are a whole "
+                "turn; keep one."
+            )
+        written[place] = angle
+    return tuple(map(on_circle, value))
+
+
+def _measured(value: str) -> str:
+    if value not in SCORES:
+        raise ValueError(f"input should be {', '.join(map(repr, SCORES))}")
+    return value
 
 
 def _criterion(value: Any) -> Any:
@@ -77,18 +83,29 @@ T = TypeVar("T")
 OneOrMore = Annotated[tuple[T, ...], BeforeValidator(_as_tuple), AfterValidator(_some)]
 
 
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+MOST_ANGLES = 3600
+"""A tenth of a degree apart; what exceeds it is a slip of the pen."""
+
+
 class AngleRange(Section):
     """From ``start`` in steps of ``step`` up to but without ``stop``, in degrees."""
 
     section: ClassVar[str] = "angles_deg"
-    start: float = 0.0
-    stop: float = 360.0
-    step: Annotated[float, Field(gt=0)]
+    start: Finite = 0.0
+    stop: Finite = 360.0
+    step: Annotated[Finite, Field(gt=0)]
 
     @property
     def angles(self) -> tuple[float, ...]:
         # Counted, since np.arange may reach the stop by rounding.
-        count = math.ceil(round((self.stop - self.start) / self.step, 9))
+        steps = (self.stop - self.start) / self.step
+        if steps > MOST_ANGLES:
+            raise UserError(
+                f"start {self.start:g}, stop {self.stop:g} and step {self.step:g} are {steps:.3g} "
+                f"angles; at most {MOST_ANGLES:,} are swept. Use a larger step."
+            )
+        count = math.ceil(round(steps, 9))
         return tuple(self.start + self.step * place for place in range(count))
 
 
@@ -118,7 +135,7 @@ class Grid(Section):
     angles_deg: Annotated[
         tuple[float, ...],
         BeforeValidator(_as_angles),
-        AfterValidator(_finite),
+        AfterValidator(_on_circle),
         AfterValidator(_some),
     ]
     seed: OneOrMore[int] = (0,)
@@ -169,7 +186,7 @@ class SweepConfig(Section):
     split: Split = Field(default_factory=Split)
     parts: OneOrMore[Part] = ("test",)
     prompt_class: OneOrMore[PromptClass] = get_args(PromptClass)
-    scores: OneOrMore[Score] = SCORES
+    scores: OneOrMore[Annotated[str, AfterValidator(_measured)]] = SCORES
     max_new_tokens: Annotated[int, Field(ge=1)] = 48
     choose: Annotated[AngleCriterion | None, BeforeValidator(_criterion)] = None
     device: str = "auto"
@@ -181,8 +198,9 @@ class SweepConfig(Section):
 
     @model_validator(mode="after")
     def _agrees(self) -> SweepConfig:
-        if "perplexity" in self.scores and "answers" not in self.scores:
-            raise UserError("perplexity is of the answers; add answers to scores.")
+        for name in self.scores:
+            if _needs(name) == "answers" and ANSWERS not in self.scores:
+                raise UserError(f"{name} is of the answers; add answers to scores.")
         if self.cluster is None and (self.workers > 1 or self.cluster_parameters):
             raise UserError(
                 "workers and cluster_parameters need a cluster; add cluster: local, or slurm."
@@ -191,9 +209,9 @@ class SweepConfig(Section):
             return self
         if "dev" not in self.parts:
             raise UserError("choose needs the dev part to choose on; add dev to parts.")
-        if "answers" not in self.scores:
+        if ANSWERS not in self.scores:
             raise UserError("choose needs answers, whose coherence it limits; add them to scores.")
-        known = [name for score in self.scores_of("test") for name in COLUMNS[score]]
+        known = [column for name in self.scores_of("test") for column in columns_of(name)]
         if self.choose.score not in known:
             raise UserError(
                 f"choose has the score {self.choose.score!r}, which this sweep does not measure; "
@@ -208,19 +226,21 @@ class SweepConfig(Section):
             )
         return self
 
-    def scores_of(self, part: Part) -> tuple[Score, ...]:
+    def scores_of(self, part: Part) -> tuple[str, ...]:
         """What is measured on a part, in the order of :data:`SCORES`.
 
-        The divergence, half of the work, is left out on a dev part that only serves to choose the
-        angle by something else.
+        What needs the unsteered model's answers, half of the work, is left out on a dev part that
+        only serves to choose the angle by something else.
         """
-        unread = (
-            self.choose is not None
-            and (part == "dev" and "test" not in self.parts)
-            and self.choose.score not in COLUMNS["kl"]
+        choosing = self.choose is not None and part == "dev" and "test" not in self.parts
+
+        def read(name: str) -> bool:
+            column = self.choose.score if self.choose is not None else ""
+            return _needs(name) != "unsteered answers" or column in columns_of(name)
+
+        return tuple(
+            name for name in SCORES if name in self.scores and (not choosing or read(name))
         )
-        skipped = {"kl"} if unread else set()
-        return tuple(score for score in SCORES if score in {*self.scores} - skipped)
 
     def groups(self) -> tuple[CellGroup, ...]:
         """What there is to measure; an arm that several grids name gets the angles of all."""
@@ -234,6 +254,10 @@ class SweepConfig(Section):
             for part in self.parts
             for prompt_class in self.prompt_class
         )
+
+
+def _needs(name: str) -> str:
+    return parts_of(name)[0].needs
 
 
 def load_sweep_config(path: Path | str) -> SweepConfig:

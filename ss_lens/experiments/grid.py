@@ -101,8 +101,18 @@ class CellGroup:
             Arm(**values["arm"]),
             values["part"],
             values["prompt_class"],
-            tuple(values["angles_deg"]),
+            tuple(map(on_circle, values["angles_deg"])),
         )
+
+
+def on_circle(angle_deg: float) -> float:
+    """The angle from 0 to below 360 that is the same rotation.
+
+    >>> on_circle(-90), on_circle(360), on_circle(-1e-20)
+    (270.0, 0.0, 0.0)
+    """
+    angle = float(angle_deg) % 360.0
+    return 0.0 if angle == 360.0 else angle  # a tiny negative angle rounds up to 360
 
 
 ARM_COLUMNS = tuple(field.name for field in fields(Arm))

@@ -16,7 +16,6 @@ from ss_lens.activations.spec import prompt_digest
 from ss_lens.activations.store import Store
 from ss_lens.calibration.calibrate import calibrate
 from ss_lens.calibration.calibration import Calibration
-from ss_lens.core.errors import UserError
 from ss_lens.datasets.contrastive import ContrastiveDataset, DatasetSplit, load_dataset
 from ss_lens.experiments.config import SweepConfig
 from ss_lens.experiments.grid import Arm, CellGroup
@@ -24,10 +23,6 @@ from ss_lens.generation.loop import stop_ids
 from ss_lens.geometry.operators import AngularOperator
 from ss_lens.models.chat import tokenize, tokens_digest
 from ss_lens.models.load import load_model
-
-
-class NotApplicable(UserError):
-    """An arm that has no calibration; what it says is a finding about the arm."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,8 +57,8 @@ class Workbench:
         of the activations, which cover weights, prompts and labels, and the tokens to steer.
 
         Raises:
-            NotApplicable: the arm cannot be calibrated (no site is selected, for instance).
-            UserError: the model or the dataset cannot be had.
+            NotApplicable: the method finds nothing to steer by (no site is selected, for instance).
+            UserError: the model, the dataset or a package is unavailable.
         """
         arm, config = group.arm, self._config
         if arm.model != self._model_name:
@@ -133,10 +128,7 @@ class Workbench:
         train, held_out = (self._activations(arm, part) for part in ("train", "dev"))
 
         def make() -> Calibration:
-            try:
-                return calibrate(train, plane=arm.plane_method, rule=arm.rule, held_out=held_out)
-            except UserError as error:
-                raise NotApplicable(str(error)) from error
+            return calibrate(train, plane=arm.plane_method, rule=arm.rule, held_out=held_out)
 
         return self._once(
             ("calibration", train.spec.key, held_out.spec.key, arm.selection, arm.plane), make

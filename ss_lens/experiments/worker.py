@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from textwrap import shorten
 from typing import Any
 
-from ss_lens.activations.store import Store
-from ss_lens.experiments.cells import CellStore
-from ss_lens.experiments.config import Score, SweepConfig
-from ss_lens.experiments.grid import CellGroup
-from ss_lens.experiments.inputs import NotApplicable, Setting, Workbench
-from ss_lens.experiments.measures import answered, measured
+import pandas as pd
 
+from ss_lens.activations.store import Store
+from ss_lens.core.errors import NotApplicable, UserError
+from ss_lens.experiments.cells import CellStore, digest_of_text
+from ss_lens.experiments.config import SweepConfig
+from ss_lens.experiments.grid import CellGroup
+from ss_lens.experiments.inputs import Setting, Workbench
+from ss_lens.generation.angle_batch import Angled, sweep_angles
+from ss_lens.generation.generate import generate
+from ss_lens.geometry.operators import RotateBy
+from ss_lens.scoring.registry import ANSWERS, ROW, ScoreInput, parts_of
+
+OF = "of"
+"""The column of stored cells that holds the digest of the answer that they were computed from."""
 logger = logging.getLogger(__name__)
 
 
@@ -26,18 +35,21 @@ class Outcome:
         key: of its cells in the store; ``None`` where the arm cannot be calibrated.
         steered_sites: as text.
         problem: why the arm cannot be calibrated.
+        unsteered: the key of the unsteered model's cells on the same prompts.
     """
 
     key: str | None
     steered_sites: tuple[str, ...] = ()
     problem: str | None = None
+    unsteered: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Outcome:
-        return cls(values["key"], tuple(values["steered_sites"]), values["problem"])
+        sites = tuple(values["steered_sites"])
+        return cls(values["key"], sites, values["problem"], values["unsteered"])
 
 
 def finish_groups(
@@ -63,7 +75,7 @@ def finish_groups(
         first: place of the group to begin with; processes that begin apart seldom meet.
 
     Raises:
-        UserError: a model or dataset that cannot be had, a prompt beyond the context, a full disk.
+        UserError: an unavailable model or dataset, a prompt beyond the context, a full disk.
     """
     # By model, since the bench holds one at a time.
     places = sorted(range(len(groups)), key=lambda i: groups[i].arm.model)
@@ -85,42 +97,249 @@ def _finish(
         setting = bench.setting(group)
     except NotApplicable as error:
         return Outcome(key=None, problem=str(error))
+    return finish_setting(config.scores_of(group.part), group, setting, cells, wait=wait)
+
+
+def finish_setting(
+    scores: Sequence[str], group: CellGroup, setting: Setting, cells: CellStore, *, wait: bool
+) -> Outcome | None:
+    """Compute what the store lacks of one group; ``None`` where another process has it.
+
+    Args:
+        scores: what to measure, each after what it builds on.
+        group: whose cells they are.
+        setting: of the group.
+        cells: where finished cells are, and come.
+        wait: until the other process is done with it, or dead.
+    """
+    unsteered = cells.key(_unsteered_identity(setting))
     with cells.group(setting.identity, wait=wait) as key:
         if key is None:
             return None
-        missing: dict[Score, list[float]] = {
-            score: _missing(score, group, key, cells) for score in config.scores_of(group.part)
-        }
-        arm, prompts = group.arm, f"{group.part} {group.prompt_class} prompts"
+        missing = {s: _missing(s, group, key, unsteered, setting, cells) for s in scores}
         if any(missing.values()):
-            selection = shorten(arm.selection.replace(",", ", "), 60, placeholder=" …")
-            logger.info("sweep: %s, %s, %s on %s", arm.operator, selection, arm.plane, prompts)
-        for score, angles in missing.items():
-            if angles:
+            _tell(group)
+        for score in scores:
+            # Looked up again, since answers that were just computed may differ from those before.
+            if angles := _missing(score, group, key, unsteered, setting, cells):
                 logger.debug("%s at %d of %d angles", score, len(angles), len(group.angles_deg))
-                _measure(score, angles, key, setting, cells)
-    sites = tuple(map(str, setting.calibration.selected_sites))
-    return Outcome(key, sites)
+                _measure(score, angles, key, unsteered, setting, cells)
+        _finish_unsteered(scores, setting, cells)
+    return Outcome(key, tuple(map(str, setting.calibration.selected_sites)), None, unsteered)
 
 
-def _missing(score: Score, group: CellGroup, key: str, cells: CellStore) -> list[float]:
-    known = {*cells.read(key, score)["angle_deg"]}
-    return [angle for angle in group.angles_deg if angle not in known]
+def finished_rows(cells: CellStore, key: str, unsteered: str | None, score: str) -> pd.DataFrame:
+    """The finished cells of one score, without those of answers that have changed since.
+
+    Args:
+        cells: where they are.
+        key: of the group.
+        unsteered: the key of the unsteered model's cells.
+        score: one of :func:`ss_lens.scoring.registry.measured_names`.
+    """
+    rows = cells.read(key, score)
+    if score == ANSWERS or parts_of(score)[0].needs == "prompts" or rows.empty:
+        return rows
+    if OF not in rows:
+        logger.info("sweep: %s of an earlier version is measured again", score)
+        return rows.iloc[:0]
+    if parts_of(score)[0].needs == "answers":
+        answers = cells.read(key, ANSWERS).drop_duplicates([*ROW]).reindex(columns=[*ROW, "response"])
+        texts = rows[[*ROW]].merge(answers, how="left", on=[*ROW])["response"]
+    else:
+        assert unsteered is not None
+        texts = rows["prompt_index"].map(dict(enumerate(unsteered_answers(cells, unsteered))))
+    current = [isinstance(text, str) and digest_of_text(text) == of for text, of in zip(texts, rows[OF], strict=True)]
+    return rows[current].drop(columns=OF)
+
+
+def unsteered_answers(cells: CellStore, key: str) -> list[str]:
+    """The unsteered model's answers, in the order of the prompts."""
+    rows = cells.read(key, ANSWERS)
+    return rows["response"].tolist() if "response" in rows else []
+
+
+def measured(
+    score: str,
+    setting: Setting,
+    angles_deg: Sequence[float],
+    answers: pd.DataFrame,
+    unsteered: Sequence[str],
+) -> pd.DataFrame:
+    """One row per prompt and angle: the columns of :data:`ROW` and of ``score``.
+
+    Args:
+        score: one of :func:`ss_lens.scoring.registry.measured_names`; ``answers`` are the texts
+            alone, in ``response``.
+        setting: of the group.
+        angles_deg: in degrees.
+        answers: the steered answers at these angles; empty for what needs none.
+        unsteered: the unsteered model's answers to the prompts.
+    """
+    if score == ANSWERS:
+        return sweep_angles(
+            setting.model,
+            setting.calibration,
+            setting.operator,
+            setting.prompts,
+            angles_deg,
+            max_new_tokens=setting.max_new_tokens,
+            batch_rows=setting.batch_rows,
+        )
+    return _scored(score, setting, setting.operator, angles_deg, answers, unsteered)
+
+
+def unsteered_table(
+    cells: CellStore, key: str, scores: Sequence[str], prompts: pd.DataFrame
+) -> pd.DataFrame:
+    """What the unsteered model scores: ``prompts``, with ``angle_deg`` missing and the columns.
+
+    Args:
+        cells: where they are.
+        key: of the unsteered model's cells.
+        scores: what was measured.
+        prompts: ``prompt_index`` and ``prompt``.
+    """
+    table = prompts.reset_index(drop=True).assign(angle_deg=math.nan)
+    for score in (name for name in scores if _is_of_one_model(name)):
+        rows = finished_unsteered(cells, key, score)
+        if len(rows) != len(table):
+            raise UserError(
+                "finished cells of the unsteered model are gone; run the same command again, which "
+                "computes them."
+            )
+        table = pd.concat([table, rows.reset_index(drop=True)], axis=1)
+        if score == ANSWERS:
+            table = with_texts_scored(table)
+    return table
+
+
+def with_texts_scored(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of answers with the columns of every score of their text."""
+    parts = [table]
+    for score in parts_of(ANSWERS):
+        parts.append(score.of_texts(table)[[*score.column_names]].set_axis(table.index))
+    return pd.concat(parts, axis=1)
+
+
+def finished_unsteered(cells: CellStore, key: str, score: str) -> pd.DataFrame:
+    """The unsteered model's cells of one score, without those of answers that have changed."""
+    rows = cells.read(key, score).drop(columns="angle_deg")
+    if OF not in rows:
+        return rows
+    digests = [digest_of_text(text) for text in unsteered_answers(cells, key)]
+    return rows.drop(columns=OF) if rows[OF].tolist() == digests else rows.iloc[:0]
+
+
+def _is_of_one_model(score: str) -> bool:
+    return parts_of(score)[0].needs != "unsteered answers"
+
+
+def _tell(group: CellGroup) -> None:
+    arm, prompts = group.arm, f"{group.part} {group.prompt_class} prompts"
+    selection = shorten(arm.selection.replace(",", ", "), 60, placeholder=" …")
+    logger.info("sweep: %s, %s, %s on %s", arm.operator, selection, arm.plane, prompts)
+
+
+def _missing(
+    score: str,
+    group: CellGroup,
+    key: str,
+    unsteered: str,
+    setting: Setting,
+    cells: CellStore,
+) -> list[float]:
+    rows = finished_rows(cells, key, unsteered, score)
+    rows = rows.drop_duplicates([*ROW]) if len(rows) else rows
+    known = rows["angle_deg"].value_counts()
+    return [a for a in group.angles_deg if known.get(a, 0) < len(setting.prompts)]
 
 
 def _measure(
-    score: Score, angles_deg: Sequence[float], key: str, setting: Setting, cells: CellStore
+    score: str,
+    angles_deg: Sequence[float],
+    key: str,
+    unsteered: str,
+    setting: Setting,
+    cells: CellStore,
 ) -> None:
-    answers = cells.read(key, "answers")
-    rows = measured(score, setting, angles_deg, answers, lambda: _unsteered(setting, cells))
+    needs = parts_of(score)[0].needs
+    answers, texts = pd.DataFrame(columns=[*ROW, "response"]), list[str]()
+    if needs == "answers":
+        answers = cells.read(key, ANSWERS).drop_duplicates([*ROW])
+        answers = answers.query("angle_deg in @angles_deg").reset_index(drop=True)
+    if needs == "unsteered answers":
+        _finish_unsteered((ANSWERS,), setting, cells)
+        texts = unsteered_answers(cells, unsteered)
+    rows = measured(score, setting, angles_deg, answers, texts)
+    if needs == "answers":
+        rows[OF] = [*map(digest_of_text, answers["response"])]
+    if needs == "unsteered answers":
+        rows[OF] = [digest_of_text(texts[place]) for place in rows["prompt_index"]]
     cells.commit(key, score, rows)
 
 
-def _unsteered(setting: Setting, cells: CellStore) -> list[str]:
-    """The unsteered model's answers, which all arms share; kept as a group of one cell."""
-    with cells.group({"unsteered": True, **setting.unsteered}, wait=True) as key:
+def _unsteered_identity(setting: Setting) -> dict[str, Any]:
+    return {"unsteered": True, **setting.unsteered}
+
+
+def _finish_unsteered(scores: Sequence[str], setting: Setting, cells: CellStore) -> None:
+    """The unsteered model's cells, which all arms share; kept as a group of one cell per score."""
+    with cells.group(_unsteered_identity(setting), wait=True) as key:
         assert key is not None
-        if cells.read(key, "answers").empty:
-            rows = answered(setting)
-            cells.commit(key, "answers", rows.assign(angle_deg=0.0))
-        return cells.read(key, "answers")["response"].tolist()
+        for score in filter(_is_of_one_model, scores):
+            if len(finished_unsteered(cells, key, score)) == len(setting.prompts):
+                continue
+            if score == ANSWERS:
+                rows = pd.DataFrame({"response": _generated(setting)})
+            else:
+                rows = _unsteered_rows(score, setting, unsteered_answers(cells, key))
+            cells.commit(key, score, rows.assign(angle_deg=0.0))
+
+
+def _generated(setting: Setting) -> list[str]:
+    return generate(
+        setting.model,
+        setting.prompts,
+        max_new_tokens=setting.max_new_tokens,
+        batch_size=setting.batch_rows,
+    )
+
+
+def _unsteered_rows(score: str, setting: Setting, texts: Sequence[str]) -> pd.DataFrame:
+    """A score at 0° of ``RotateBy``, which is the identity, bit for bit."""
+    answers = pd.DataFrame(
+        {
+            "prompt_index": range(len(texts)),
+            "prompt": setting.prompts[: len(texts)],
+            "angle_deg": 0.0,
+            "response": texts,
+        }
+    )
+    rows = _scored(score, setting, RotateBy, (0.0,), answers, ())
+    if parts_of(score)[0].needs == "answers":
+        rows[OF] = [*map(digest_of_text, texts)]
+    return rows.drop(columns=[*ROW])
+
+
+def _scored(
+    score: str,
+    setting: Setting,
+    operator: Angled,
+    angles_deg: Sequence[float],
+    answers: pd.DataFrame,
+    unsteered: Sequence[str],
+) -> pd.DataFrame:
+    (whole,) = parts_of(score)
+    return whole(
+        ScoreInput(
+            model=setting.model,
+            calibration=setting.calibration,
+            operator=operator,
+            prompts=setting.prompts,
+            angles_deg=angles_deg,
+            answers=answers,
+            unsteered=unsteered,
+            batch_rows=setting.batch_rows,
+        )
+    )

@@ -11,6 +11,7 @@ import regex
 
 from ss_lens.core.checks import check_at_least, check_positive, check_texts
 from ss_lens.core.errors import UserError
+from ss_lens.scoring.registry import Column, Score
 
 _LETTER = regex.compile(r"[\p{L}--\p{Common}--\p{Inherited}]", regex.V1)
 _FOREIGN_LETTER = regex.compile(r"[\p{L}--\p{Latin}--\p{Common}--\p{Inherited}]", regex.V1)
@@ -224,7 +225,31 @@ def coherence_table(
             f"got {len(responses)} responses and {len(perplexity)} rows of perplexity; give the "
             "table that answer_perplexity returned for these responses."
         )
-    scores = pd.concat([perplexity.reset_index(drop=True), coherence(responses)], axis=1)
-    scores["empty"] = [not text.strip() for text in responses]
-    scores["loop"] = [is_loop(text) for text in responses]
+    scores = pd.concat([perplexity.reset_index(drop=True), _with_flags(responses)], axis=1)
     return pd.concat([scores, collapse(scores, rule)], axis=1)
+
+
+def _with_flags(texts: Sequence[str]) -> pd.DataFrame:
+    """The columns of :func:`coherence`, and the flags that :func:`collapse` reads."""
+    flags = {
+        "empty": [not text.strip() for text in texts],
+        "loop": [is_loop(text) for text in texts],
+    }
+    return pd.concat([coherence(texts), pd.DataFrame(flags, dtype=bool)], axis=1)
+
+
+SCORE = Score(
+    name="coherence",
+    columns=(
+        Column("compression_ratio", "compression", better="lower", undefined=True),
+        Column("repetition", "repetition", better="lower", undefined=True),
+        Column("non_latin_share", undefined=True),
+        Column("n_words"),
+        Column("n_bytes"),
+        Column("empty", kind="rate"),
+        Column("loop", kind="rate"),
+    ),
+    needs="texts",
+    measure=_with_flags,
+    place=20,
+)

@@ -24,6 +24,7 @@ from ss_lens.scoring.continuations import (
     log_probabilities,
     passes,
 )
+from ss_lens.scoring.registry import Column, Score
 from ss_lens.steering.positions import ALL_POSITIONS, GeneratedOnly, Positions
 from ss_lens.steering.steer import steer
 
@@ -153,3 +154,23 @@ def _kl(
         # A token that the unsteered model rules out adds nothing: p ln p → 0.
         parts.append(terms.masked_fill(log_p == -torch.inf, 0).sum(dim=-1))
     return torch.cat(parts).clamp(min=0)  # rounding may leave a little less
+
+
+SCORE = Score(
+    name="kl",
+    columns=(
+        Column("kl_mean", "KL", better="lower", undefined=True),
+        Column("kl_first"),
+    ),
+    needs="unsteered answers",
+    measure=lambda given: sweep_kl_divergence(
+        given.model,
+        given.calibration,
+        given.operator,
+        given.prompts,
+        given.unsteered,
+        given.angles_deg,
+        batch_size=given.batch_rows,
+    ),
+    place=40,
+)

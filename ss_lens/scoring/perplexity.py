@@ -23,6 +23,7 @@ from ss_lens.scoring.continuations import (
     log_probabilities,
     passes,
 )
+from ss_lens.scoring.registry import Column, Score, ScoreInput
 
 PAPER_PERPLEXITY_LIMIT = 2.0
 """Above it, arXiv 2601.19375 (Figure 3) marks an angle as collapsed. It holds there for the mean
@@ -172,3 +173,21 @@ def _windows(sequence: Tokens, length: int) -> list[Continuation]:
 def _table(nll: np.ndarray, counts: np.ndarray) -> pd.DataFrame:
     mean = np.where(counts > 0, nll / np.maximum(counts, 1), np.nan)
     return pd.DataFrame({"perplexity": np.exp(mean), "mean_nll": mean, "n_tokens": counts})
+
+
+def _of_answers(given: ScoreInput) -> pd.DataFrame:
+    prompts = given.answers["prompt"].tolist()
+    return answer_perplexity(given.model, prompts, given.responses, batch_size=given.batch_rows)
+
+
+SCORE = Score(
+    name="perplexity",
+    columns=(
+        Column("perplexity", "perplexity", better="lower", undefined=True),
+        Column("mean_nll", undefined=True),
+        Column("n_tokens"),
+    ),
+    needs="answers",
+    measure=_of_answers,
+    place=30,
+)

@@ -19,6 +19,7 @@ from ss_lens.generation.loop import check_logits
 from ss_lens.models import forward
 from ss_lens.models.chat import check_context, tokenize
 from ss_lens.models.load import device_of
+from ss_lens.scoring.registry import Column, Score
 
 REFUSAL_OPENINGS = (
     "I",
@@ -137,3 +138,19 @@ def sweep_refusal_score(
     return sweep_first_logits(
         model, calibration, operator, prompts, angles_deg, measure, _COLUMNS, batch_rows
     )
+
+
+SCORE = Score(
+    name="refusal_score",
+    columns=(Column("refusal_score", "refusal score"), Column("opening_mass")),
+    needs="prompts",
+    measure=lambda given: sweep_refusal_score(
+        given.model,
+        given.calibration,
+        given.operator,
+        given.prompts,
+        given.angles_deg,
+        batch_rows=given.batch_rows,
+    ),
+    place=0,
+)
