@@ -13,8 +13,7 @@ from plotly.subplots import make_subplots
 
 from analyses import output, style
 from ss_lens import UserError
-from ss_lens.cli.tables import SCORES
-from ss_lens.experiments.ablation import FULL, METRICS, AblationResult, load_ablations
+from ss_lens.experiments.ablation import FULL, HEADINGS, METRICS, AblationResult, load_ablations
 
 SETTLED, UNSETTLED, REFERENCE = "#D55E00", "#0072B2", "#000000"
 LEVEL = 0.05
@@ -56,7 +55,7 @@ def forest(
         shared_yaxes=True,
         horizontal_spacing=0.02,
         vertical_spacing=0.16 / len(grid),
-        subplot_titles=[SCORES[name] for name in metrics],
+        subplot_titles=[HEADINGS[name] for name in metrics],
     )
     for index, metric in enumerate(metrics):
         row, col = divmod(index, widest)

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ss_lens.activations.activations import Activations
-from ss_lens.core.errors import UserError
+from ss_lens.core.errors import NotApplicable, UserError
 from ss_lens.models.sites import Site
 
 AGREEMENT_TOLERANCE = 1e-5
@@ -88,7 +88,7 @@ class Candidates:
         cosines = (unit * difference).sum(dim=-1) / lengths
         for i in valid.nonzero().flatten().tolist():
             if not cosines[i].abs() > PERPENDICULAR_TOLERANCE:
-                raise UserError(
+                raise NotApplicable(
                     f"the direction of {method} at {sites[i]} is perpendicular to the difference "
                     "of the class means, so it has no positive side; use DifferenceOfMeans()."
                 )
@@ -109,7 +109,7 @@ def mean_difference(
     scale = torch.stack([mean.norm(dim=-1) for mean in means]).amax(dim=0)
     valid = difference.norm(dim=-1) > AGREEMENT_TOLERANCE * scale
     if not valid.any():
-        raise UserError(
+        raise NotApplicable(
             f"the two classes of {acts.spec.dataset_name!r} have the same mean activation at every "
             "site, so there is no direction anywhere; the classes must differ where they are read "
             f"(position {acts.spec.position})."
@@ -153,7 +153,7 @@ def first_principal_component(candidates: Candidates) -> Float[Tensor, "d_model"
     """
     directions = candidates.directions[candidates.valid].double()
     if len(directions) < 3:
-        raise UserError(
+        raise NotApplicable(
             f"a principal component needs at least 3 sites with a direction, got "
             f"{len(directions)}. Capture more layers or streams."
         )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ss_lens.activations.activations import Activations
 from ss_lens.calibration.candidates import Candidates, mean_difference
-from ss_lens.core.errors import UserError
+from ss_lens.core.errors import NotApplicable, UserError
 from ss_lens.models.sites import Site
 
 
@@ -73,7 +73,7 @@ class Dictionary:
         index = acts.sites.index(site)
         difference, valid = mean_difference(acts)
         if not valid[index]:
-            raise UserError(
+            raise NotApplicable(
                 f"the class means agree at {site}, so no feature there has a sign; use a "
                 "dictionary of another site."
             )
@@ -159,7 +159,7 @@ def nearest_feature(
     # A zero row is a dead feature, which has no cosine.
     cosine = torch.where(length > 0, along / length, -torch.inf)
     if not cosine.max() > 0:
-        raise UserError(
+        raise NotApplicable(
             f"none of the {len(decoder)} features of the dictionary points along the difference of "
             "the class means; name a feature=, or use DifferenceOfMeans()."
         )

@@ -19,7 +19,7 @@ from ss_lens.calibration.discriminants import (
     logistic_direction,
 )
 from ss_lens.core.checks import check_one_of
-from ss_lens.core.errors import UserError
+from ss_lens.core.errors import NotApplicable, UserError
 from ss_lens.models.sites import Site
 
 
@@ -50,7 +50,7 @@ class PairedPCA:
     def candidates(self, acts: Activations) -> Candidates:
         """Raises a :class:`UserError` unless the activations are of a paired dataset."""
         if not acts.spec.paired or len(acts.positive) != len(acts.negative):
-            raise UserError(
+            raise NotApplicable(
                 f"PairedPCA() needs partners; the {len(acts.positive)} positive and "
                 f"{len(acts.negative)} negative prompts of {acts.spec.dataset_name!r} are not "
                 "marked as paired. Where equal rows are partners, say load_dataset(..., "

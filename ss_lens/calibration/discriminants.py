@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ss_lens.core.errors import UserError
+from ss_lens.core.errors import NotApplicable
 from ss_lens.models.sites import Site
 
 SHRINKAGES = ("ledoit_wolf", "oas")
@@ -33,7 +33,7 @@ def first_singular_direction(
     """
     _, strengths, components = torch.linalg.svd(rows, full_matrices=False)
     if len(strengths) > 1 and strengths[0] - strengths[1] <= TIE_TOLERANCE * strengths[0]:
-        raise UserError(
+        raise NotApplicable(
             f"{what} is not determined: its two strongest components are equally strong "
             f"({strengths[0]:.4g}). Use more prompts or sites, or another method."
         )
@@ -65,7 +65,7 @@ def fisher_direction(
     pivots = factor.diagonal() ** 2
     rounding = len(pivots) * torch.finfo(pivots.dtype).eps * pivots.max()
     if failed or pivots.min() <= rounding:
-        raise UserError(
+        raise NotApplicable(
             f"the within-class covariance at {site} is singular even after {shrinkage} shrinkage "
             f"({len(positive)} + {len(negative)} prompts, width {len(pivots)}): the prompts of a "
             "class hardly differ there. Use more prompts, leave this stream out, or use "
@@ -102,7 +102,7 @@ def logistic_direction(
         try:
             model.fit(rows.numpy(), labels)
         except ConvergenceWarning as warning:
-            raise UserError(
+            raise NotApplicable(
                 f"the logistic regression at {site} did not converge in {MAX_ITERATIONS} "
                 f"iterations with c={c}; use a smaller c (stronger regularisation)."
             ) from warning

@@ -12,7 +12,7 @@ from ss_lens.activations.activations import Activations, Evidence
 from ss_lens.calibration.candidates import Candidates, global_direction, mean_cosine
 from ss_lens.calibration.discriminants import first_singular_direction
 from ss_lens.calibration.separation import auroc, cohens_d
-from ss_lens.core.errors import UserError
+from ss_lens.core.errors import NotApplicable, UserError
 from ss_lens.models.sites import Site
 
 CANCELLATION_TOLERANCE = 1e-6
@@ -67,7 +67,7 @@ class AtSite:
                 f"{candidates.sites[0]} … {candidates.sites[-1]}."
             )
         if site in candidates.excluded:
-            raise UserError(
+            raise NotApplicable(
                 f"{self} names a site without a direction; name one that is not excluded "
                 f"(excluded: {', '.join(map(str, candidates.excluded))})."
             )
@@ -113,14 +113,14 @@ class Consensus:
         """Raises a :class:`UserError` for fewer than two candidates, or when they cancel out."""
         rows = candidates.directions[candidates.valid].double()
         if len(rows) < 2:
-            raise UserError(
+            raise NotApplicable(
                 f"{self} needs at least 2 sites with a direction, got {len(rows)}; capture more "
                 "layers or streams, or use AtSite(...)."
             )
         if self.weighted:
             weights = mean_cosine(candidates)[candidates.valid].double().clamp(min=0)
             if not weights.any():
-                raise UserError(
+                raise NotApplicable(
                     f"{self} finds no candidate that agrees with the others on average; there is "
                     "no consensus. Use MaxMeanCosine() or AtSite(...)."
                 )
@@ -129,7 +129,7 @@ class Consensus:
             shared = first_singular_direction(rows, str(self))
         agreement = (rows @ shared).mean()
         if agreement.abs() <= CANCELLATION_TOLERANCE:
-            raise UserError(
+            raise NotApplicable(
                 f"{self} has no sign: the candidates lie on both sides of it alike. Use "
                 "MaxMeanCosine() or AtSite(...)."
             )

@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ss_lens.activations.activations import Activations
-from ss_lens.core.errors import UserError
+from ss_lens.core.errors import NotApplicable, UserError
 
 NO_SPREAD = 1e-12
 """A variance of unit vectors below this is float32 rounding."""
@@ -69,7 +69,7 @@ class Separation:
         varies = (deviations**2).sum(dim=(1, 2)) > NO_SPREAD
         if not varies.all():
             kept = [site for site, on in zip(acts.sites, sites.tolist(), strict=True) if on]
-            raise UserError(
+            raise NotApplicable(
                 f"the activations of each class do not vary at {kept[int(varies.int().argmin())]}, "
                 "so there is no spread to compare the gap between the classes with; capture more "
                 "prompts, or use another plane."

@@ -15,7 +15,7 @@ from ss_lens.calibration.candidates import Candidates, first_principal_component
 from ss_lens.calibration.global_direction import GlobalDirection
 from ss_lens.calibration.grassmann import Separation, ascend
 from ss_lens.core.checks import check_one_of, check_positive, check_seed, check_whole
-from ss_lens.core.errors import UserError
+from ss_lens.core.errors import NotApplicable
 from ss_lens.geometry.plane import Plane
 
 LEAST_ANGLE_DEG = 1.0
@@ -123,7 +123,7 @@ class NextBest:
                     },
                 )
             skipped += 1
-        raise UserError(
+        raise NotApplicable(
             f"no other candidate spans a plane with the direction: {skipped} lie within "
             f"{LEAST_ANGLE_DEG:g}° of its line. Capture more layers or streams, or use "
             "RandomSecond(seed=0)."
@@ -145,7 +145,7 @@ class ClassMeans:
     ) -> FittedPlane:
         """Raises a :class:`UserError` for a direction that belongs to no site."""
         if direction.site is None:
-            raise UserError(
+            raise NotApplicable(
                 f"{self} needs a direction that belongs to a site, since it reads the class means "
                 "there; a consensus has none. Use choice=MaxMeanCosine() or AtSite(...)."
             )
@@ -224,7 +224,7 @@ class Grassmann:
         acts = evidence.train
         n, d = len(acts.positive) + len(acts.negative), acts.positive.shape[-1]
         if n - 2 < d:
-            raise UserError(
+            raise NotApplicable(
                 f"the within-class covariance of {n} prompts in {d} dimensions is singular, so the "
                 "separation has no highest value; use shrinkage='ledoit_wolf', or at least "
                 f"{d + 2} prompts."
@@ -253,7 +253,7 @@ def _oriented(
     x, y = (basis.T @ direction).tolist()
     b1 = basis @ basis.new_tensor([x, y])
     if b1.norm() <= 1e-6:
-        raise UserError(
+        raise NotApplicable(
             "the optimised plane is at right angles to the global direction, so that angle 0 has "
             "no meaning in it; use fewer steps or a smaller learning_rate."
         )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ss_lens.activations.activations import Evidence
 from ss_lens.core.checks import check_one_of, check_whole
-from ss_lens.core.errors import UserError
+from ss_lens.core.errors import NotApplicable, UserError
 from ss_lens.geometry.plane import Plane
 from ss_lens.models.sites import Site
 
@@ -82,7 +82,7 @@ class Half:
         ranks = _layer_ranks(sites)
         n_layers = int(ranks.max()) + 1
         if n_layers == 1 and self.which == "second":
-            raise UserError(
+            raise NotApplicable(
                 f"only layer {sites[0].layer} is calibrated, so there is no second half; capture "
                 "more layers."
             )
@@ -115,7 +115,7 @@ class EveryKth:
         ranks = _layer_ranks(sites)
         n_layers = int(ranks.max()) + 1
         if self.offset >= n_layers:
-            raise UserError(
+            raise NotApplicable(
                 f"offset {self.offset} is beyond the {n_layers} calibrated layers; "
                 f"use 0–{n_layers - 1}."
             )
@@ -149,7 +149,7 @@ class Explicit:
         named = {Site.parse(text) for text in self.sites.split(",")}
         if unknown := sorted(named - set(sites)):
             streams = ", ".join(dict.fromkeys(site.stream for site in sites))
-            raise UserError(
+            raise NotApplicable(
                 f"{unknown[0]} is not a calibrated site; those are {sites[0]} … {sites[-1]} "
                 f"(streams {streams})."
             )

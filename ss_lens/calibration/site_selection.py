@@ -19,7 +19,7 @@ from ss_lens.calibration.separation import (
 )
 from ss_lens.calibration.site_rules import EveryKth, Explicit, Half, Selection, Uniform, tabulated
 from ss_lens.core.checks import check_one_of, check_seed, check_whole
-from ss_lens.core.errors import UserError
+from ss_lens.core.errors import NotApplicable, UserError
 from ss_lens.core.values import read_value
 from ss_lens.geometry.plane import Plane
 from ss_lens.models.sites import Site
@@ -74,7 +74,7 @@ class Discriminative:
             columns["block_margin"] = decisive
         mask = decisive.double() > self.margin
         if not mask.any():
-            raise UserError(self._nothing_selected(means, sites))
+            raise NotApplicable(self._nothing_selected(means, sites))
         return tabulated(mask, sites, columns)
 
     def _nothing_selected(self, means: ClassProjections, sites: tuple[Site, ...]) -> str:
@@ -219,6 +219,6 @@ def rule_name(rule: SelectionRule) -> str:
 
 def _at_most_all(name: str, value: int, sites: tuple[Site, ...]) -> None:
     if value > len(sites):
-        raise UserError(
+        raise NotApplicable(
             f"{name}={value} is more than the {len(sites)} calibrated sites; use 1–{len(sites)}."
         )

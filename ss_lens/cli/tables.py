@@ -15,22 +15,12 @@ if TYPE_CHECKING:
     from ss_lens.experiments.ablation import AblationResult
     from ss_lens.experiments.sweep import SweepResult
 
-SCORES = {
-    "refusal_score": "refusal score",
-    "refused": "refused",
-    "perplexity": "perplexity",
-    "repetition": "repetition",
-    "compression_ratio": "compression",
-    "kl_mean": "KL",
-    "collapsed": "collapsed",
-}
-"""Columns of the tables, and how they are headed."""
-
 
 def print_sweep(result: SweepResult, folder: Path, as_json: bool) -> None:
     """A row per cell, the chosen angles, and what could not be computed."""
     from ss_lens.experiments.grid import ARM_COLUMNS
     from ss_lens.experiments.sweep import by_cell
+    from ss_lens.scoring.registry import headings
 
     cells = by_cell(result.table)
     problems = result.groups.query("problem.notna()").drop_duplicates([*ARM_COLUMNS])
@@ -47,13 +37,13 @@ def print_sweep(result: SweepResult, folder: Path, as_json: bool) -> None:
         return
     # What is the same in all rows is said by the configuration.
     told = [name for name in ARM_COLUMNS if result.groups[name].astype(str).nunique() > 1]
-    shown = [name for name in SCORES if name in cells]
+    shown = {name: heading for name, heading in headings().items() if name in cells}
     keys = [*told, "part", "prompt_class", "angle_deg", "n"]
     rows = [
         [*(_text(row[key]) for key in keys), *(_number(row[name]) for name in shown)]
         for row in cells.to_dict("records")
     ]
-    console.print_rows([*keys, *(SCORES[name] for name in shown)], rows, as_json=False)
+    console.print_rows([*keys, *shown.values()], rows, as_json=False)
     for made in result.choices:
         named = ", ".join(_text(getattr(made.arm, name)) for name in told)
         console.line(f"chosen on dev{f' for {named}' if named else ''}: {made.choice}")
@@ -65,11 +55,15 @@ def print_sweep(result: SweepResult, folder: Path, as_json: bool) -> None:
 
 def print_ablations(result: AblationResult, folder: Path, as_json: bool) -> None:
     """A table per prompt class: means, intervals, and what differs."""
+    from ss_lens.experiments.ablation import HEADINGS
+
     if as_json:
         names = ("table", "choices", "problems")
         parts = {name: _records(getattr(result, name)) for name in names}
         console.print_json({"folder": str(folder), **parts})
         return
+    # An ablation of an earlier version may lack a score that was added since.
+    headed = {k: v for k, v in HEADINGS.items() if (result.table["metric"] == k).any()}
     tables: dict[str, dict[str, dict[str, dict[Any, Any]]]] = {}
     for row in result.table.to_dict("records"):
         table = tables.setdefault(row["prompt_class"], {})
@@ -80,10 +74,10 @@ def print_ablations(result: AblationResult, folder: Path, as_json: bool) -> None
         rows = []
         for variant, by_metric in table.items():
             first = next(iter(by_metric.values()))
-            cells = [_with_interval(by_metric[name], n) for name in SCORES]
+            cells = [_with_interval(by_metric[name], n) for name in headed]
             drawn = [_in_short(first[name]) for name in ("angles_deg", "n_sites")]
             rows.append([variant, *drawn, *cells])
-        console.print_rows(["variant", "angle (°)", "sites", *SCORES.values()], rows, as_json=False)
+        console.print_rows(["variant", "angle (°)", "sites", *headed.values()], rows, as_json=False)
     console.line(
         "\n* differs from the full method on the same prompts: sign-flip permutation test, Holm's "
         "p < 0.05 over the variants of a column."

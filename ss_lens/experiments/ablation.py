@@ -14,18 +14,18 @@ from ss_lens.core.checks import check_whole
 from ss_lens.core.errors import UserError
 from ss_lens.core.files import atomic_path, read_json, write_json
 from ss_lens.experiments.cells import CellStore, read_table, write_table
-from ss_lens.experiments.choose_angle import AngleCriterion, rank_angles
-from ss_lens.experiments.config import SCORES, SEED, Grid, Part, Score, Split, SweepConfig
+from ss_lens.experiments.choose_angle import AngleCriterion, choose_angle, rank_angles
+from ss_lens.experiments.config import SCORES, SEED, Grid, Part, Split, SweepConfig
 from ss_lens.experiments.grid import ARM_COLUMNS
 from ss_lens.experiments.sweep import SweepResult, run_sweep
 from ss_lens.scoring.coherence import collapse
+from ss_lens.scoring.registry import ANSWERS, headings, measured_for
 from ss_lens.stats.paired import compare
 
 FULL, RANDOM_SITES = "full method", "random sites"
-METRICS = (
-    *("refusal_score", "refused", "perplexity", "repetition", "compression_ratio"),
-    *("kl_mean", "collapsed"),
-)
+HEADINGS: Mapping[str, str] = {**headings(), "collapsed": "collapsed ↓"}
+"""What is compared, and how it is headed: the scores that have a label, and the collapsed share."""
+METRICS = tuple(HEADINGS)
 EIGHT_ANGLES = tuple(float(angle) for angle in range(0, 360, 45))
 CRITERION = AngleCriterion(
     score="refusal_score",
@@ -60,8 +60,8 @@ sites as it was done. Random sites are as many as the full method's.
 """
 
 
-SCANNED: tuple[Score, ...] = ("refusal_score",)
-CHOSEN_BY: tuple[Score, ...] = ("refusal_score", "answers", "perplexity")
+SCANNED = (measured_for(CRITERION.score),)
+CHOSEN_BY = tuple(dict.fromkeys((*SCANNED, ANSWERS, *map(measured_for, CRITERION.rule.limits))))
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class AblationConfig:
         fields["angles_deg"] = self.angles_deg if angle is None else angle
         return Grid(model=(self.model,), dataset=(self.dataset,), seed=(draw,), **fields)
 
-    def sweep(self, grids: Iterable[Grid], part: Part, scores: tuple[Score, ...]) -> SweepConfig:
+    def sweep(self, grids: Iterable[Grid], part: Part, scores: tuple[str, ...]) -> SweepConfig:
         """The grids measured on one part."""
         return SweepConfig(
             grid=tuple(grids),
@@ -167,7 +167,7 @@ def run_ablations(
             :func:`ss_lens.run_sweep` raises.
     """
 
-    def swept(grids: Mapping[Item, Grid], part: Part, scores: tuple[Score, ...]) -> SweepResult:
+    def swept(grids: Mapping[Item, Grid], part: Part, scores: tuple[str, ...]) -> SweepResult:
         return run_sweep(config.sweep(grids.values(), part, scores), folder, store=store)
 
     full = swept({(FULL, 0): config.grid(FULL)}, "dev", SCANNED)
@@ -260,16 +260,16 @@ def _by_item(rows: pd.DataFrame) -> dict[Item, pd.DataFrame]:
 
 
 def _verdict(item: Item, rows: pd.DataFrame) -> dict[str, Any]:
-    """Whether dev's answers at one angle let it be chosen."""
-    share = float(collapse(rows, CRITERION.rule)["collapsed"].mean())
-    scored = rows[rows["prompt_class"] == CRITERION.prompt_class]
+    """Whether :func:`choose_angle` takes an angle by dev's answers there."""
+    choice = choose_angle(rows, CRITERION)
+    (tried,) = choice.dev.to_dict("records")
     return {
         "variant": item[0],
         "draw": item[1],
-        "angle_deg": float(rows["angle_deg"].iloc[0]),
-        "score": float(scored[CRITERION.score].mean()),
-        "collapsed": share,
-        "chosen": share <= CRITERION.max_collapsed,
+        "angle_deg": tried["angle_deg"],
+        "score": tried["score"],
+        "collapsed": tried["collapsed"],
+        "chosen": choice.angle_deg is not None,
     }
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 
 from ss_lens.core.checks import check_one_of
 from ss_lens.core.errors import UserError
+from ss_lens.experiments.grid import on_circle
 from ss_lens.scoring.coherence import CollapseRule, collapse
 from ss_lens.scoring.registry import all_columns
 from ss_lens.stats.bootstrap import derive_rng
@@ -140,8 +141,8 @@ class AngleChoice:
 def choose_angle(table: pd.DataFrame, criterion: AngleCriterion) -> AngleChoice:
     """The admissible angle with the best mean score on dev; test is read at that angle alone.
 
-    Ties go to the angle nearest to 0 on the circle (so 350 before 20), then to the smaller one
-    modulo 360.
+    It is the first admissible one in the order of :func:`rank_angles`. Angles are taken modulo 360,
+    so that −90 is 270 and 0 and 360 are one angle.
 
     Args:
         table: rows of one arm of a sweep, one per prompt and angle: ``part`` (``dev`` or ``test``),
@@ -154,12 +155,13 @@ def choose_angle(table: pd.DataFrame, criterion: AngleCriterion) -> AngleChoice:
         UserError: no dev rows, a score that the table has not, the rows of several arms, a prompt
             that is in both parts, or test rows of which none are at the chosen angle.
     """
-    _check(table, criterion)
+    table = _checked(table, criterion)
     dev, test = (table.query("part == @part") for part in ("dev", "test"))
     numbers = _numbers(dev, criterion)
     within = numbers["collapsed"] <= criterion.max_collapsed
     numbers["admissible"] = within & numbers["score"].notna()
-    angle = _best(numbers.query("admissible"), criterion)
+    admissible = {*numbers.loc[numbers["admissible"], "angle_deg"]}
+    angle = next((a for a in rank_angles(table, criterion) if a in admissible), None)
     at_angle = test.query("angle_deg == @angle")  # none for None
     if angle is not None and len(test) and at_angle.empty:
         raise UserError(
@@ -172,7 +174,8 @@ def choose_angle(table: pd.DataFrame, criterion: AngleCriterion) -> AngleChoice:
 def rank_angles(table: pd.DataFrame, criterion: AngleCriterion) -> tuple[float, ...]:
     """The angles on dev from the best mean score on, admissible or not.
 
-    The first of them that is admissible is the one that :func:`choose_angle` chooses.
+    Ties go to the angle nearest to 0 on the circle (so 350 before 20), then to the smaller one. The
+    first that is admissible is the one that :func:`choose_angle` chooses.
 
     Args:
         table: as there, without the coherence scores.
@@ -181,10 +184,16 @@ def rank_angles(table: pd.DataFrame, criterion: AngleCriterion) -> tuple[float, 
     Raises:
         UserError: what :func:`choose_angle` says of the table.
     """
-    _check(table, criterion)
+    table = _checked(table, criterion)
     of_class = (table["part"] == "dev") & (table["prompt_class"] == criterion.prompt_class)
     means = table.loc[of_class].groupby("angle_deg").agg({criterion.score: "mean"})
-    return _ranked(means[criterion.score].dropna(), criterion)
+    scores = means[criterion.score].dropna()
+    sign = 1 if criterion.goal == "minimise" else -1
+
+    def place(angle: float) -> tuple[float, ...]:
+        return (sign * float(scores.loc[angle]), min(angle, -angle % 360), angle)
+
+    return tuple(sorted(map(float, scores.index), key=place))
 
 
 _NUMBERS = (
@@ -193,12 +202,14 @@ _NUMBERS = (
 )
 
 
-def _check(table: pd.DataFrame, criterion: AngleCriterion) -> None:
+def _checked(table: pd.DataFrame, criterion: AngleCriterion) -> pd.DataFrame:
+    """The table with its angles from 0 to below 360."""
     missing = [name for name in (*_NEEDED, criterion.score) if name not in table]
     if missing:
         raise UserError(
             f"the table has no column {', '.join(missing)}; it has {', '.join(table.columns)}."
         )
+    table = table.assign(angle_deg=table["angle_deg"].map(on_circle))
     parts = {part: table.query("part == @part") for part in ("dev", "test")}
     if not (parts["dev"]["prompt_class"] == criterion.prompt_class).any():
         raise UserError(
@@ -207,14 +218,15 @@ def _check(table: pd.DataFrame, criterion: AngleCriterion) -> None:
         )
     if table.duplicated(["part", "prompt_class", "prompt_index", "angle_deg"]).any():
         raise UserError(
-            "the table holds several rows of one prompt at one angle; choose for the rows of one "
-            "arm (model, operator, selection, …) at a time."
+            "the table holds several rows of one prompt at one angle (0 and 360 degrees are one); "
+            "choose for the rows of one arm (model, operator, selection, …) at a time."
         )
     if both := {*parts["dev"]["prompt"]} & {*parts["test"]["prompt"]}:
         raise UserError(
             f"the prompt {min(both)[:60]!r} is in dev and in test, so the report would be of "
-            "prompts that the angle was chosen on; split the dataset anew."
+            "prompts that the angle was chosen on; split the dataset again."
         )
+    return table
 
 
 def _numbers(rows: pd.DataFrame, criterion: AngleCriterion) -> pd.DataFrame:
@@ -238,23 +250,6 @@ def _numbers(rows: pd.DataFrame, criterion: AngleCriterion) -> pd.DataFrame:
             }
         )
     return _frame(found, _NUMBERS)
-
-
-def _best(admissible: pd.DataFrame, criterion: AngleCriterion) -> float | None:
-    if admissible.empty:
-        return None
-    return _ranked(admissible.set_index("angle_deg")["score"], criterion)[0]
-
-
-def _ranked(scores: pd.Series, criterion: AngleCriterion) -> tuple[float, ...]:
-    """Angles from the best score on; ties as :func:`choose_angle` says."""
-    sign = 1 if criterion.goal == "minimise" else -1
-
-    def place(angle: float) -> tuple[float, ...]:
-        a = angle
-        return (sign * float(scores.loc[a]), min(a % 360, -a % 360), a % 360, abs(a))
-
-    return tuple(sorted(map(float, scores.index), key=place))
 
 
 def _as_records(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from ss_lens.activations.store import Store
 from ss_lens.core.errors import UserError, first_line
@@ -23,6 +26,8 @@ from ss_lens.experiments.worker import Outcome, finish_groups
 POLL_SECONDS = 0.5
 TIMEOUT_MINUTES = {"local": 7 * 24 * 60, "slurm": 24 * 60}
 """Unless cluster_parameters has a timeout_min; submitit's own is a few minutes."""
+VISIBLE_SECONDS = 90.0
+"""How long a network file system may take to show another machine's files; NFS caches for 60 s."""
 
 logger = logging.getLogger(__name__)
 
@@ -39,14 +44,17 @@ def finish_on_cluster(
 
     Every worker goes through all groups and skips what others have finished, so that one which
     lives to the end suffices. submitit carries the call to a worker in a pickle of its own; what
-    comes back is JSON and Parquet.
+    comes back is JSON and Parquet. Local workers end with this process, however it ends; jobs of
+    Slurm are cancelled when it is interrupted, and end by themselves when it is killed.
 
     Raises:
         UserError: submitit is missing or refuses the parameters, what a worker objected to, or
             that no worker lived to the end.
     """
     executor = _executor(config, cells.folder)
-    reports = cells.folder.resolve() / "logs" / f"reports-{time.time_ns()}"
+    logs = cells.folder.resolve() / "logs"
+    _remove_reports_of_the_killed(logs)
+    reports = logs / f"reports-{time.time_ns()}"
     reports.mkdir(parents=True)
     call = {
         "config": config.model_dump(mode="json"),
@@ -56,8 +64,11 @@ def finish_on_cluster(
         "reports": str(reports),
     }
     starts = [worker * len(groups) // config.workers for worker in range(config.workers)]
-    jobs = _submitted(executor, [json.dumps({**call, "first": start}) for start in starts])
+    alive_lock = FileLock(reports / ALIVE)
+    alive_lock.acquire()
+    jobs: list[Any] = []
     try:
+        jobs += _submitted(executor, [json.dumps({**call, "first": start}) for start in starts])
         seen: set[str] = set()
         alive = True
         while alive:
@@ -71,6 +82,7 @@ def finish_on_cluster(
         for job in jobs:
             if not job.done():
                 job.cancel()
+        alive_lock.release()
         shutil.rmtree(reports)
 
 
@@ -78,9 +90,12 @@ def work(call: str) -> None:
     """What one worker runs: ``call`` is JSON, and so is the report that it leaves."""
     given = json.loads(call)
     config, reports = SweepConfig(**given["config"]), Path(given["reports"])
+    _wait_for(reports)
+    _wait_for(Path(given["folder"]) / "sweep.json")
     if config.cluster == "local":
         # Workers that each take all cores slow one another down many times over.
         torch.set_num_threads(max(1, torch.get_num_threads() // config.workers))
+        end_with(reports / ALIVE)
     try:
         outcomes = finish_groups(
             config,
@@ -94,6 +109,58 @@ def work(call: str) -> None:
     except UserError as error:
         report = {"error": str(error)}
     write_json(reports / f"report-{given['first']}-{time.time_ns()}.json", report)
+
+
+ALIVE = "alive.lock"
+"""Held by the process that waits for the workers; the system releases it however that one ends."""
+
+
+def end_with(lock: Path) -> None:
+    """End this process as soon as no other one holds ``lock``.
+
+    A parent's number would not do: submitit has a process of its own between, and the number of a
+    killed process stays taken until its own parent has asked for it.
+    """
+
+    def watch() -> None:
+        while _is_held(lock):
+            time.sleep(POLL_SECONDS)
+        logger.error("the sweep has ended; so does this worker")
+        os._exit(1)
+
+    threading.Thread(target=watch, name="ss_lens-watchdog", daemon=True).start()
+
+
+def _is_held(lock: Path) -> bool:
+    if not lock.exists():
+        return False
+    try:
+        with FileLock(lock, timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # removed in between
+        return False
+
+
+def _remove_reports_of_the_killed(logs: Path) -> None:
+    for reports in logs.glob("reports-*"):
+        if (reports / ALIVE).exists() and not _is_held(reports / ALIVE):
+            shutil.rmtree(reports, ignore_errors=True)
+
+
+def _wait_for(path: Path) -> None:
+    """Until ``path``, which another machine made, is visible on this one."""
+    deadline = time.monotonic() + VISIBLE_SECONDS
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"{path} is not visible on this machine after {VISIBLE_SECONDS:g} s; the folder of "
+                "the sweep must be on a file system that all workers share."
+            )
+        time.sleep(POLL_SECONDS)
+        if path.parent.exists():
+            os.listdir(path.parent)  # refreshes what the system remembers of a folder
 
 
 def _executor(config: SweepConfig, folder: Path) -> Any:
@@ -131,15 +198,27 @@ def _submitted(executor: Any, calls: list[str]) -> list[Any]:
 def reported(jobs: Sequence[Any], reports: Path) -> list[Outcome]:
     """What the workers report, all the same; an error only where none got to the end.
 
+    A job that ended well has left a report, which a network file system may show late.
+
     Raises:
-        UserError: what a worker objected to, or that all died.
+        UserError: what a worker objected to, that all died, or reports that do not appear.
     """
-    said = [read_json(path, "report of a worker") for path in sorted(reports.glob("report-*"))]
+    ended_well = sum(job.exception() is None for job in jobs)
+    deadline = time.monotonic() + VISIBLE_SECONDS
+    while not (found := sorted(reports.glob("report-*.json"))) and ended_well:
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"{ended_well} of {len(jobs)} workers finished, but their reports are not visible "
+                f"in {reports} after {VISIBLE_SECONDS:g} s. Finished cells are kept; run the same "
+                "command again, in a folder that all machines share."
+            )
+        time.sleep(POLL_SECONDS)
+    said = [read_json(path, "report of a worker") for path in found]
     whole = [report["outcomes"] for report in said if "outcomes" in report]
     if whole:
         if len(whole) < len(jobs):
             logger.warning(
-                "%d of %d workers ended early; the others did their part",
+                "%d of %d workers ended early; the others finished the sweep",
                 len(jobs) - len(whole),
                 len(jobs),
             )

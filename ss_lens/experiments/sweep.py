@@ -12,17 +12,26 @@ import pandas as pd
 
 from ss_lens.activations.store import Store
 from ss_lens.core.errors import UserError
-from ss_lens.core.files import atomic_path, read_json, write_json
+from ss_lens.core.files import atomic_path, check_replaceable
 from ss_lens.core.progress import progress_bar
+from ss_lens.core.sealed import read_sealed_json, write_sealed_json
 from ss_lens.experiments.cells import CellStore, read_table, write_table
 from ss_lens.experiments.choose_angle import AngleChoice, choose_angle
 from ss_lens.experiments.cluster import finish_on_cluster
 from ss_lens.experiments.config import SweepConfig
-from ss_lens.experiments.grid import ARM_COLUMNS, Arm, CellGroup
-from ss_lens.experiments.measures import ROW
-from ss_lens.experiments.worker import Outcome, finish_groups
+from ss_lens.experiments.grid import ARM_COLUMNS, Arm, CellGroup, on_circle
+from ss_lens.experiments.worker import (
+    Outcome,
+    finish_groups,
+    finished_rows,
+    unsteered_table,
+    with_texts_scored,
+)
+from ss_lens.scoring.registry import ANSWERS, ROW, columns_of
 
 GROUP_COLUMNS = (*ARM_COLUMNS, "part", "prompt_class")
+UNSTEERED_COLUMNS = ("model", "dataset", "part", "prompt_class", "prompt_index", "prompt")
+_TABLES = ("table", "groups", "unsteered")
 logger = logging.getLogger(__name__)
 
 
@@ -41,8 +50,11 @@ class SweepResult:
     Attributes:
         table: one row per prompt and angle: what the arm is (``model``, ``dataset``, ``operator``,
             ``selection``, ``plane``, ``labels``, ``seed``), ``part`` and ``prompt_class``,
-            ``prompt_index``, ``prompt``, ``angle_deg``, and the columns that
-            :func:`ss_lens.experiments.measures.measured` lists for each score.
+            ``prompt_index``, ``prompt``, ``angle_deg`` (from 0 to below 360), ``response``, and the
+            columns of each score (:mod:`ss_lens.scoring.registry`).
+        unsteered: the same for the model without steering: one row per prompt, with ``angle_deg``
+            missing, and nothing of what an arm is but ``model`` and ``dataset``. It is not the row
+            at 0 degrees of an operator that rotates to an angle.
         groups: one row per cell group: its ``key`` in the store, the ``steered_sites`` (text with
             commas), their number ``n_sites``, and the ``problem`` of an arm that could not be
             calibrated and has no rows in ``table``.
@@ -53,6 +65,7 @@ class SweepResult:
     table: pd.DataFrame
     groups: pd.DataFrame
     choices: tuple[ArmChoice, ...]
+    unsteered: pd.DataFrame
 
 
 def run_sweep(
@@ -60,9 +73,9 @@ def run_sweep(
 ) -> SweepResult:
     """Measure all cells of a grid; those that ``folder`` has already are not computed again.
 
-    Stopped at any moment it goes on from there when started again, and a changed grid computes only
-    what is new. Several processes may share a folder. An arm that cannot be calibrated (shuffled
-    labels may leave no discriminative site) is told as a warning and in ``groups``.
+    Stopped at any moment it resumes when started again, and a changed grid computes only what is
+    new. Several processes may share a folder. An arm that cannot be calibrated (shuffled labels may
+    leave no discriminative site) is reported as a warning and in ``groups``.
 
     Answers to harmful prompts are kept in ``folder`` and nowhere else.
 
@@ -72,11 +85,12 @@ def run_sweep(
         store: of activations; ``None`` is the user's store.
 
     Raises:
-        UserError: a folder of another format or with something else in it, a model or dataset that
-            cannot be had, a prompt beyond the context, a full disk, or a grid no arm of which can
-            be calibrated.
+        UserError: a folder of another format or with something else in it, an unavailable model or
+            dataset, a prompt beyond the context, a full disk, or a grid no arm of which can be
+            calibrated.
     """
     cells, store = CellStore.claim(folder), store or Store()
+    _check_result(cells)  # before the slow part
     groups = config.groups()
     outcomes = _finished(config, groups, cells, store)
     table = _table(config, groups, outcomes, cells)
@@ -95,7 +109,8 @@ def run_sweep(
             )
             groups, outcomes = (*groups, *later), outcomes + outcomes_later
             choices = _choices(config, table)
-    result = SweepResult(config, table, _group_table(groups, outcomes), choices)
+    unsteered = _unsteered(config, groups, outcomes, cells)
+    result = SweepResult(config, table, _group_table(groups, outcomes), choices, unsteered)
     _save(result, cells)
     return result
 
@@ -110,22 +125,29 @@ def load_sweep(folder: Path | str) -> SweepResult:
     cells.check_format()
     path = cells.folder / "result"
     if not path.exists():
-        raise UserError(
-            f"the sweep at {folder} is not finished; run it again, which goes on from there."
-        )
-    values = read_json(path / "sweep.json", "result of the sweep")
-    tables = [read_table(path / f"{name}.parquet") for name in ("table", "groups")]
-    if any(table is None for table in tables):
+        raise UserError(f"the sweep at {folder} is not finished; run it again, which resumes it.")
+    values = read_sealed_json(
+        path / "sweep.json",
+        "result of the sweep",
+        unsealed={"config", "choices"},
+        remedy="run the sweep again, which is quick",
+    )
+    # Results of earlier versions have no digests, and no rows of the unsteered model.
+    digests = values.get("tables", {"table": None, "groups": None})
+    read = {name: read_table(path / f"{name}.parquet", digest) for name, digest in digests.items()}
+    found = {name: table for name, table in read.items() if table is not None}
+    if len(found) < len(read):
         raise UserError(f"the result at {path} is damaged; run the sweep again, which is quick.")
-    table, groups = (_typed(table) for table in tables if table is not None)
+    table = _typed(found["table"])
     return SweepResult(
         SweepConfig(**values["config"]),
-        table,
-        groups,
+        table.assign(angle_deg=table["angle_deg"].map(on_circle)),
+        _typed(found["groups"]),
         tuple(
             ArmChoice(Arm(**made["arm"]), AngleChoice.from_json(made["choice"]))
             for made in values["choices"]
         ),
+        found.get("unsteered", table.iloc[:0].filter([*UNSTEERED_COLUMNS])),
     )
 
 
@@ -173,15 +195,62 @@ def _table(
     for group, outcome in zip(groups, outcomes, strict=True):
         if outcome.key is None:
             continue
-        parts = [
-            _cells_of(group, cells.read(outcome.key, score))
-            for score in config.scores_of(group.part)
-        ]
-        rows = reduce(lambda a, b: a.merge(b, on=[*ROW], validate="1:1"), parts)
+        rows = group_rows(group, outcome, config.scores_of(group.part), cells)
         for place, (name, value) in enumerate(group.columns.items()):
             rows.insert(place, name, value)
         tables.append(_typed(rows))
     return pd.concat(tables, ignore_index=True)
+
+
+def group_rows(
+    group: CellGroup, outcome: Outcome, scores: Sequence[str], cells: CellStore
+) -> pd.DataFrame:
+    """The finished cells of a group, one row per prompt and angle, with the columns of all scores.
+
+    Args:
+        group: which angles.
+        outcome: of the group, which is finished.
+        scores: what was measured.
+        cells: where the cells are.
+    """
+    assert outcome.key is not None
+    parts = []
+    for score in scores:
+        found = finished_rows(cells, outcome.key, outcome.unsteered, score)
+        rows = _cells_of(group, found)
+        if score == ANSWERS:
+            rows = with_texts_scored(rows.filter([*ROW, "response"]))
+        else:
+            rows = rows.filter([*ROW, *columns_of(score)])
+        parts.append(rows)
+    return reduce(lambda a, b: a.merge(b, on=[*ROW], validate="1:1"), parts)
+
+
+def _unsteered(
+    config: SweepConfig,
+    groups: Sequence[CellGroup],
+    outcomes: Sequence[Outcome],
+    cells: CellStore,
+) -> pd.DataFrame:
+    """One row per prompt that was measured, whatever the arms."""
+    tables = {}
+    for group, outcome in zip(groups, outcomes, strict=True):
+        place = {
+            "model": group.arm.model,
+            "dataset": group.arm.dataset,
+            "part": group.part,
+            "prompt_class": group.prompt_class,
+        }
+        if outcome.key is None or outcome.unsteered is None or (*place.values(),) in tables:
+            continue
+        scores = config.scores_of(group.part)
+        prompts = finished_rows(cells, outcome.key, outcome.unsteered, scores[0])
+        prompts = prompts.filter([*ROW[:2]]).drop_duplicates().sort_values(by="prompt_index")
+        rows = unsteered_table(cells, outcome.unsteered, scores, prompts)
+        for column, (name, value) in enumerate(place.items()):
+            rows.insert(column, name, value)
+        tables[(*place.values(),)] = rows
+    return pd.concat([*tables.values()], ignore_index=True)
 
 
 def _cells_of(group: CellGroup, rows: pd.DataFrame) -> pd.DataFrame:
@@ -193,7 +262,7 @@ def _cells_of(group: CellGroup, rows: pd.DataFrame) -> pd.DataFrame:
     if rows["angle_deg"].nunique() < len(order):
         raise UserError(
             f"finished cells of {group.arm} are gone; run the same command again, which computes "
-            "them anew."
+            "them."
         )
     places = rows.assign(place=rows["angle_deg"].map(order))
     return places.sort_values(["prompt_index", "place"], ignore_index=True).drop(columns="place")
@@ -241,11 +310,25 @@ def _save(result: SweepResult, cells: CellStore) -> None:
     choices = [
         {"arm": asdict(made.arm), "choice": made.choice.as_json()} for made in result.choices
     ]
-    with cells.exclusive(), atomic_path(cells.folder / "result") as temporary:
-        temporary.mkdir()
-        write_table(temporary / "table.parquet", result.table)
-        write_table(temporary / "groups.parquet", result.groups)
-        write_json(
-            temporary / "sweep.json",
-            {"config": result.config.model_dump(mode="json"), "choices": choices},
-        )
+    with cells.exclusive():
+        _check_result(cells)
+        with atomic_path(cells.folder / "result") as temporary:
+            temporary.mkdir()
+            digests = {
+                name: write_table(temporary / f"{name}.parquet", getattr(result, name))
+                for name in _TABLES
+            }
+            write_sealed_json(
+                temporary / "sweep.json",
+                {
+                    "config": result.config.model_dump(mode="json"),
+                    "choices": choices,
+                    "tables": digests,
+                },
+            )
+
+
+def _check_result(cells: CellStore) -> None:
+    """Refuse to replace a folder that holds a file of the user's."""
+    names = {"sweep.json", *(f"{name}.parquet" for name in _TABLES)}
+    check_replaceable(cells.folder / "result", names, "result of a sweep")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from textwrap import shorten
@@ -144,13 +145,18 @@ def finished_rows(cells: CellStore, key: str, unsteered: str | None, score: str)
         logger.info("sweep: %s of an earlier version is measured again", score)
         return rows.iloc[:0]
     if parts_of(score)[0].needs == "answers":
-        answers = cells.read(key, ANSWERS).drop_duplicates([*ROW]).reindex(columns=[*ROW, "response"])
+        answers = (
+            cells.read(key, ANSWERS).drop_duplicates([*ROW]).reindex(columns=[*ROW, "response"])
+        )
         texts = rows[[*ROW]].merge(answers, how="left", on=[*ROW])["response"]
     else:
         assert unsteered is not None
         texts = rows["prompt_index"].map(dict(enumerate(unsteered_answers(cells, unsteered))))
-    current = [isinstance(text, str) and digest_of_text(text) == of for text, of in zip(texts, rows[OF], strict=True)]
-    return rows[current].drop(columns=OF)
+    current = [
+        isinstance(text, str) and digest_of_text(text) == of
+        for text, of in zip(texts, rows[OF], strict=True)
+    ]
+    return rows.loc[current].drop(columns=OF)
 
 
 def unsteered_answers(cells: CellStore, key: str) -> list[str]:
@@ -218,7 +224,7 @@ def with_texts_scored(table: pd.DataFrame) -> pd.DataFrame:
     """A table of answers with the columns of every score of their text."""
     parts = [table]
     for score in parts_of(ANSWERS):
-        parts.append(score.of_texts(table)[[*score.column_names]].set_axis(table.index))
+        parts.append(score.of_texts(table).filter(score.column_names).set_axis(table.index))
     return pd.concat(parts, axis=1)
 
 
@@ -251,8 +257,8 @@ def _missing(
 ) -> list[float]:
     rows = finished_rows(cells, key, unsteered, score)
     rows = rows.drop_duplicates([*ROW]) if len(rows) else rows
-    known = rows["angle_deg"].value_counts()
-    return [a for a in group.angles_deg if known.get(a, 0) < len(setting.prompts)]
+    known = Counter(rows["angle_deg"].tolist())
+    return [angle for angle in group.angles_deg if known[angle] < len(setting.prompts)]
 
 
 def _measure(

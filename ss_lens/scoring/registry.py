@@ -145,7 +145,7 @@ class Score:
     def _checked(self, found: pd.DataFrame) -> pd.DataFrame:
         for column in self.columns:
             self._check(column, found)
-        return found[[*ROW, *self.column_names]]
+        return found.filter([*ROW, *self.column_names])
 
     def _check(self, column: Column, found: pd.DataFrame) -> None:
         values = found[column.name].astype(float)

@@ -90,7 +90,7 @@ def test_several_grids_are_a_union_and_an_arm_of_both_gets_the_angles_of_both() 
 def test_a_range_of_angles_stops_before_its_end() -> None:
     assert made(angles_deg={"step": 90}).grid[0].angles_deg == (0.0, 90.0, 180.0, 270.0)
     assert made(angles_deg={"start": -10, "stop": 10, "step": 10}).grid[0].angles_deg == (
-        -10.0,
+        350.0,
         0.0,
     )
 
