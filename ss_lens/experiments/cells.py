@@ -102,7 +102,7 @@ class CellStore:
                 key = None
         try:
             if key:
-                remove_leftovers(home)  # of a process that was killed
+                remove_leftovers(home, all_of_them=True)  # of killed processes; the lock is held
                 if not (home / "identity.json").exists():
                     write_json(home / "identity.json", dict(identity))
             yield key
@@ -125,7 +125,7 @@ class CellStore:
         if not tables:
             return pd.DataFrame({"angle_deg": pd.Series(dtype=float)})
         rows = pd.concat(tables, ignore_index=True)
-        return rows.assign(angle_deg=rows["angle_deg"].map(on_circle))
+        return rows.assign(angle_deg=rows["angle_deg"].astype(float).map(on_circle))
 
     def commit(self, key: str, score: str, rows: pd.DataFrame) -> None:
         """Add cells that were computed together, all of them or none.

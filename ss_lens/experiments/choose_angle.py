@@ -209,7 +209,7 @@ def _checked(table: pd.DataFrame, criterion: AngleCriterion) -> pd.DataFrame:
         raise UserError(
             f"the table has no column {', '.join(missing)}; it has {', '.join(table.columns)}."
         )
-    table = table.assign(angle_deg=table["angle_deg"].map(on_circle))
+    table = table.assign(angle_deg=table["angle_deg"].astype(float).map(on_circle))
     parts = {part: table.query("part == @part") for part in ("dev", "test")}
     if not (parts["dev"]["prompt_class"] == criterion.prompt_class).any():
         raise UserError(

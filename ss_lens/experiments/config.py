@@ -16,6 +16,7 @@ from ss_lens.core.yaml import Section, read_yaml, unknown_key
 from ss_lens.experiments.choose_angle import AngleCriterion
 from ss_lens.experiments.grid import Arm, CellGroup, on_circle
 from ss_lens.generation.angle_batch import BATCH_ROWS
+from ss_lens.models.chat import DEFAULT_FORMAT, ChatFormat
 from ss_lens.scoring.registry import ANSWERS, columns_of, measured_names, parts_of
 
 SEED = "{seed}"
@@ -64,6 +65,10 @@ def _measured(value: str) -> str:
     if value not in SCORES:
         raise ValueError(f"input should be {', '.join(map(repr, SCORES))}")
     return value
+
+
+def _chat(value: Any) -> Any:
+    return ChatFormat.from_json(value) if isinstance(value, Mapping) else value
 
 
 def _criterion(value: Any) -> Any:
@@ -175,6 +180,7 @@ class SweepConfig(Section):
         scores: ``answers`` are generated, and scored by their text; ``perplexity`` is of these;
             ``kl`` is from the unsteered model, on its own answers.
         choose: how the angle of each arm is chosen on dev.
+        chat: ``system`` prompt, ``date`` and ``template_arguments`` of the chat template.
         batch_rows: at most this many prompt–angle pairs run at once; bounds the memory.
         cluster: where cells are computed: here (``None``), in ``local`` processes, or by ``slurm``.
         workers: how many processes or Slurm jobs, which share the cells.
@@ -189,6 +195,7 @@ class SweepConfig(Section):
     scores: OneOrMore[Annotated[str, AfterValidator(_measured)]] = SCORES
     max_new_tokens: Annotated[int, Field(ge=1)] = 48
     choose: Annotated[AngleCriterion | None, BeforeValidator(_criterion)] = None
+    chat: Annotated[ChatFormat, BeforeValidator(_chat)] = DEFAULT_FORMAT
     device: str = "auto"
     dtype: str = "auto"
     batch_rows: Annotated[int, Field(ge=1)] = BATCH_ROWS

@@ -105,7 +105,7 @@ class CellGroup:
         )
 
 
-def on_circle(angle_deg: float) -> float:
+def on_circle(angle_deg: float | int) -> float:
     """The angle from 0 to below 360 that is the same rotation.
 
     >>> on_circle(-90), on_circle(360), on_circle(-1e-20)

@@ -21,7 +21,7 @@ from ss_lens.experiments.config import SweepConfig
 from ss_lens.experiments.grid import Arm, CellGroup
 from ss_lens.generation.loop import stop_ids
 from ss_lens.geometry.operators import AngularOperator
-from ss_lens.models.chat import tokenize, tokens_digest
+from ss_lens.models.chat import ChatFormat, tokenize, tokens_digest
 from ss_lens.models.load import load_model
 
 
@@ -36,6 +36,7 @@ class Setting:
     calibration: Calibration
     operator: AngularOperator
     prompts: tuple[str, ...]
+    chat: ChatFormat
     max_new_tokens: int
     batch_rows: int
     identity: Mapping[str, Any]
@@ -50,8 +51,23 @@ class Workbench:
         self._model_name: str | None = None
         self._made: dict[Hashable, Any] = {}
 
-    def setting(self, group: CellGroup) -> Setting:
-        """All that ``group`` takes.
+    @classmethod
+    def holding(
+        cls,
+        config: SweepConfig,
+        store: Store,
+        model: TransformerBridge,
+        dataset: ContrastiveDataset,
+    ) -> Workbench:
+        """One whose model and dataset are at hand, for a grid that names one of each."""
+        bench = cls(config, store)
+        (grid,) = config.grid
+        (bench._model_name,), (name,) = grid.model, grid.dataset
+        bench._made = {"model": model, ("split", name): bench._split_of(dataset)}
+        return bench
+
+    def setting(self, group: CellGroup, prompts: slice = slice(None)) -> Setting:
+        """All that ``group`` takes, on all of its prompts or some.
 
         Its identity holds no names of models, datasets or parts, but what they stand for: the keys
         of the activations, which cover weights, prompts and labels, and the tokens to steer.
@@ -64,10 +80,10 @@ class Workbench:
         if arm.model != self._model_name:
             self._made.clear()
             self._model_name = arm.model
-        prompts = getattr(getattr(self._split(arm.dataset), group.part), group.prompt_class)
+        texts = getattr(getattr(self._split(arm.dataset), group.part), group.prompt_class)[prompts]
         train, held_out = (self._activations(arm, part) for part in ("train", "dev"))
         answered = {
-            "tokens": tokens_digest(tokenize(self._model(), prompts)),
+            "tokens": tokens_digest(tokenize(self._model(), texts, config.chat)),
             "max_new_tokens": config.max_new_tokens,
             "stop_ids": stop_ids(self._model()),
         }
@@ -76,7 +92,8 @@ class Workbench:
             model=self._model(),
             calibration=self._calibration(arm),
             operator=arm.operator_value,
-            prompts=prompts,
+            prompts=texts,
+            chat=config.chat,
             max_new_tokens=config.max_new_tokens,
             batch_rows=config.batch_rows,
             identity={
@@ -106,16 +123,16 @@ class Workbench:
         return self._once("model", load)
 
     def _split(self, dataset: str) -> DatasetSplit:
+        return self._once(("split", dataset), lambda: self._split_of(load_dataset(dataset)))
+
+    def _split_of(self, dataset: ContrastiveDataset) -> DatasetSplit:
         split = self._config.split
-        return self._once(
-            ("split", dataset),
-            lambda: load_dataset(dataset).split(dev=split.dev, test=split.test, seed=split.seed),
-        )
+        return dataset.split(dev=split.dev, test=split.test, seed=split.seed)
 
     def _activations(self, arm: Arm, part: Literal["train", "dev"]) -> Activations:
         def make() -> Activations:
             data = getattr(self._split(arm.dataset), part)
-            acts = capture(self._model(), data, store=self._store)
+            acts = capture(self._model(), data, store=self._store, chat=self._config.chat)
             if arm.labels == "true":
                 return acts
             assert arm.seed is not None
@@ -138,7 +155,7 @@ class Workbench:
 def shuffled(
     acts: Activations, dataset: ContrastiveDataset, model: TransformerBridge, seed: int
 ) -> Activations:
-    """The activations with the classes of their prompts drawn anew: the control of the labels.
+    """The activations with the classes of their prompts drawn again: the control of the labels.
 
     Paired prompts swap classes within their pair with probability ½, so that they stay partners;
     others are permuted. The specification is that of the dataset with its prompts in this order.
@@ -168,7 +185,7 @@ def shuffled(
         acts.spec,
         dataset_name=redrawn.name,
         dataset_digest=redrawn.digest,
-        tokens_digest=tokens_digest(tokenize(model, moved)),
+        tokens_digest=tokens_digest(tokenize(model, moved, acts.spec.chat)),
         prompt_digests=tuple(map(prompt_digest, moved)),
     )
     return stacked(torch.cat((acts.positive, acts.negative))[order], spec)

@@ -1,47 +1,54 @@
-"""The main job: capture, calibrate, steer at several angles, score, and keep a run directory."""
+"""The main job: a sweep with a preset, scored per angle and kept as a run directory."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
 from ss_lens.activations.capture import capture
 from ss_lens.activations.store import Store
-from ss_lens.calibration.calibrate import calibrate
 from ss_lens.calibration.calibration import Calibration
 from ss_lens.calibration.site_selection import as_rule
 from ss_lens.core.checks import check_at_least
 from ss_lens.core.errors import UserError
-from ss_lens.core.files import atomic_path, read_json, sha256_of_json, write_json
+from ss_lens.core.files import atomic_path, read_json, sha256_of_file
 from ss_lens.core.progress import progress_bar
+from ss_lens.core.replace import holds_nothing
+from ss_lens.core.sealed import read_sealed_json, write_sealed_json
 from ss_lens.datasets.contrastive import ContrastiveDataset
-from ss_lens.generation.angle_batch import sweep_angles
-from ss_lens.geometry.operators import RotateBy
-from ss_lens.models.chat import check_context, tokenize
-from ss_lens.scoring.coherence import coherence
-from ss_lens.scoring.refusal import opens_with_refusal
+from ss_lens.experiments.cells import CellStore
+from ss_lens.experiments.config import Grid, Split, SweepConfig
+from ss_lens.experiments.grid import CellGroup, on_circle
+from ss_lens.experiments.inputs import Setting, Workbench
+from ss_lens.experiments.sweep import group_rows
+from ss_lens.experiments.worker import finish_setting
+from ss_lens.models.chat import DEFAULT_FORMAT, ChatFormat, check_context, tokenize
+from ss_lens.scoring.registry import ANSWERS, all_columns
 from ss_lens.stats.intervals import wilson_interval
 
-FORMAT = 1
+FORMAT = 2
+UNSEALED = 1
+"""The format of earlier versions, which kept no digests; its runs are read, and not resumed."""
 EIGHT_ANGLES = (0.0, 45.0, 90.0, 135.0, 180.0, 225.0, 270.0, 315.0)
 PROMPTS_PER_CHUNK = 6
+"""So many prompts at all angles are computed together, and kept when they are finished."""
 COHERENCE = ("compression_ratio", "repetition", "non_latin_share")
-logger = logging.getLogger(__name__)
+TABLES = ("responses.csv", "scores.csv")
 
 
 @dataclass(frozen=True)
 class RunConfig:
     """What the main job does; ``dev`` and ``test`` are prompts per class.
 
-    ``rule`` is the text of a selection rule, as :func:`as_rule` reads it.
+    Angles are taken modulo 360. ``rule`` is the text of a selection rule, which :func:`as_rule`
+    reads; ``chat`` is what else enters the chat template.
     """
 
     angles_deg: tuple[float | int, ...] = EIGHT_ANGLES
@@ -50,12 +57,49 @@ class RunConfig:
     test: int = 24
     seed: int = 0
     max_new_tokens: int = 48
+    chat: ChatFormat = DEFAULT_FORMAT
 
     def __post_init__(self) -> None:
         as_rule(self.rule)
         check_at_least("max_new_tokens", self.max_new_tokens)
-        if len(set(self.angles_deg)) < len(self.angles_deg):
-            raise UserError(f"an angle of {self.angles_deg} is given twice; keep one.")
+        angles = tuple(map(on_circle, self.angles_deg))
+        if len(set(angles)) < len(angles):
+            raise UserError(
+                f"an angle of {self.angles_deg} is given twice (0 and 360 are one); keep one."
+            )
+        object.__setattr__(self, "angles_deg", angles)
+
+    def sweep(self, model: str, dataset: str) -> SweepConfig:
+        """The sweep that the main job is: ``RotateBy``, one rule, the answers of the test part.
+
+        Args:
+            model: what the grid calls the model.
+            dataset: what it calls the dataset.
+        """
+        grid = Grid(
+            model=(model,),
+            dataset=(dataset,),
+            selection=(self.rule,),
+            angles_deg=self.angles_deg,
+        )
+        return SweepConfig(
+            grid=(grid,),
+            split=Split(dev=self.dev, test=self.test, seed=self.seed),
+            scores=(ANSWERS,),
+            max_new_tokens=self.max_new_tokens,
+            chat=self.chat,
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON values; ``chat`` where it is not the default."""
+        values = {**asdict(self), "angles_deg": list(self.angles_deg)}
+        del values["chat"]
+        return values if self.chat == DEFAULT_FORMAT else {**values, "chat": self.chat.as_json()}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> RunConfig:
+        chat = ChatFormat.from_json(values.get("chat", {}))
+        return cls(**{**values, "angles_deg": tuple(values["angles_deg"]), "chat": chat})
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +109,7 @@ class Run:
     Attributes:
         calibration: fitted on the train part.
         activations: the store's keys of the ``train`` and ``test`` activations.
-        responses: one row per test prompt and angle, with its scores.
+        responses: one row per test prompt and angle, with the scores of its text.
         scores: one row per angle, from :func:`score_by_angle`.
     """
 
@@ -86,70 +130,80 @@ def run_main_job(
 ) -> Run:
     """Calibrate on the train part of ``dataset`` and measure Selective Steering on its test part.
 
-    The dev part stays unused here: it is where an angle may be chosen. Answers are kept in
-    ``run_dir`` a few prompts at a time, so a run that was stopped goes on where it stopped, and a
-    repeated run does no work.
+    It is the sweep of :meth:`RunConfig.sweep`. The dev part serves rules that choose on held-out
+    prompts, and is where an angle may be chosen. Answers are kept in ``run_dir`` a few prompts at a
+    time, so a run that was stopped resumes where it stopped, and a repeated run does no work.
 
     Raises:
         UserError: whatever capture, calibration or generation object to, or a ``run_dir`` that
-            holds a run of something else.
+            holds something else.
     """
-    config = config or RunConfig()
+    config, store = config or RunConfig(), store or Store()
     folder = Path(run_dir)
-    parts = dataset.split(dev=config.dev, test=config.test, seed=config.seed)
-    for prompts in (parts.test.positive, parts.test.negative):
-        check_context(model, tokenize(model, prompts), prompts, config.max_new_tokens)
-    train, test = (capture(model, part, store=store) for part in (parts.train, parts.test))
-    calibration = calibrate(train, rule=config.rule)
-    identity = {
+    asked = {
         "format": FORMAT,
-        "config": {**asdict(config), "angles_deg": list(config.angles_deg)},
+        "config": config.as_json(),
         "dataset": {"name": dataset.name, "digest": dataset.digest},
-        "activations": {"train": train.spec.key, "test": test.spec.key},
         "ss_lens": version("ss_lens"),
     }
-    _claim(folder, identity)
-    calibration.save(folder / "calibration")
-    tables = []
-    for label, prompts in (("positive", parts.test.positive), ("negative", parts.test.negative)):
-        table = _answers(model, calibration, prompts, config, folder / "answers", identity)
-        tables.append(table.assign(prompt_class=label))
-    responses = _scored(pd.concat(tables, ignore_index=True))
+    _check_same(folder, asked)  # before the slow part
+    sweep = config.sweep(str(model.cfg.model_name), dataset.name)
+    bench = Workbench.holding(sweep, store, model, dataset)
+    test = dataset.split(dev=config.dev, test=config.test, seed=config.seed).test
+    for prompts in (test.positive, test.negative):
+        check_context(model, tokenize(model, prompts, config.chat), prompts, config.max_new_tokens)
+    first = bench.setting(sweep.groups()[0])
+    shown = capture(model, test, store=store, chat=config.chat)  # for the figures
+    keys = {"train": first.calibration.spec.key, "test": shown.spec.key}
+    _claim(folder, {**asked, "activations": keys})
+    first.calibration.save(folder / "calibration")
+    cells = CellStore.claim(folder / "answers")
+    tables = [_answers(group, bench, cells) for group in sweep.groups()]
+    responses = pd.concat(tables, ignore_index=True)
     scores = score_by_angle(responses)
-    for name, table in (("responses", responses), ("scores", scores)):
-        with atomic_path(folder / f"{name}.csv") as temporary:
+    for name, table in zip(TABLES, (responses, scores), strict=True):
+        with atomic_path(folder / name) as temporary:
             table.to_csv(temporary, index=False)
-    return Run(config, calibration, identity["activations"], responses, scores)
+    digests = {name: sha256_of_file(folder / name) for name in TABLES}
+    write_sealed_json(folder / "tables.json", digests)
+    return Run(config, first.calibration, keys, responses, scores)
 
 
 def load_run(run_dir: Path | str) -> Run:
     """Read a run directory.
 
     Raises:
-        UserError: it is not one, is unfinished, or was written by another version's format.
+        UserError: it is not one, is unfinished or damaged, or was written by another version's
+            format.
     """
     folder = Path(run_dir)
-    identity = read_json(folder / "run.json", "run (run.json)")
-    if identity.get("format") != FORMAT:
+    path = folder / "run.json"
+    found = read_json(path, "run (run.json)")
+    known = found.get("format") if isinstance(found, dict) else None
+    if known not in (FORMAT, UNSEALED):
         raise UserError(
-            f"the run at {folder} has format {identity.get('format')}, this version reads "
-            f"{FORMAT}; run it again."
+            f"the run at {folder} has format {known}, this version reads {FORMAT}; run it again."
         )
-    if not (folder / "scores.csv").exists():
+    identity = _identity(path)
+    last = "tables.json" if identity["format"] == FORMAT else TABLES[-1]
+    if not (folder / last).exists():
         raise UserError(f"the run at {folder} is not finished; start `ss-lens run` on it again.")
-    fields = identity["config"]
-    return Run(
-        RunConfig(**{**fields, "angles_deg": tuple(fields["angles_deg"])}),
-        Calibration.load(folder / "calibration"),
-        identity["activations"],
-        # An answer may be empty or read "NA": only the scores have missing values.
-        pd.read_csv(
-            folder / "responses.csv",
-            keep_default_na=False,
-            na_values={column: [""] for column in COHERENCE},
-        ),
-        pd.read_csv(folder / "scores.csv"),
+    if identity["format"] == FORMAT:
+        _check_tables(folder)
+    undefined = [name for name, column in all_columns().items() if column.undefined]
+    # An answer may be empty or read "NA": only the scores have missing values.
+    responses = pd.read_csv(
+        folder / "responses.csv",
+        keep_default_na=False,
+        na_values={column: [""] for column in undefined},
     )
+    tables = [responses, pd.read_csv(folder / "scores.csv")]
+    responses, scores = (
+        t.assign(angle_deg=t["angle_deg"].astype(float).map(on_circle)) for t in tables
+    )
+    config = RunConfig.from_json(identity["config"])
+    calibration = Calibration.load(folder / "calibration")
+    return Run(config, calibration, identity["activations"], responses, scores)
 
 
 def score_by_angle(responses: pd.DataFrame) -> pd.DataFrame:
@@ -174,57 +228,70 @@ def score_by_angle(responses: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _claim(folder: Path, identity: dict) -> None:
-    """Write ``run.json``, or make sure that the one there describes this very run."""
+def _identity(path: Path) -> dict[str, Any]:
+    """What ``run.json`` says of its run."""
+    unsealed = {"format", "config", "dataset", "activations", "ss_lens", "started"}
+    remedy = "remove the run and make it again"
+    return read_sealed_json(path, "run (run.json)", unsealed=unsealed, remedy=remedy)
+
+
+def _check_same(folder: Path, asked: dict[str, Any]) -> None:
+    """Refuse a folder that holds something else than the run that is asked for."""
     path = folder / "run.json"
-    if path.exists():
-        known = read_json(path, "run (run.json)")
-        known.pop("started", None)
-        if known != identity:
-            differing = sorted(k for k in {*known, *identity} if known.get(k) != identity.get(k))
-            raise UserError(
-                f"{folder} holds a run that differs in {', '.join(differing)}; choose another "
-                "--out, or remove that folder."
-            )
+    if not path.exists():
+        if not holds_nothing(folder):
+            raise UserError(f"{folder} is not empty and holds no run; choose another --out.")
         return
-    if folder.is_file() or (folder.exists() and any(folder.iterdir())):
-        raise UserError(f"{folder} is not empty and holds no run; choose another --out.")
-    started = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    write_json(path, {**identity, "started": started})
+    known = _identity(path)
+    if known.get("format") == UNSEALED:
+        raise UserError(
+            f"{folder} holds a run of an earlier version, which can be read and not resumed; "
+            "choose another --out, or remove that folder."
+        )
+    if differing := sorted(key for key in asked if known.get(key) != asked[key]):
+        raise UserError(
+            f"{folder} holds a run that differs in {', '.join(differing)}; choose another "
+            "--out, or remove that folder."
+        )
 
 
-def _answers(
-    model: TransformerBridge,
-    calibration: Calibration,
-    prompts: Sequence[str],
-    config: RunConfig,
-    folder: Path,
-    identity: dict,
-) -> pd.DataFrame:
-    """:func:`sweep_angles` over chunks of prompts, each kept as a file named by its content."""
+def _claim(folder: Path, identity: dict[str, Any]) -> None:
+    """Write ``run.json``, or make sure that the one there describes this very run."""
+    _check_same(folder, identity)
+    if not (folder / "run.json").exists():
+        started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        write_sealed_json(folder / "run.json", {**identity, "started": started})
+
+
+def _check_tables(folder: Path) -> None:
+    remedy = "start `ss-lens run` on it again, which makes them from the answers that it keeps"
+    digests = read_sealed_json(
+        folder / "tables.json", "list of tables (tables.json)", remedy=remedy
+    )
+    for name in TABLES:
+        path = folder / name
+        if not path.exists() or sha256_of_file(path) != digests.get(name):
+            raise UserError(
+                f"{path} is missing or was changed since the run (its checksum differs); {remedy}."
+            )
+
+
+def _answers(group: CellGroup, bench: Workbench, cells: CellStore) -> pd.DataFrame:
+    """The answers of one class with the scores of their text, computed a few prompts at a time."""
     tables = []
-    with progress_bar(len(prompts), "steer", "prompt") as bar:
-        for start in range(0, len(prompts), PROMPTS_PER_CHUNK):
-            chunk = list(prompts[start : start + PROMPTS_PER_CHUNK])
-            path = folder / f"{sha256_of_json([identity, chunk])[:16]}.json"
-            if path.exists():
-                table = pd.DataFrame(read_json(path, "chunk of answers"))
-            else:
-                table = sweep_angles(
-                    model,
-                    calibration,
-                    RotateBy,
-                    chunk,
-                    config.angles_deg,
-                    max_new_tokens=config.max_new_tokens,
-                )
-                write_json(path, table.to_dict("records"))
-            tables.append(table.assign(prompt_index=table["prompt_index"] + start))
-            bar.update(len(chunk))
-    return pd.concat(tables, ignore_index=True)
+    n_prompts = len(bench.setting(group).prompts)
+    with progress_bar(n_prompts, "steer", "prompt") as bar:
+        for start, setting in _chunks(group, bench, n_prompts):
+            outcome = finish_setting((ANSWERS,), group, setting, cells, wait=True, baseline=False)
+            assert outcome is not None
+            rows = group_rows(group, outcome, (ANSWERS,), cells)
+            tables.append(rows.assign(prompt_index=rows["prompt_index"] + start))
+            bar.update(len(setting.prompts))
+    table = pd.concat(tables, ignore_index=True)
+    table.insert(4, "prompt_class", group.prompt_class)
+    return table
 
 
-def _scored(answers: pd.DataFrame) -> pd.DataFrame:
-    texts = answers["response"].tolist()
-    refused = [opens_with_refusal(text) for text in texts]
-    return pd.concat([answers.assign(refused=refused), coherence(texts)], axis=1)
+def _chunks(group: CellGroup, bench: Workbench, n_prompts: int) -> Iterator[tuple[int, Setting]]:
+    for start in range(0, n_prompts, PROMPTS_PER_CHUNK):
+        yield start, bench.setting(group, slice(start, start + PROMPTS_PER_CHUNK))

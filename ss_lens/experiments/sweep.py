@@ -141,13 +141,13 @@ def load_sweep(folder: Path | str) -> SweepResult:
     table = _typed(found["table"])
     return SweepResult(
         SweepConfig(**values["config"]),
-        table.assign(angle_deg=table["angle_deg"].map(on_circle)),
+        table.assign(angle_deg=table["angle_deg"].astype(float).map(on_circle)),
         _typed(found["groups"]),
         tuple(
             ArmChoice(Arm(**made["arm"]), AngleChoice.from_json(made["choice"]))
             for made in values["choices"]
         ),
-        found.get("unsteered", table.iloc[:0].filter([*UNSTEERED_COLUMNS])),
+        found["unsteered"] if "unsteered" in found else table.iloc[:0].filter(UNSTEERED_COLUMNS),
     )
 
 

@@ -102,7 +102,13 @@ def _finish(
 
 
 def finish_setting(
-    scores: Sequence[str], group: CellGroup, setting: Setting, cells: CellStore, *, wait: bool
+    scores: Sequence[str],
+    group: CellGroup,
+    setting: Setting,
+    cells: CellStore,
+    *,
+    wait: bool,
+    baseline: bool = True,
 ) -> Outcome | None:
     """Compute what the store lacks of one group; ``None`` where another process has it.
 
@@ -112,6 +118,7 @@ def finish_setting(
         setting: of the group.
         cells: where finished cells are, and come.
         wait: until the other process is done with it, or dead.
+        baseline: whether the unsteered model is measured on the same prompts.
     """
     unsteered = cells.key(_unsteered_identity(setting))
     with cells.group(setting.identity, wait=wait) as key:
@@ -125,7 +132,8 @@ def finish_setting(
             if angles := _missing(score, group, key, unsteered, setting, cells):
                 logger.debug("%s at %d of %d angles", score, len(angles), len(group.angles_deg))
                 _measure(score, angles, key, unsteered, setting, cells)
-        _finish_unsteered(scores, setting, cells)
+        if baseline:
+            _finish_unsteered(scores, setting, cells)
     return Outcome(key, tuple(map(str, setting.calibration.selected_sites)), None, unsteered)
 
 
@@ -191,6 +199,7 @@ def measured(
             angles_deg,
             max_new_tokens=setting.max_new_tokens,
             batch_rows=setting.batch_rows,
+            chat=setting.chat,
         )
     return _scored(score, setting, setting.operator, angles_deg, answers, unsteered)
 
@@ -309,6 +318,7 @@ def _generated(setting: Setting) -> list[str]:
         setting.prompts,
         max_new_tokens=setting.max_new_tokens,
         batch_size=setting.batch_rows,
+        chat=setting.chat,
     )
 
 
@@ -343,6 +353,7 @@ def _scored(
             calibration=setting.calibration,
             operator=operator,
             prompts=setting.prompts,
+            chat=setting.chat,
             angles_deg=angles_deg,
             answers=answers,
             unsteered=unsteered,

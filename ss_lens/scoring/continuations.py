@@ -15,7 +15,7 @@ from ss_lens.core.errors import UserError
 from ss_lens.core.progress import progress_bar
 from ss_lens.geometry.operators import Operator
 from ss_lens.models import forward
-from ss_lens.models.chat import Tokens, check_context, tokenize
+from ss_lens.models.chat import DEFAULT_FORMAT, ChatFormat, Tokens, check_context, tokenize
 from ss_lens.models.forward import Batch, Origin
 from ss_lens.models.load import device_of
 
@@ -70,7 +70,10 @@ class Pass:
 
 
 def answers(
-    model: TransformerBridge, prompts: Sequence[str], responses: Sequence[str]
+    model: TransformerBridge,
+    prompts: Sequence[str],
+    responses: Sequence[str],
+    chat: ChatFormat = DEFAULT_FORMAT,
 ) -> list[Continuation]:
     """Tokenise each response as the assistant's turn after its prompt in the chat template.
 
@@ -82,7 +85,7 @@ def answers(
             prompt that exceeds the context together with its response.
     """
     check_texts("responses", responses)
-    contexts = tokenize(model, prompts)
+    contexts = tokenize(model, prompts, chat)
     if len(responses) != len(contexts):
         raise UserError(
             f"got {len(contexts)} prompts and {len(responses)} responses; give one response per "

@@ -16,6 +16,7 @@ from ss_lens.calibration.calibration import Calibration
 from ss_lens.core.errors import UserError
 from ss_lens.generation.angle_batch import Angled, at_angles, checked_angles
 from ss_lens.geometry.operators import Operator
+from ss_lens.models.chat import DEFAULT_FORMAT, ChatFormat
 from ss_lens.scoring.continuations import (
     AT_ONCE,
     BATCH_SIZE,
@@ -38,6 +39,7 @@ def kl_divergence(
     *,
     positions: Positions = ALL_POSITIONS,
     batch_size: int = BATCH_SIZE,
+    chat: ChatFormat = DEFAULT_FORMAT,
 ) -> pd.DataFrame:
     r"""Measure KL(unsteered ‖ steered) of the next-token distributions along each answer.
 
@@ -55,6 +57,7 @@ def kl_divergence(
         positions: which tokens are steered; those of ``responses`` count as generated.
         batch_size: answers per pass; changes the speed, not the result. The logits of two passes
             are held at once.
+        chat: system prompt, date and further arguments of the template.
 
     Returns:
         One row per answer: ``kl_mean`` in nats per token (NaN for an empty answer), ``kl_first`` in
@@ -67,7 +70,7 @@ def kl_divergence(
     """
     check_one_strength(operator)
     (table,) = _divergences(
-        model, calibration, [operator], prompts, responses, positions, batch_size
+        model, calibration, [operator], prompts, responses, positions, batch_size, chat
     )
     return table
 
@@ -81,6 +84,7 @@ def sweep_kl_divergence(
     angles_deg: Sequence[float | int] | np.ndarray,
     *,
     batch_size: int = BATCH_SIZE,
+    chat: ChatFormat = DEFAULT_FORMAT,
 ) -> pd.DataFrame:
     """Measure :func:`kl_divergence` at every angle, computing the unsteered model's part once.
 
@@ -91,7 +95,7 @@ def sweep_kl_divergence(
     angles = checked_angles(operator, angles_deg)
     operators = [at_angles(operator, angle) for angle in angles]
     found = _divergences(
-        model, calibration, operators, prompts, responses, ALL_POSITIONS, batch_size
+        model, calibration, operators, prompts, responses, ALL_POSITIONS, batch_size, chat
     )
     places = {"prompt_index": range(len(prompts)), "prompt": [*prompts]}
     tables = [
@@ -112,10 +116,11 @@ def _divergences(
     responses: Sequence[str],
     positions: Positions,
     batch_size: int,
+    chat: ChatFormat,
 ) -> list[pd.DataFrame]:
     """One table for each operator, all from one unsteered pass."""
     check_unhooked(model, "there would be no unsteered model to compare with")
-    given = answers(model, prompts, responses)
+    given = answers(model, prompts, responses, chat)
     # Steering that begins in the answer is felt only where some of the answer has been read.
     read = 2 if isinstance(positions, GeneratedOnly) else 0
     rows = [row for row, continuation in enumerate(given) if len(continuation.scored) >= read]
@@ -170,6 +175,7 @@ SCORE = Score(
         given.prompts,
         given.unsteered,
         given.angles_deg,
+        chat=given.chat,
         batch_size=given.batch_rows,
     ),
     place=40,

@@ -14,7 +14,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from ss_lens.activations.capture import check_unhooked
 from ss_lens.core.checks import check_positive, check_texts
 from ss_lens.core.errors import UserError
-from ss_lens.models.chat import Tokens
+from ss_lens.models.chat import DEFAULT_FORMAT, ChatFormat, Tokens
 from ss_lens.scoring.continuations import (
     AT_ONCE,
     BATCH_SIZE,
@@ -39,6 +39,7 @@ def answer_perplexity(
     responses: Sequence[str],
     *,
     batch_size: int = BATCH_SIZE,
+    chat: ChatFormat = DEFAULT_FORMAT,
 ) -> pd.DataFrame:
     """Measure each answer's perplexity given its prompt, under the unsteered model.
 
@@ -51,6 +52,7 @@ def answer_perplexity(
         prompts: the users' turns.
         responses: one per prompt.
         batch_size: answers per pass; changes the speed, not the result.
+        chat: system prompt, date and further arguments of the template.
 
     Returns:
         One row per answer: ``perplexity``, exp of ``mean_nll``, the mean negative log-probability
@@ -62,7 +64,7 @@ def answer_perplexity(
             into the context; log-probabilities that are not finite.
     """
     check_unhooked(model, _SELF_PERPLEXITY)
-    return score(model, answers(model, prompts, responses), batch_size)
+    return score(model, answers(model, prompts, responses, chat), batch_size)
 
 
 def text_perplexity(
@@ -176,8 +178,14 @@ def _table(nll: np.ndarray, counts: np.ndarray) -> pd.DataFrame:
 
 
 def _of_answers(given: ScoreInput) -> pd.DataFrame:
-    prompts = given.answers["prompt"].tolist()
-    return answer_perplexity(given.model, prompts, given.responses, batch_size=given.batch_rows)
+    rows = given.answers
+    return answer_perplexity(
+        given.model,
+        rows["prompt"].tolist(),
+        rows["response"].tolist(),
+        batch_size=given.batch_rows,
+        chat=given.chat,
+    )
 
 
 SCORE = Score(

@@ -17,7 +17,7 @@ from ss_lens.core.errors import UserError
 from ss_lens.generation.angle_batch import BATCH_ROWS, Angled, sweep_first_logits
 from ss_lens.generation.loop import check_logits
 from ss_lens.models import forward
-from ss_lens.models.chat import check_context, tokenize
+from ss_lens.models.chat import DEFAULT_FORMAT, ChatFormat, check_context, tokenize
 from ss_lens.models.load import device_of
 from ss_lens.scoring.registry import Column, Score
 
@@ -62,7 +62,11 @@ def opening_tokens(model: TransformerBridge) -> tuple[list[int], list[int]]:
 
 @torch.inference_mode()
 def refusal_score(
-    model: TransformerBridge, prompts: Sequence[str], *, batch_size: int = BATCH_ROWS
+    model: TransformerBridge,
+    prompts: Sequence[str],
+    *,
+    batch_size: int = BATCH_ROWS,
+    chat: ChatFormat = DEFAULT_FORMAT,
 ) -> pd.DataFrame:
     """Score each prompt by log P(refusal opening) − log P(compliance opening).
 
@@ -72,6 +76,7 @@ def refusal_score(
         model: the model.
         prompts: the users' turns.
         batch_size: prompts per forward pass; changes the speed, not the result.
+        chat: system prompt, date and further arguments of the template.
 
     Returns:
         One row per prompt: ``refusal_score`` in nats, positive where a refusal is likelier, and
@@ -84,7 +89,7 @@ def refusal_score(
             distinguish the openings, or logits that are not finite.
     """
     check_at_least("batch_size", batch_size)
-    tokens = tokenize(model, prompts)
+    tokens = tokenize(model, prompts, chat)
     check_context(model, tokens, prompts)
     measure, scores = _measure_of(model), np.empty((len(_COLUMNS), len(prompts)))
     for batch in forward.batches(
@@ -127,6 +132,7 @@ def sweep_refusal_score(
     angles_deg: Sequence[float | int] | np.ndarray,
     *,
     batch_rows: int = BATCH_ROWS,
+    chat: ChatFormat = DEFAULT_FORMAT,
 ) -> pd.DataFrame:
     """Measure :func:`refusal_score` at every angle, with one angle per batch row.
 
@@ -136,7 +142,7 @@ def sweep_refusal_score(
 
     measure = _measure_of(model)
     return sweep_first_logits(
-        model, calibration, operator, prompts, angles_deg, measure, _COLUMNS, batch_rows
+        model, calibration, operator, prompts, angles_deg, measure, _COLUMNS, batch_rows, chat=chat
     )
 
 
@@ -150,6 +156,7 @@ SCORE = Score(
         given.operator,
         given.prompts,
         given.angles_deg,
+        chat=given.chat,
         batch_rows=given.batch_rows,
     ),
     place=0,

@@ -21,6 +21,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from ss_lens.calibration.calibration import Calibration
 from ss_lens.core.errors import UserError
 from ss_lens.generation.angle_batch import BATCH_ROWS, Angled
+from ss_lens.models.chat import ChatFormat
 
 ROW = ("prompt_index", "prompt", "angle_deg")
 """The columns that distinguish the rows of one table of scores."""
@@ -68,6 +69,7 @@ class ScoreInput:
     """What a score is computed from, unless it is of texts alone.
 
     Attributes:
+        chat: what else enters the chat template.
         angles_deg: in degrees.
         answers: the columns of :data:`ROW` and ``response``; empty for a score of prompts.
         unsteered: the unsteered model's answer to each prompt, for the scores that need them.
@@ -78,15 +80,11 @@ class ScoreInput:
     calibration: Calibration
     operator: Angled
     prompts: Sequence[str]
+    chat: ChatFormat
     angles_deg: Sequence[float]
     answers: pd.DataFrame
     unsteered: Sequence[str] = ()
     batch_rows: int = BATCH_ROWS
-
-    @property
-    def responses(self) -> list[str]:
-        """The answers as text."""
-        return self.answers["response"].tolist()
 
 
 @dataclass(frozen=True)

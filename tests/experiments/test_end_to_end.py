@@ -24,7 +24,7 @@ from ss_lens.models.sources import SMOLLM2_135M, fetch
 from tests.oracles import HuggingFaceOracle, dense_rotation, everywhere, relative_error
 
 pytestmark = pytest.mark.default_model
-experiment = importlib.import_module("ss_lens.experiments.main_run")
+worker = importlib.import_module("ss_lens.experiments.worker")
 TOLERANCE = 1e-4
 CONFIG = RunConfig(angles_deg=(0.0, 120.0), dev=2, test=2, max_new_tokens=8, rule="uniform")
 
@@ -154,7 +154,7 @@ def test_a_killed_main_job_resumes_to_the_same_tables(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    sweep: Callable[..., pd.DataFrame] = experiment.sweep_angles
+    sweep: Callable[..., pd.DataFrame] = worker.sweep_angles
     chunks: list[list[str]] = []
 
     def counted(*args: Any, **options: Any) -> pd.DataFrame:
@@ -167,12 +167,12 @@ def test_a_killed_main_job_resumes_to_the_same_tables(
         return counted(*args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "sweep_angles", killed_at_the_second_chunk)
+        patch.setattr(worker, "sweep_angles", killed_at_the_second_chunk)
         with pytest.raises(KeyboardInterrupt):
             ss_lens.run_main_job(default_model, data, tmp_path / "run", CONFIG, store=kept)
     with pytest.raises(ss_lens.UserError, match="is not finished; start `ss-lens run` on it again"):
         ss_lens.load_run(tmp_path / "run")
-    monkeypatch.setattr(experiment, "sweep_angles", counted)
+    monkeypatch.setattr(worker, "sweep_angles", counted)
     resumed = ss_lens.run_main_job(default_model, data, tmp_path / "run", CONFIG, store=kept)
     assert len(chunks) == 2  # one before the kill, the other one after it
     assert chunks[0] != chunks[1]
