@@ -20,7 +20,7 @@ from ss_lens.core.checks import check_at_least
 from ss_lens.core.errors import UserError
 from ss_lens.core.files import atomic_path, read_json, sha256_of_file
 from ss_lens.core.progress import progress_bar
-from ss_lens.core.replace import holds_nothing
+from ss_lens.core.replace import holds_nothing, remove_leftovers
 from ss_lens.core.sealed import read_sealed_json, write_sealed_json
 from ss_lens.datasets.contrastive import ContrastiveDataset
 from ss_lens.experiments.cells import CellStore
@@ -258,6 +258,7 @@ def _check_same(folder: Path, asked: dict[str, Any]) -> None:
 def _claim(folder: Path, identity: dict[str, Any]) -> None:
     """Write ``run.json``, or make sure that the one there describes this very run."""
     _check_same(folder, identity)
+    remove_leftovers(folder)
     if not (folder / "run.json").exists():
         started = datetime.now(timezone.utc).isoformat(timespec="seconds")
         write_sealed_json(folder / "run.json", {**identity, "started": started})
