@@ -12,6 +12,8 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from ss_lens.activations.activations import Activations
+from ss_lens.activations.readers import Reader, last_token_reader, span_mean_reader, sum_reader
+from ss_lens.activations.shards import ComputeShard
 from ss_lens.activations.spec import CaptureSpec, Position, prompt_digest
 from ss_lens.activations.store import Store
 from ss_lens.core.checks import check_at_least
@@ -23,6 +25,7 @@ from ss_lens.models.chat import (
     ChatFormat,
     Tokens,
     check_context,
+    prompt_spans,
     shared_prefix_length,
     tokenize,
     tokens_digest,
@@ -55,7 +58,9 @@ def capture(
         streams: which streams to read, at every layer or at ``layers``.
         layers: layer indices from 0; ``None`` is all.
         position: a negative token index into the templated prompt (−1 is the last token, where
-            arXiv 2601.19375 reads), or ``"mean"`` over all its tokens.
+            arXiv 2601.19375 reads); ``"mean"`` over all its tokens, those of the template and the
+            beginning-of-text token included; or ``"prompt_mean"`` over the tokens of the prompt's
+            own text only.
         batch_size: prompts per forward pass; changes the speed, not the result.
         store: where activations are kept; ``None`` is the user's store.
         chat: system prompt, date and further arguments of the template.
@@ -94,7 +99,8 @@ def capture(
     )
     order = forward.order_by_length(tokens)
     plan = [order[start : start + SHARD_SIZE] for start in range(0, len(order), SHARD_SIZE)]
-    compute = _shard_computer(model, spec, tokens, prompts, batch_size)
+    spans = prompt_spans(model, prompts, chat) if position == "prompt_mean" else None
+    compute = _shard_computer(model, spec, tokens, prompts, batch_size, spans)
     return (store or Store()).fetch(spec, plan, compute)
 
 
@@ -112,11 +118,12 @@ def check_unhooked(model: TransformerBridge, consequence: str) -> None:
 
 
 def _check_position(position: Position, tokens: Sequence[Tokens], prompts: Sequence[str]) -> None:
-    if position == "mean":
+    if position in ("mean", "prompt_mean"):
         return
-    if not isinstance(position, int) or position >= 0:
+    if not isinstance(position, int) or isinstance(position, bool) or position >= 0:
         raise UserError(
-            f"position must be a negative token index or 'mean'; got {position!r}. Prompts differ "
+            "position must be a negative token index, 'mean' or 'prompt_mean'; got "
+            f"{position!r}. Prompts differ "
             "in length, so tokens are counted from the end: −1 is the last."
         )
     shortest = min(range(len(tokens)), key=lambda i: len(tokens[i]))
@@ -133,10 +140,18 @@ def _shard_computer(
     tokens: Sequence[Tokens],
     prompts: Sequence[str],
     batch_size: int,
-) -> Callable[[Sequence[int]], Tensor]:
-    """Prompt indices → activations; the shared prefix runs at the first call."""
-    keep = 1 if spec.position == "mean" else -int(spec.position)
-    shared = shared_prefix_length(tokens, keep)
+    spans: Sequence[tuple[int, int]] | None,
+) -> ComputeShard:
+    """Prompt indices → activations; the shared prefix runs at the first call.
+
+    ``spans`` are the tokens that ``"prompt_mean"`` averages; the prefix ends before the first.
+    """
+    keep = -spec.position if isinstance(spec.position, int) else 1
+    shared = min([shared_prefix_length(tokens, keep), *(start for start, _ in spans or ())])
+    if spans is not None:
+        reader = span_mean_reader([(start - shared, stop - shared) for start, stop in spans])
+    else:
+        reader = sum_reader if spec.position == "mean" else last_token_reader(keep)
     rests = [ids[shared:] for ids in tokens]
     prefix: list[tuple[forward.Prefix | None, Tensor]] = []
 
@@ -154,7 +169,6 @@ def _shard_computer(
             pad_id=forward.pad_id_of(model),
             device=device_of(model),
         ):
-            reader = _last_token_reader(keep) if spec.position != "mean" else _sum_reader
             got = _read(model, spec.sites, batch, reader, computed_prefix)
             if spec.position == "mean":
                 totals = batch.lengths.cpu() + shared
@@ -179,23 +193,7 @@ def _prefix_of(
         return prefix, nothing
     row = torch.tensor([ids], device=device_of(model))
     whole = Batch((0,), row, torch.ones_like(row))
-    return prefix, _read(model, spec.sites, whole, _sum_reader, None)[0]
-
-
-Reader = Callable[[Tensor, Batch], Tensor]
-"""``h [row, token, d_model]`` and its batch → ``[row, d_model]``."""
-
-
-def _last_token_reader(from_end: int) -> Reader:
-    def read(h: Tensor, batch: Batch) -> Tensor:
-        rows = torch.arange(len(batch.rows), device=h.device)
-        return h[rows, batch.lengths - from_end].float()
-
-    return read
-
-
-def _sum_reader(h: Tensor, batch: Batch) -> Tensor:
-    return (h.float() * batch.mask.unsqueeze(-1)).sum(dim=1)
+    return prefix, _read(model, spec.sites, whole, sum_reader, None)[0]
 
 
 class _SeenEnough(Exception):

@@ -139,7 +139,9 @@ def capture(
     model: Model = DEFAULT_MODEL,
     dataset: Dataset = "refusal",
     streams: Annotated[str, typer.Option(help="Comma-separated.")] = "ln1_out,ln2_out,resid_post",
-    position: Annotated[str, typer.Option(help="Negative token index, or mean.")] = "-1",
+    position: Annotated[
+        str, typer.Option(help="Negative token index, mean or prompt_mean.")
+    ] = "-1",
     limit: Limit = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -341,9 +343,11 @@ def _streams(text: str) -> tuple[Stream, ...]:
 
 
 def _position(text: str) -> Position:
-    if text == "mean":
-        return "mean"
+    if text == "mean" or text == "prompt_mean":
+        return text
     try:
         return int(text)
     except ValueError:
-        raise UserError(f"--position {text!r} is neither a negative integer nor mean.") from None
+        raise UserError(
+            f"--position {text!r} is neither a negative integer nor mean or prompt_mean."
+        ) from None

@@ -116,6 +116,70 @@ def tokenize(
         UserError: a prompt that is blank, or neither valid text nor turns; one text in place of a
             list; a format or turns that the template does not take.
     """
+    texts = _texts(model, prompts, chat)
+    return [tuple(ids) for ids in _encoded(model, texts)["input_ids"]] if texts else []
+
+
+def prompt_spans(
+    model: TransformerBridge, prompts: Sequence[Prompt], chat: ChatFormat = DEFAULT_FORMAT
+) -> list[tuple[int, int]]:
+    """Where the text of each prompt lies among the tokens that :func:`tokenize` gives.
+
+    Of a conversation it is the text of the last turn. A token that holds a part of the text counts,
+    white space around the text does not.
+
+    Returns:
+        The first token of each and the one after its last.
+
+    Raises:
+        UserError: as :func:`tokenize`; a template that changes or repeats the text, or a tokenizer
+            that does not say where its tokens lie.
+    """
+    texts, name = _texts(model, prompts, chat), str(model.cfg.model_name)
+    if not texts:
+        return []
+    if not model.tokenizer.is_fast:
+        raise UserError(
+            f"the tokenizer of {name} does not say where its tokens lie, so a prompt's own tokens "
+            'are unknown; use position="mean" or a negative index.'
+        )
+    frames = _texts(model, [_with_last(prompt, _MARK) for prompt in prompts], chat)
+    offsets = _encoded(model, texts, return_offsets_mapping=True)["offset_mapping"]
+    spans = []
+    for index, (prompt, text, frame) in enumerate(zip(prompts, texts, frames, strict=True)):
+        own, (before, *after) = text_of(prompt).strip(), frame.split(_MARK)
+        inner = text[len(before) : len(text) - len("".join(after))]
+        start = len(before) + len(inner) - len(inner.lstrip())
+        stop = start + len(own)
+        inside = [i for i, (a, b) in enumerate(offsets[index]) if a < stop and b > max(a, start)]
+        framed = len(after) == 1 and text == before + inner + after[0]
+        if not framed or inner.strip() != own or not inside:
+            raise UserError(
+                f"the chat template of {name} changes or repeats the text of prompt {index} "
+                f"({own[:40]!r}), so its own tokens cannot be distinguished; use "
+                'position="mean" or a negative index.'
+            )
+        spans.append((inside[0], inside[-1] + 1))
+    return spans
+
+
+_MARK = "\ue000prompt\ue000"
+"""Stands for a prompt, to find what a template puts around it."""
+
+
+def _with_last(prompt: Prompt, text: str) -> Prompt:
+    """The prompt with another text for its last turn."""
+    return text if isinstance(prompt, str) else [*prompt[:-1], {**prompt[-1], "content": text}]
+
+
+def _encoded(model: TransformerBridge, texts: list[str], **options: bool) -> Any:
+    # A template already holds BOS; TransformerLens' tokenizer would add a second one.
+    plain = model.tokenizer.chat_template is None
+    return model.tokenizer(texts, add_special_tokens=plain, **options)
+
+
+def _texts(model: TransformerBridge, prompts: Sequence[Prompt], chat: ChatFormat) -> list[str]:
+    """What the model reads for each prompt, before it is split into tokens."""
     if not isinstance(chat, ChatFormat):
         raise UserError(f"chat must be a ChatFormat; got {chat!r}. Write ChatFormat(system=...).")
     conversations = [_turns(one, i) for i, one in enumerate(_checked_list(prompts))]
@@ -125,8 +189,7 @@ def tokenize(
         conversations = [_with_system(turns, chat.system) for turns in conversations]
     tokenizer, name = model.tokenizer, str(model.cfg.model_name)
     if tokenizer.chat_template is None:
-        texts = _plain_texts(model, conversations, chat)
-        return [tuple(ids) for ids in tokenizer(texts)["input_ids"]]
+        return _plain_texts(model, conversations, chat)
     _check_read(tokenizer, chat, name)
     texts = templates.render(
         tokenizer,
@@ -140,8 +203,7 @@ def tokenize(
             f"the chat template of {name} leaves out the system prompt. Put it into the user's "
             "turn, or use a model that takes one."
         )
-    # The template already holds BOS; TransformerLens' tokenizer would add a second one.
-    return [tuple(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    return texts
 
 
 def check_context(
@@ -290,6 +352,6 @@ def _plain_texts(
         _told_about_plain_text.add(model)
         warnings.warn(
             f"{model.cfg.model_name} has no chat template; prompts are used as plain text.",
-            stacklevel=3,
+            stacklevel=4,
         )
     return [turns[0]["content"] for turns in conversations]

@@ -233,9 +233,17 @@ def test_capture_inside_steer_is_never_served_as_unsteered(
         ({"layers": [3]}, "layer 3 is out of range for the 3-layer model.*; valid: 0–2"),
         ({"layers": [-1]}, "layer -1 is out of range for the 3-layer model.*; valid: 0–2"),
         ({"layers": []}, "no layer"),
-        ({"position": 0}, "position must be a negative token index or 'mean'; got 0"),
-        ({"position": 4}, "position must be a negative token index or 'mean'; got 4"),
+        (
+            {"position": 0},
+            "position must be a negative token index, 'mean' or 'prompt_mean'; got 0",
+        ),
+        (
+            {"position": 4},
+            "position must be a negative token index, 'mean' or 'prompt_mean'; got 4",
+        ),
         ({"position": -11}, "position -11 lies before the start of 'w[0-9 w]+', which has 1."),
+        ({"position": True}, "position must be a negative .* got True"),
+        ({"position": "first"}, "position must be a negative .* got 'first'"),
         ({"batch_size": 0}, "batch_size must be at least 1; got 0"),
     ],
 )
