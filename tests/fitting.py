@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ import ss_lens
 from ss_lens import Calibration, ContrastiveDataset, Store
 from ss_lens.calibration.site_selection import Explicit
 from ss_lens.models.sites import available_streams, sites_of
+
+Fitted = Callable[..., Calibration]
+"""From the name of a tiny model and its streams to a calibration that steers them."""
 
 
 def fitted_on(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -299,17 +298,13 @@ def test_bad_requests_say_what_to_do(
 
 
 def test_the_command_writes_a_table_and_a_page_and_prints_no_prompt(
-    tiny_folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_folders: dict[str, Path],
+    prompts_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    rows = [
-        {"prompt": f"w{8 + i} w{60 + side} w{100 + i % 7}", "class": ("positive", "negative")[side]}
-        for i in range(48)
-        for side in (0, 1)
-    ]
-    data = tmp_path / "tiny.jsonl"
-    data.write_text("\n".join(map(json.dumps, rows)))
     out = tmp_path / "out"
-    command.main(model=str(tiny_folders["llama"]), dataset=str(data), out=out)
+    command.main(model=str(tiny_folders["llama"]), dataset=str(prompts_file), out=out)
     assert {path.name for path in out.iterdir()} == {"confounds.csv", "confounds.html"}
     table = pd.read_csv(out / "confounds.csv")
     assert table["auroc"].between(table["low"], table["high"]).all()

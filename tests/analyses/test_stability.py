@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -361,17 +360,13 @@ def test_findings_quote_the_tables(strong: Stability, noise: Stability) -> None:
 
 
 def test_the_command_writes_two_tables_and_two_pages_and_prints_no_prompt(
-    tiny_folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_folders: dict[str, Path],
+    prompts_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    rows = [
-        {"prompt": f"w{8 + i} w{60 + side} w{100 + i % 7}", "class": ("positive", "negative")[side]}
-        for i in range(48)
-        for side in (0, 1)
-    ]
-    data = tmp_path / "tiny.jsonl"
-    data.write_text("\n".join(map(json.dumps, rows)))
     out = tmp_path / "out"
-    command.main(model=str(tiny_folders["llama"]), dataset=str(data), draws=4, out=out)
+    command.main(model=str(tiny_folders["llama"]), dataset=str(prompts_file), draws=4, out=out)
     assert {path.name for path in out.iterdir()} == {
         f"stability_{name}.{suffix}" for name in ("sites", "planes") for suffix in ("csv", "html")
     }

@@ -15,9 +15,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ss_lens import (
     Calibration,
-    ContrastiveDataset,
     RotateBy,
-    Store,
     UserError,
     generate,
     steer,
@@ -33,7 +31,7 @@ from ss_lens.steering.positions import (
     Positions,
     PromptOnly,
 )
-from tests.fitting import fitted_on, padded
+from tests.fitting import Fitted, padded
 from tests.oracles import Edit, HuggingFaceOracle, dense_rotation, everywhere, relative_error
 
 TOLERANCE = 1e-4
@@ -49,17 +47,6 @@ EVERY: tuple[Positions, ...] = (
 )
 SELECTIVE = EVERY[1:]
 TINY = ("llama", "gpt2", "gemma3")
-Fitted = Callable[..., Calibration]
-
-
-@pytest.fixture(scope="module")
-def fitted(
-    tiny_models: dict[str, TransformerBridge],
-    tiny_data: ContrastiveDataset,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Fitted:
-    store = Store(tmp_path_factory.mktemp("store"))
-    return lambda name, *streams: fitted_on(tiny_models[name], tiny_data, store, *streams)
 
 
 @pytest.fixture(scope="module")

@@ -37,23 +37,11 @@ from ss_lens.geometry.operators import ActAdd, Operator, Reflect, RotateToward
 from ss_lens.steering.edits import overlap
 from ss_lens.steering.steer import steer_all
 from tests.conftest import ARCHITECTURES
-from tests.fitting import fitted_on
+from tests.fitting import Fitted
 from tests.oracles import Edit, HuggingFaceOracle, dense_rotation, everywhere, relative_error
 
 TOLERANCE = 1e-4
 PROMPT = "w9 w70 w33"
-Fitted = Callable[..., Calibration]
-
-
-@pytest.fixture(scope="module")
-def fitted(
-    tiny_models: dict[str, TransformerBridge],
-    tiny_data: ContrastiveDataset,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Fitted:
-    """Calibrations that steer every site of the given streams."""
-    store = Store(tmp_path_factory.mktemp("store"))
-    return lambda name, *streams: fitted_on(tiny_models[name], tiny_data, store, *streams)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +14,10 @@ from transformer_lens.model_bridge import TransformerBridge
 from ss_lens import (
     Ablate,
     Calibration,
-    ContrastiveDataset,
     Plane,
     RotateBy,
     RotateToIfAligned,
     Site,
-    Store,
     UserError,
     generate,
     steer,
@@ -29,7 +26,7 @@ from ss_lens.geometry.operators import Operator
 from ss_lens.steering.positions import GeneratedOnly, LastPrompt, PassTokens, PromptOnly
 from ss_lens.steering.steer import steer_all
 from ss_lens.steering.trace import Trace
-from tests.fitting import fitted_on, padded
+from tests.fitting import Fitted, padded
 from tests.oracles import Edit, HuggingFaceOracle, dense_rotation, relative_error
 
 ANGLE = 130.0
@@ -49,17 +46,6 @@ COLUMNS = {
     "in_plane_norm_before": "float64",
     "in_plane_norm_after": "float64",
 }
-Fitted = Callable[..., Calibration]
-
-
-@pytest.fixture(scope="module")
-def fitted(
-    tiny_models: dict[str, TransformerBridge],
-    tiny_data: ContrastiveDataset,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Fitted:
-    store = Store(tmp_path_factory.mktemp("store"))
-    return lambda name, *streams: fitted_on(tiny_models[name], tiny_data, store, *streams)
 
 
 @pytest.fixture
