@@ -64,7 +64,7 @@ class Arm:
                 f"operator {self.operator!r} holds an angle; the angles of a sweep are angles_deg."
             )
         whole = f"{name}(angle_deg=0.0, {rest}" if parenthesis else f"{name}(angle_deg=0.0)"
-        value = read_value(whole, get_args(AngularOperator), "operator")
+        value = read_value(whole, AngularOperator.kinds(), "operator")
         if value.rows is not None:
             raise UserError(f"operator {self.operator!r} holds several strengths; give one number.")
         return value

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,7 +23,8 @@ from ss_lens.core.progress import progress_bar
 from ss_lens.generation import reuse as shared_work
 from ss_lens.generation.loop import check_logits, continue_tokens, decode, greedy
 from ss_lens.generation.reuse import Reach, SharedPrefix
-from ss_lens.geometry.operators import AngularOperator, Strengths
+from ss_lens.geometry.operators import AngularOperator
+from ss_lens.geometry.strengths import Strengths, angles
 from ss_lens.models import forward
 from ss_lens.models.chat import (
     DEFAULT_FORMAT,

@@ -1,166 +1,157 @@
-"""Operators: frozen values that say what is done to an activation and how strongly."""
+"""Operators: frozen values that say what is done to an activation and how strongly.
+
+An operator is one class here. It says of itself all that others need to know, and
+:func:`registered` makes it one of ``Operator.kinds()``, from which texts are read and messages
+list what there is.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import ClassVar, NoReturn, cast
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import ClassVar, NoReturn, TypeVar, cast
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ss_lens import geometry
 from ss_lens.core.errors import UserError
-from ss_lens.geometry.blockwise import wide_dtype
 from ss_lens.geometry.plane import Plane
+from ss_lens.geometry.strengths import Strengths, angles, each, radians, strength, validated
 
-Strengths = float | int | Sequence[float | int] | np.ndarray | Tensor
-"""One number for all rows, or one per batch row; kept as a float or a tuple of floats."""
-
-
-def _validated(name: str, value: Strengths) -> float | tuple[float, ...]:
-    rows = np.asarray(value, dtype=float)
-    if rows.ndim > 1 or rows.size == 0:
-        raise UserError(f"{name} has shape {rows.shape}; give one number, or one per batch row.")
-    if not np.isfinite(rows).all():
-        raise UserError(f"{name} must be finite; got {value!r}.")
-    return float(rows) if rows.ndim == 0 else tuple(rows.tolist())
+_KINDS: list[type[Operator]] = []
+_T = TypeVar("_T", bound="type[Operator]")
 
 
-@lru_cache(maxsize=64)
-def _row_tensor(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    return torch.tensor(values, dtype=dtype, device=device)
-
-
-def _strength(value: Strengths, h: Tensor) -> float | Tensor:
-    """As the geometry takes it: a float, or a tensor with one entry per row of ``h``."""
-    if isinstance(value, tuple):
-        return _row_tensor(value, h.device, wide_dtype(h))
-    return cast("float", value)
-
-
-def _rows(value: Strengths) -> int | None:
-    """How many batch rows the strengths are for; ``None`` when one holds for all."""
-    return len(value) if isinstance(value, tuple) else None
+def registered(kind: _T) -> _T:
+    """Make a class one of ``Operator.kinds()``."""
+    _KINDS.append(kind)
+    return kind
 
 
 @dataclass(frozen=True)
-class _Angular:
-    """What the operators with an angle share: its validation and its conversion to radians."""
+class Operator(ABC):
+    """What all operators say of themselves.
 
-    angle_deg: Strengths
+    Attributes:
+        is_linear: the map is linear in the activation, so that weights can hold it.
+        strength: the field that a scan varies; ``None`` for an operator without a strength.
+        identity: the fields' values at which nothing changes; ``None`` where there are none.
+        stays_in_plane: only the part in the calibration's plane changes. Otherwise the operator
+            turns in the plane of ``b1`` and each activation.
+        is_mirror: the map reverses the orientation of the plane and keeps every norm.
+        needs_length: the operator acts at the calibration's direction site alone, once ``bound``
+            to the length of the mean difference there.
+    """
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "angle_deg", _validated("angle_deg", self.angle_deg))
+    is_linear: ClassVar[bool]
+    strength: ClassVar[str | None] = None
+    identity: ClassVar[Mapping[str, float] | None] = None
+    stays_in_plane: ClassVar[bool] = True
+    is_mirror: ClassVar[bool] = False
+    needs_length: ClassVar[bool] = False
+
+    @classmethod
+    def kinds(cls) -> tuple[type, ...]:
+        """The operators there are, or those of a family: ``AngularOperator.kinds()``."""
+        return tuple(kind for kind in _KINDS if issubclass(kind, cls))
 
     @property
     def rows(self) -> int | None:
-        return _rows(self.angle_deg)
+        """How many batch rows the strengths are for; ``None`` where one holds for all."""
+        values = (getattr(self, field.name) for field in fields(self))
+        return next((len(value) for value in values if isinstance(value, tuple)), None)
 
     @property
     def is_identity(self) -> bool:
-        return False
+        """Whether nothing changes in any row; no hook is set then."""
+        return self.identity is not None and all(
+            getattr(self, name) == value for name, value in self.identity.items()
+        )
 
     @property
-    def _turns_nothing(self) -> bool:
-        return isinstance(self.angle_deg, float) and self.angle_deg % 360.0 == 0.0
+    @abstractmethod
+    def lipschitz(self) -> float:
+        """Lipschitz constant of the change, as a function of the in-plane coordinates.
 
-    def _radians(self, h: Tensor) -> float | Tensor:
-        # Reduced in degrees, where 360 is exact, so that θ and θ + 360 are the same operator.
-        if isinstance(self.angle_deg, tuple):
-            return _strength(tuple(math.radians(v % 360.0) for v in self.angle_deg), h)
-        return math.radians(cast("float", self.angle_deg) % 360.0)
+        The largest over the rows; infinite where the change jumps, or depends on more.
+        """
+
+    @abstractmethod
+    def apply(self, h: Float[Tensor, "*batch d_model"], plane: Plane) -> Tensor:
+        """The activations after the operator."""
+
+    def bound(self, length: float | int) -> Operator:
+        """The operator where the mean difference has ``length``: itself, unless it needs one."""
+        return self
 
 
 @dataclass(frozen=True)
-class RotateBy(_Angular):
+class AngularOperator(Operator):
+    """An operator with an angle, kept in [0, 360) degrees: 360 is 0 and −90 is 270."""
+
+    angle_deg: Strengths
+    strength: ClassVar[str | None] = "angle_deg"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "angle_deg", angles("angle_deg", self.angle_deg))
+
+    def _radians(self, h: Tensor) -> float | Tensor:
+        return strength(radians(self.angle_deg), h)
+
+
+@registered
+@dataclass(frozen=True)
+class RotateBy(AngularOperator):
     """Selective Steering: turn the in-plane part by ``angle_deg`` (:func:`geometry.rotate_by`)."""
 
     is_linear: ClassVar[bool] = True
+    identity: ClassVar[Mapping[str, float] | None] = {"angle_deg": 0.0}
 
     @property
-    def is_identity(self) -> bool:
-        return self._turns_nothing
+    def lipschitz(self) -> float:
+        return max(2 * math.sin(math.radians(angle) / 2) for angle in each(self.angle_deg))
 
     def apply(self, h: Float[Tensor, "*batch d_model"], plane: Plane) -> Tensor:
         return geometry.rotate_by(h, plane, self._radians(h))
 
 
+@registered
 @dataclass(frozen=True)
-class RotateScale(_Angular):
-    """Angle and norm as two knobs: turn the in-plane part by ``angle_deg`` and multiply its length
-    by ``scale``, each one number or one per row (:func:`geometry.rotate_scale`)."""
-
-    scale: Strengths = 1.0
-    is_linear: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "scale", _validated("scale", self.scale))
-        if np.min(self.scale) < 0:
-            raise UserError(
-                f"scale must not be negative; got {self.scale!r}. Add 180 to angle_deg instead."
-            )
-        turned, scaled = _rows(self.angle_deg), _rows(self.scale)
-        if None not in (turned, scaled) and turned != scaled:
-            raise UserError(
-                f"angle_deg is for {turned} rows and scale for {scaled}; give as many of each, or "
-                "one number for all rows."
-            )
-
-    @property
-    def rows(self) -> int | None:
-        return _rows(self.scale) if _rows(self.angle_deg) is None else _rows(self.angle_deg)
-
-    @property
-    def is_identity(self) -> bool:
-        return self._turns_nothing and isinstance(self.scale, float) and self.scale == 1.0
-
-    def apply(self, h: Float[Tensor, "*batch d_model"], plane: Plane) -> Tensor:
-        return geometry.rotate_scale(h, plane, self._radians(h), _strength(self.scale, h))
-
-
-@dataclass(frozen=True)
-class RotateTo(_Angular):
+class RotateTo(AngularOperator):
     """Standard Angular Steering: turn to an absolute angle (:func:`geometry.rotate_to`)."""
 
     is_linear: ClassVar[bool] = False
+
+    @property
+    def lipschitz(self) -> float:
+        return 2.0
 
     def apply(self, h: Float[Tensor, "*batch d_model"], plane: Plane) -> Tensor:
         return geometry.rotate_to(h, plane, self._radians(h))
 
 
+@registered
 @dataclass(frozen=True)
-class RotateToIfAligned(_Angular):
+class RotateToIfAligned(AngularOperator):
     """Adaptive Angular Steering: as :class:`RotateTo` where the activation points along ``b1``."""
 
     is_linear: ClassVar[bool] = False
+
+    @property
+    def lipschitz(self) -> float:
+        return math.inf
 
     def apply(self, h: Float[Tensor, "*batch d_model"], plane: Plane) -> Tensor:
         return geometry.rotate_to_if_aligned(h, plane, self._radians(h))
 
 
+@registered
 @dataclass(frozen=True)
-class RotateToward(_Angular):
-    """Spherical Steering: turn the whole activation toward ``b1`` by ``angle_deg``
-    (:func:`geometry.rotate_toward`)."""
-
-    is_linear: ClassVar[bool] = False
-
-    @property
-    def is_identity(self) -> bool:
-        return self._turns_nothing
-
-    def apply(self, h: Float[Tensor, "*batch d_model"], plane: Plane) -> Tensor:
-        return geometry.rotate_toward(h, plane, self._radians(h))
-
-
-@dataclass(frozen=True)
-class SetAngle(_Angular):
+class SetAngle(AngularOperator):
     """The ablation without norm preservation: in-plane part of constant ``magnitude``."""
 
     magnitude: float | int = 1.0
@@ -168,37 +159,97 @@ class SetAngle(_Angular):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (math.isfinite(self.magnitude) and self.magnitude >= 0):
+        number = self.magnitude if isinstance(self.magnitude, float | int) else math.nan
+        if not (math.isfinite(number) and number >= 0):
             raise UserError(f"magnitude must be finite and not negative; got {self.magnitude!r}.")
+
+    @property
+    def lipschitz(self) -> float:
+        return 1.0
 
     def apply(self, h: Float[Tensor, "*batch d_model"], plane: Plane) -> Tensor:
         return geometry.set_angle(h, plane, self._radians(h), self.magnitude)
 
 
+@registered
 @dataclass(frozen=True)
-class Add:
+class RotateScale(AngularOperator):
+    """Angle and norm as two knobs: turn the in-plane part by ``angle_deg`` and multiply its length
+    by ``scale``, each one number or one per row (:func:`geometry.rotate_scale`)."""
+
+    scale: Strengths = 1.0
+    is_linear: ClassVar[bool] = True
+    identity: ClassVar[Mapping[str, float] | None] = {"angle_deg": 0.0, "scale": 1.0}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "scale", validated("scale", self.scale))
+        if np.min(self.scale) < 0:
+            raise UserError(
+                f"scale must not be negative; got {self.scale!r}. Add 180 to angle_deg instead."
+            )
+        turned, scaled = (len(v) if isinstance(v, tuple) else None for v in self._pair)
+        if None not in (turned, scaled) and turned != scaled:
+            raise UserError(
+                f"angle_deg is for {turned} rows and scale for {scaled}; give as many of each, or "
+                "one number for all rows."
+            )
+
+    @property
+    def _pair(self) -> tuple[Strengths, Strengths]:
+        return self.angle_deg, self.scale
+
+    @property
+    def lipschitz(self) -> float:
+        turns, scales = (np.array(each(value)) for value in self._pair)
+        return float(np.abs(scales * np.exp(1j * np.radians(turns)) - 1).max())
+
+    def apply(self, h: Float[Tensor, "*batch d_model"], plane: Plane) -> Tensor:
+        return geometry.rotate_scale(h, plane, self._radians(h), strength(self.scale, h))
+
+
+@registered
+@dataclass(frozen=True)
+class RotateToward(AngularOperator):
+    """Spherical Steering: turn the whole activation toward ``b1`` by ``angle_deg``
+    (:func:`geometry.rotate_toward`)."""
+
+    is_linear: ClassVar[bool] = False
+    identity: ClassVar[Mapping[str, float] | None] = {"angle_deg": 0.0}
+    stays_in_plane: ClassVar[bool] = False
+
+    @property
+    def lipschitz(self) -> float:
+        return math.inf
+
+    def apply(self, h: Float[Tensor, "*batch d_model"], plane: Plane) -> Tensor:
+        return geometry.rotate_toward(h, plane, self._radians(h))
+
+
+@registered
+@dataclass(frozen=True)
+class Add(Operator):
     """Activation Addition of ``alpha`` along the unit direction (affine; :func:`geometry.add`)."""
 
     alpha: Strengths
     is_linear: ClassVar[bool] = False
+    strength: ClassVar[str | None] = "alpha"
+    identity: ClassVar[Mapping[str, float] | None] = {"alpha": 0.0}
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "alpha", _validated("alpha", self.alpha))
+        object.__setattr__(self, "alpha", validated("alpha", self.alpha))
 
     @property
-    def rows(self) -> int | None:
-        return _rows(self.alpha)
-
-    @property
-    def is_identity(self) -> bool:
-        return isinstance(self.alpha, float) and self.alpha == 0.0
+    def lipschitz(self) -> float:
+        return 0.0
 
     def apply(self, h: Float[Tensor, "*batch d_model"], plane: Plane) -> Tensor:
-        return geometry.add(h, plane, _strength(self.alpha, h))
+        return geometry.add(h, plane, strength(self.alpha, h))
 
 
+@registered
 @dataclass(frozen=True)
-class ActAdd:
+class ActAdd(Operator):
     r"""Activation Addition in its original form: :math:`h \leftarrow h + c\,(\bar h_+ - \bar h_-)`.
 
     The difference is not normalised and is added at the one site that it was measured at, where
@@ -212,17 +263,12 @@ class ActAdd:
 
     coefficient: Strengths = 1.0
     is_linear: ClassVar[bool] = False
+    strength: ClassVar[str | None] = "coefficient"
+    identity: ClassVar[Mapping[str, float] | None] = {"coefficient": 0.0}
+    needs_length: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "coefficient", _validated("coefficient", self.coefficient))
-
-    @property
-    def rows(self) -> int | None:
-        return _rows(self.coefficient)
-
-    @property
-    def is_identity(self) -> bool:
-        return isinstance(self.coefficient, float) and self.coefficient == 0.0
+        object.__setattr__(self, "coefficient", validated("coefficient", self.coefficient))
 
     def bound(self, length: float | int) -> Add:
         """The shift that this is where the mean difference has ``length``, in activation units.
@@ -239,6 +285,10 @@ class ActAdd:
             return Add(alpha=tuple(length * c for c in self.coefficient))
         return Add(alpha=length * cast("float", self.coefficient))
 
+    @property
+    def lipschitz(self) -> float:
+        return 0.0
+
     def apply(self, h: Float[Tensor, "*batch d_model"], plane: Plane) -> NoReturn:
         """Raises a UserError: without a calibration there is no length to add."""
         raise UserError(
@@ -247,29 +297,32 @@ class ActAdd:
         )
 
 
+@registered
 @dataclass(frozen=True)
-class Ablate:
+class Ablate(Operator):
     """Directional Ablation: remove the component along ``b1`` (:func:`geometry.ablate`)."""
 
     is_linear: ClassVar[bool] = True
-    rows: ClassVar[None] = None
-    is_identity: ClassVar[bool] = False
+
+    @property
+    def lipschitz(self) -> float:
+        return 1.0
 
     def apply(self, h: Float[Tensor, "*batch d_model"], plane: Plane) -> Tensor:
         return geometry.ablate(h, plane)
 
 
+@registered
 @dataclass(frozen=True)
-class Reflect:
+class Reflect(Operator):
     """Householder reflection: reverse the component along ``b1`` (:func:`geometry.reflect`)."""
 
     is_linear: ClassVar[bool] = True
-    rows: ClassVar[None] = None
-    is_identity: ClassVar[bool] = False
+    is_mirror: ClassVar[bool] = True
+
+    @property
+    def lipschitz(self) -> float:
+        return 2.0
 
     def apply(self, h: Float[Tensor, "*batch d_model"], plane: Plane) -> Tensor:
         return geometry.reflect(h, plane)
-
-
-AngularOperator = RotateBy | RotateTo | RotateToIfAligned | SetAngle | RotateScale | RotateToward
-Operator = AngularOperator | Add | ActAdd | Ablate | Reflect

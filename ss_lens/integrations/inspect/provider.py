@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import get_args
 
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -127,10 +126,10 @@ def read_operator(
                 "like SetAngle(angle_deg=120, magnitude=4), or give its name alone."
             )
         made = read_value(
-            f"{name}(angle_deg={angle_deg!r})", get_args(AngularOperator), "operator with an angle"
+            f"{name}(angle_deg={angle_deg!r})", AngularOperator.kinds(), "operator with an angle"
         )
     elif isinstance(operator, str):
-        made = read_value(operator, get_args(Operator), "operator")
+        made = read_value(operator, Operator.kinds(), "operator")
     elif operator is None:
         return None
     else:
