@@ -24,7 +24,7 @@ from ss_lens.generation import reuse as shared_work
 from ss_lens.generation.loop import check_logits, continue_tokens, decode, greedy
 from ss_lens.generation.reuse import Reach, SharedPrefix
 from ss_lens.geometry.operators import AngularOperator
-from ss_lens.geometry.strengths import Strengths, angles
+from ss_lens.geometry.strengths import Strengths, reduced
 from ss_lens.models import forward
 from ss_lens.models.chat import (
     DEFAULT_FORMAT,
@@ -162,17 +162,22 @@ def checked_angles(
         UserError: the operator has no angle, or the angles are empty, not finite, or repeat.
     """
     made = operator if isinstance(operator, type) else type(operator)
-    if made not in get_args(AngularOperator):
+    if made not in AngularOperator.kinds():
         raise UserError(
             f"{made.__name__} has no angle; sweep one of "
-            f"{', '.join(kind.__name__ for kind in get_args(AngularOperator))}."
+            f"{', '.join(kind.__name__ for kind in AngularOperator.kinds())}."
         )
-    angles = at_angles(operator, np.asarray(angles_deg, dtype=float)).angle_deg
-    assert isinstance(angles, tuple)
-    if len(set(angles)) < len(angles):
-        repeated = next(angle for angle in angles if angles.count(angle) > 1)
-        raise UserError(f"angle {repeated:g} is given twice, and would be counted twice; keep one.")
-    return angles
+    degrees = at_angles(operator, np.asarray(angles_deg, dtype=float)).angle_deg
+    assert isinstance(degrees, tuple)
+    if len(set(degrees)) < len(degrees):
+        repeated = next(angle for angle in degrees if degrees.count(angle) > 1)
+        alike = [angle for angle in np.ravel(angles_deg) if reduced(angle) == repeated]
+        turns = [f"{angle:g}" for angle in dict.fromkeys(alike)]
+        same = f" ({' and '.join(turns)} are the same)" if len(turns) > 1 else ""
+        raise UserError(
+            f"angle {repeated:g} is given twice{same}, and would be counted twice; keep one."
+        )
+    return degrees
 
 
 def at_angles(operator: Angled, angles_deg: Strengths) -> AngularOperator:

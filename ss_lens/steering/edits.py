@@ -12,7 +12,7 @@ import torch
 from ss_lens.calibration.calibration import Calibration
 from ss_lens.calibration.directions import DifferenceOfMeans
 from ss_lens.core.errors import UserError
-from ss_lens.geometry.operators import ActAdd, Operator, RotateToward
+from ss_lens.geometry.operators import Operator
 from ss_lens.geometry.plane import Plane
 from ss_lens.models.sites import Site
 
@@ -33,21 +33,23 @@ def places(calibration: Calibration, operator: Operator) -> tuple[tuple[Site, ..
     """Where ``operator`` acts, and what it is once the calibration is known.
 
     Raises:
-        UserError: ``ActAdd`` where the calibration's ``b1`` is not the mean difference of a site.
+        UserError: an operator that needs the length of a mean difference (``ActAdd``), where the
+            calibration's ``b1`` is not the mean difference of a site.
     """
-    if not isinstance(operator, ActAdd):
+    if not operator.needs_length:
         return calibration.selected_sites, operator
+    name = type(operator).__name__
     site = calibration.direction_site
     if site is None:
         raise UserError(
-            "ActAdd adds the mean difference of one site, and this calibration's direction is a "
+            f"{name} adds the mean difference of one site, and this calibration's direction is a "
             "consensus of all; calibrate with choice=MaxMeanCosine() or AtSite(site=...)."
         )
     place = calibration.sites.index(site)
     cosine = float(calibration.plane.b1.double() @ calibration.directions[place].double())
     if not isinstance(calibration.recipe.direction, DifferenceOfMeans) or cosine < 1 - 1e-5:
         raise UserError(
-            f"ActAdd adds the mean difference of {site}, and this calibration's b1 is another "
+            f"{name} adds the mean difference of {site}, and this calibration's b1 is another "
             "direction; calibrate with direction=DifferenceOfMeans() and plane=PC1(), or use Add."
         )
     return (site,), operator.bound(float(calibration.candidates.lengths[place]))
@@ -79,9 +81,10 @@ def check_overlaps(edits: Sequence[Edit], allowed: float) -> None:
                 f"{allowed:g} is allowed, or the order of the edits would decide the result. "
                 f"{remedy}{math.ceil(measured * 1000) / 1000:g}."
             )
-        if allowed < 1 and RotateToward in (type(first.operator), type(second.operator)):
+        outside = [e.operator for e in (first, second) if not e.operator.stays_in_plane]
+        if allowed < 1 and outside:
             raise UserError(
-                f"calibrations {first.place} and {second.place} meet at {where}, and RotateToward "
-                "turns the whole activation, not only its part in one plane, so the order of the "
-                f"edits decides the result. {remedy}1."
+                f"calibrations {first.place} and {second.place} meet at {where}, and "
+                f"{type(outside[0]).__name__} turns the whole activation, not only its part in one "
+                f"plane, so the order of the edits decides the result. {remedy}1."
             )

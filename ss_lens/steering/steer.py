@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from functools import partial
+from typing import get_args
 
 import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from ss_lens.calibration.calibration import Calibration
+from ss_lens.core.checks import check_is, described
 from ss_lens.core.errors import UserError
 from ss_lens.geometry.operators import Operator
 from ss_lens.models.load import device_of
 from ss_lens.models.sites import Site
+from ss_lens.steering.block import Block
 from ss_lens.steering.edits import MAX_OVERLAP, Edit, check_overlaps, places
 from ss_lens.steering.positions import ALL_POSITIONS, AllPositions, Positions, Watch
 from ss_lens.steering.trace import Trace
@@ -35,8 +39,12 @@ def steer(
 
     An operator that is the identity (``RotateBy(0)``) sets no hook, so the model computes bit for
     bit what it would without; with a trace, hooks record and change nothing. The hooks are gone
-    after the block, also when it raises. Blocks may be nested: the inner one acts on what the outer
-    one leaves.
+    after the block, also when it raises and after Ctrl-C. Blocks may be nested: the inner one acts
+    on what the outer one leaves.
+
+    A model belongs to one thread at a time. Its hooks are seen by all threads, so another thread
+    that enters a block on the same model, or runs it meanwhile, gets an error instead of the
+    answers of two operators at once.
 
     Args:
         model: the model that the calibration was made on.
@@ -49,9 +57,13 @@ def steer(
         trace: records what happens to each token; see :class:`ss_lens.Trace`.
 
     Raises:
-        UserError: the calibration is for another model, width or dtype; inside the block, a pass
-            whose prompt or padding cannot be told, where ``positions`` or ``trace`` need it.
+        UserError: an argument of another type; the calibration is for another model, width or
+            dtype; another thread steers the model; inside the block, a pass of another thread, or
+            one whose prompt or padding cannot be distinguished, where ``positions`` or ``trace``
+            need it.
     """
+    _check_model(model)
+    _check_edit("", calibration, operator)
     return steer_all(model, [(calibration, operator)], positions=positions, trace=trace)
 
 
@@ -77,11 +89,11 @@ def steer_all(
 
     .. math:: \|AB(h) - BA(h)\| \le \sigma (\lambda_A b + \lambda_B a).
 
-    :math:`\lambda` is 0 for :class:`Add`, 1 for :class:`Ablate` and :class:`SetAngle`,
-    :math:`2|\sin(\theta/2)|` for :class:`RotateBy`, 2 for :class:`RotateTo` and :class:`Reflect`.
-    Orthogonal planes commute. At the default, cos 84.3°, at most a tenth of what one edit moves
-    reaches the other plane. :class:`RotateToward` leaves its plane, so it is refused beside another
-    edit unless ``max_overlap`` is 1.
+    Each operator gives its :math:`\lambda` as ``lipschitz``, for instance 0 for :class:`Add` and
+    :math:`2|\sin(\theta/2)|` for :class:`RotateBy`; it is infinite for :class:`RotateToIfAligned`,
+    which jumps at :math:`p_1 = 0`. Orthogonal planes commute. At the default, cos 84.3°, at most a
+    tenth of what one edit moves reaches the other plane. An operator that leaves its plane
+    (:class:`RotateToward`) is refused beside another edit unless ``max_overlap`` is 1.
 
     Args:
         model: the model that the calibrations were made on.
@@ -93,46 +105,77 @@ def steer_all(
     Raises:
         UserError: planes that overlap by more, no edit at all, or what :func:`steer` raises.
     """
+    _check_model(model)
+    check_is("edits", edits, (Sequence,), _PAIRS)
     if not edits:
         raise UserError("there is no edit to apply; give at least one (calibration, operator).")
+    for place, pair in enumerate(edits):
+        if not isinstance(pair, Sequence) or len(pair) != 2:
+            raise UserError(f"edits[{place}] must be {_PAIR}; got {described(pair)}.")
+        _check_edit(f"edits[{place}]: ", *pair)
+    check_is("max_overlap", max_overlap, (float, int), "a cosine between 0 and 1, such as 0.1")
     if not 0 <= max_overlap <= 1:
         raise UserError(f"max_overlap is a cosine between 0 and 1; got {max_overlap}.")
-    return _steered(model, edits, float(max_overlap), positions, trace)
-
-
-@contextmanager
-def _steered(
-    model: TransformerBridge,
-    pairs: Sequence[tuple[Calibration, Operator]],
-    max_overlap: float,
-    positions: Positions,
-    trace: Trace | None,
-) -> Iterator[TransformerBridge]:
+    check_is("positions", positions, get_args(Positions), _POSITIONS)
+    check_is("trace", trace, (Trace, type(None)), "a ss_lens.Trace(), or None")
     bound: list[Edit] = []
-    for place, (calibration, asked) in enumerate(pairs):
-        calibration.check_fits(model)
-        sites, operator = places(calibration, asked)
-        if trace is not None or not operator.is_identity:
-            plane = calibration.plane.to(device_of(model))
-            bound.append(Edit(place, operator, plane, sites))
-    check_overlaps(bound, max_overlap)
+    fired: set[Site] = set()
     plain = isinstance(positions, AllPositions) and trace is None
     watch = None if plain else Watch(model.original_model, positions)
-    fired: set[Site] = set()
-    hooks: list[Hook] = []
-    for edit in bound:
-        for site in edit.sites:
-            change = _change(edit, site, fired, watch, trace)
-            mid = site.stream == "resid_mid"
-            hooks += _mid_hooks(site, change) if mid else [_hook(site, change)]
-    with ExitStack() as stack:
+
+    def place_hooks(block: Block, stack: ExitStack) -> None:
+        bound.extend(_bound(model, edits, traced=trace is not None))
+        check_overlaps(bound, float(max_overlap))
+        hooks: list[Hook] = []
+        for edit in bound:
+            for site in edit.sites:
+                change = _change(edit, site, fired, block, watch, trace)
+                mid = site.stream == "resid_mid"
+                hooks += _mid_hooks(site, change) if mid else [_hook(site, change)]
         if trace is not None:
             stack.enter_context(trace.recording())
         if watch is not None and hooks:
             stack.enter_context(watch.watching())
         if hooks:
             stack.enter_context(model.hooks(fwd_hooks=hooks))
-        yield model
+
+    warn = partial(_warn_of_silence, bound, fired, watch, positions)
+    return Block(model, place_hooks, after=warn)
+
+
+_PAIR = "a pair (calibration, operator)"
+_PAIRS = "a list of pairs (calibration, operator)"
+_POSITIONS = "AllPositions(), PromptOnly(), GeneratedOnly() or LastPrompt(k=1)"
+
+
+def _check_model(model: TransformerBridge) -> None:
+    check_is("model", model, (TransformerBridge,), "a model from ss_lens.load_model(...)")
+
+
+def _check_edit(where: str, calibration: Calibration, operator: Operator) -> None:
+    made = "a calibration from ss_lens.calibrate(...) or Calibration.load(...)"
+    check_is(f"{where}calibration", calibration, (Calibration,), made)
+    named = "an operator such as ss_lens.RotateBy(angle_deg=90)"
+    check_is(f"{where}operator", operator, (Operator,), named)
+
+
+def _bound(
+    model: TransformerBridge, pairs: Sequence[tuple[Calibration, Operator]], traced: bool
+) -> list[Edit]:
+    """The edits that act on this model, or all of them where each is to be traced."""
+    bound = []
+    for place, (calibration, asked) in enumerate(pairs):
+        calibration.check_fits(model)
+        sites, operator = places(calibration, asked)
+        if traced or not operator.is_identity:
+            plane = calibration.plane.to(device_of(model))
+            bound.append(Edit(place, operator, plane, sites))
+    return bound
+
+
+def _warn_of_silence(
+    bound: Sequence[Edit], fired: set[Site], watch: Watch | None, positions: Positions
+) -> None:
     silent = [str(site) for edit in bound for site in edit.sites if site not in fired]
     if fired and silent:
         warnings.warn(
@@ -149,12 +192,18 @@ def _steered(
 
 
 def _change(
-    edit: Edit, site: Site, fired: set[Site], watch: Watch | None, trace: Trace | None
+    edit: Edit,
+    site: Site,
+    fired: set[Site],
+    block: Block,
+    watch: Watch | None,
+    trace: Trace | None,
 ) -> Change:
     """What the hook at ``site`` does to the stream."""
     operator, plane = edit.operator, edit.plane
 
     def everywhere(h: Tensor) -> Tensor:
+        block.check_thread()
         fired.add(site)
         return operator.apply(h, plane)
 
@@ -162,6 +211,7 @@ def _change(
         return everywhere
 
     def selectively(h: Tensor) -> Tensor:
+        block.check_thread()
         fired.add(site)
         tokens, selected = watch.now
         new = h if selected is False or operator.is_identity else operator.apply(h, plane)
