@@ -7,8 +7,7 @@ from .activations.activations import (
 from .activations.capture import capture as capture
 from .activations.spec import CaptureSpec as CaptureSpec
 from .activations.store import Store as Store
-from .calibration.calibrate import calibrate as calibrate
-from .calibration.calibration import Calibration as Calibration
+from .calibration.calibration import Calibration as Calibration, calibrate as calibrate
 from .calibration.dictionary import Dictionary as Dictionary
 from .calibration.directions import (
     CentredPCA as CentredPCA,

@@ -67,17 +67,20 @@ class Answered:
         that are no numbers.
         """
         texts = (self.model, family.calibration), (self.prompts, self.responses)
-        operators = [family.at(strength) for strength in strengths]
+        asked = [family.at(strength) for strength in strengths]
+        operators = [*dict.fromkeys(asked)]  # 0° and 360° are one
         first = operators[0]
+        angles = [made.angle_deg for made in operators if isinstance(made, AngularOperator)]
         if isinstance(first, AngularOperator) and operators == [
-            replace(first, angle_deg=strength) for strength in strengths
+            replace(first, angle_deg=angle) for angle in angles
         ]:  # one unsteered pass serves all
-            table = sweep_kl_divergence(*texts[0], first, *texts[1], strengths)
-            values = table["kl_mean"].to_numpy().reshape(len(strengths), -1)
+            table = sweep_kl_divergence(*texts[0], first, *texts[1], np.array(angles))
+            values = table["kl_mean"].to_numpy().reshape(len(angles), -1)
         else:
             tables = [kl_divergence(*texts[0], operator, *texts[1]) for operator in operators]
             values = np.stack([table["kl_mean"].to_numpy() for table in tables])
-        return values.mean(axis=1).tolist()
+        means = dict(zip(operators, values.mean(axis=1).tolist(), strict=True))
+        return [means[operator] for operator in asked]
 
     def scores(self, family: Family, operator: Operator | None) -> pd.DataFrame:
         """Divergence and refusal score of each prompt; NaN without an operator.

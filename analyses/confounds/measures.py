@@ -14,7 +14,7 @@ from analyses.confounds.out_of_fold import (
     surface_scores,
 )
 from ss_lens import Activations, ContrastiveDataset, UserError
-from ss_lens.calibration.calibrate import CALIBRATION_STREAMS
+from ss_lens.calibration.calibration import CALIBRATION_STREAMS
 from ss_lens.core.progress import progress_bar
 from ss_lens.models.sites import Stream
 

@@ -18,7 +18,6 @@ from ss_lens.geometry.operators import (
     RotateBy,
     RotateTo,
     RotateToIfAligned,
-    RotateToward,
 )
 
 PUBLISHED_GRAM = ((1.00604, -0.00378), (-0.00378, 1.00204))
@@ -58,7 +57,7 @@ def apply_with_basis(
     wide = widened(h)
     b1, b2 = basis.to(wide)
     first = wide @ b1
-    if isinstance(operator, RotateToward):  # in a plane of its own: b1 and the rest of h
+    if not operator.stays_in_plane:  # in a plane of its own: b1 and the rest of h
         rest = wide - first.unsqueeze(1) * b1
         second = rest.norm(dim=1)
         b2 = rest / second.unsqueeze(1)

@@ -18,7 +18,7 @@ from analyses.stability import resampling
 from analyses.stability.recalibration import Recalibrated, means_along, random_planes, recalibrate
 from analyses.stability.resampling import Resamples
 from ss_lens import Activations, Plane, UserError
-from ss_lens.calibration.calibrate import CALIBRATION_STREAMS
+from ss_lens.calibration.calibration import CALIBRATION_STREAMS
 from ss_lens.core.progress import progress_bar
 from ss_lens.models.sites import Stream
 from ss_lens.stats.bootstrap import percentile_interval

@@ -1,40 +1,36 @@
-"""A calibration: the direction, the plane and the sites to steer, with where they came from."""
+"""A calibration: the direction, the plane and the sites to steer, and how they are fitted."""
 
 from __future__ import annotations
 
-import math
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import get_args
 
-import pandas as pd
+import torch
 from jaxtyping import Bool, Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from ss_lens.activations.spec import CaptureSpec
+from ss_lens.activations.activations import Activations, Evidence
+from ss_lens.activations.spec import CaptureSpec, range_of
 from ss_lens.calibration.candidates import Candidates
-from ss_lens.calibration.global_direction import GlobalDirection
+from ss_lens.calibration.directions import DifferenceOfMeans, DirectionMethod
+from ss_lens.calibration.global_direction import GlobalChoice, GlobalDirection, MaxMeanCosine
+from ss_lens.calibration.planes import PC1, PlaneMethod
 from ss_lens.calibration.published.reference import read_reference, write_reference
-from ss_lens.calibration.recipe import Recipe
-from ss_lens.calibration.site_selection import Selection, SelectionRule
+from ss_lens.calibration.recipe import Fit, Recipe
+from ss_lens.calibration.selection import Selection, SelectionRule
+from ss_lens.calibration.site_selection import as_rule
+from ss_lens.calibration.stored import read_calibration, write_calibration
+from ss_lens.core.checks import check_is
 from ss_lens.core.errors import UserError
-from ss_lens.core.files import (
-    atomic_path,
-    check_replaceable,
-    read_json,
-    sha256_of_file,
-    write_json,
-    write_safetensors,
-)
 from ss_lens.geometry.plane import Plane
 from ss_lens.models.load import identify
-from ss_lens.models.sites import Site
+from ss_lens.models.sites import Site, Stream
 
-FORMAT = 2
+CALIBRATION_STREAMS: tuple[Stream, ...] = ("ln1_out", "ln2_out")
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +45,10 @@ class Calibration:
         selection: the sites to steer and the numbers they were decided by.
         recipe: the methods.
         spec: the activations it was fitted on.
+
+    Raises:
+        UserError: the parts are of other sites than ``spec``, or the direction is not the candidate
+            of its site.
     """
 
     candidates: Candidates
@@ -58,6 +58,57 @@ class Calibration:
     selection: Selection
     recipe: Recipe
     spec: CaptureSpec
+
+    def __post_init__(self) -> None:
+        sites = self.spec.sites
+        named = self.selection.table["site"].tolist()
+        if self.candidates.sites != sites or named != [str(site) for site in sites]:
+            raise UserError(
+                "candidates and selection of a calibration must be of the sites of its spec, in "
+                f"their order; got {named[:3]} … beside {[str(s) for s in sites[:3]]} …. Calibrate "
+                "again."
+            )
+        site = self.direction.site
+        if site is None:
+            return
+        own = self.directions[sites.index(site)] if site in sites else None
+        if own is None or not torch.allclose(own, self.direction.vector, rtol=0, atol=1e-5):
+            raise UserError(
+                f"the direction of a calibration must be the candidate of its site; got another at "
+                f"{site}. Calibrate again."
+            )
+
+    def __repr__(self) -> str:
+        """What was made of what, in a few lines; the attributes hold the numbers."""
+        model, spec, recipe = self.spec.model, self.spec, self.recipe
+        chosen, excluded = self.selected_sites, self.candidates.excluded
+        named = [str(site) for site in excluded]
+        shown = ", ".join(named[:4]) + (f" and {len(named) - 4} more" if len(named) > 4 else "")
+        lines = (
+            f"Calibration on {model.name!r} ({model.n_layers} layers, width {model.d_model}, "
+            f"{model.dtype})",
+            f"prompts:   {spec.dataset_name!r}, {spec.n_positive} positive and {spec.n_negative} "
+            f"negative, at position {spec.position}",
+            f"direction: {self.direction_site or 'of no single site'}, by {recipe.direction!r} and "
+            f"{recipe.choice!r}",
+            f"plane:     {recipe.plane!r}",
+            f"steers:    {len(chosen)} of {len(self.sites)} sites, {range_of(chosen)}, by "
+            f"{recipe.rule!r}",
+            f"excluded:  {shown or 'no site'}",
+        )
+        return "\n  ".join(lines)
+
+    @property
+    def _fit(self) -> Fit:
+        return Fit(
+            self.candidates,
+            self.direction,
+            self.plane,
+            self.report,
+            self.selection,
+            self.recipe,
+            self.spec,
+        )
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -111,81 +162,28 @@ class Calibration:
             return
         raise UserError(f"the calibration {problem}. Calibrate again on this model.")
 
-    def save(self, folder: Path | str) -> None:
-        """Write ``folder``, atomically: safetensors for the tensors, JSON for the rest."""
-        folder = Path(folder)
-        names = {"calibration.json", "calibration.safetensors"}
-        check_replaceable(folder, names, "calibration")
-        with atomic_path(folder) as temporary:
-            temporary.mkdir()
-            write_safetensors(
-                temporary / "calibration.safetensors",
-                {
-                    "directions": self.directions,
-                    "valid": self.candidates.valid,
-                    "lengths": self.candidates.lengths,
-                    # A view of one candidate's row, which safetensors would refuse to share.
-                    "direction": self.direction.vector.clone(),
-                    "direction_scores": self.direction.scores,
-                    "plane": self.plane.basis,
-                    "selected": self.selected,
-                },
-            )
-            write_json(
-                temporary / "calibration.json",
-                {
-                    "format": FORMAT,
-                    "ss_lens": version("ss_lens"),
-                    "direction_site": self.direction_site and str(self.direction_site),
-                    "recipe": self.recipe.as_json(),
-                    "plane_report": self.report,
-                    "selection": _as_columns(self.selection.table),
-                    "spec": self.spec.as_json(),
-                    "safetensors_sha256": sha256_of_file(temporary / "calibration.safetensors"),
-                },
-            )
+    def save(self, folder: Path | str, *, overwrite: bool = False) -> None:
+        """Write ``folder``, atomically: safetensors for the tensors, JSON for the rest.
+
+        Where the folder holds this very calibration already, it stays.
+
+        Args:
+            folder: where to; created with its parents.
+            overwrite: replace another calibration that the folder holds.
+
+        Raises:
+            UserError: the folder holds another calibration, or something else.
+        """
+        write_calibration(Path(folder), self._fit, overwrite=overwrite)
 
     @classmethod
     def load(cls, folder: Path | str) -> Calibration:
         """Read what :meth:`save` wrote.
 
         Raises:
-            UserError: absent, damaged, or of another format.
+            UserError: absent, damaged, edited, or of another format.
         """
-        path = Path(folder)
-        meta = read_json(path / "calibration.json", "calibration")
-        if meta.get("format") != FORMAT:
-            raise UserError(
-                f"the calibration at {path} has format {meta.get('format')}, this version reads "
-                f"{FORMAT}; calibrate again."
-            )
-        tensors_path = path / "calibration.safetensors"
-        try:
-            whole = sha256_of_file(tensors_path) == meta["safetensors_sha256"]
-            tensors = load_file(tensors_path) if whole else {}
-        except (FileNotFoundError, SafetensorError):
-            whole, tensors = False, {}
-        if not whole:
-            raise UserError(
-                f"{tensors_path} is missing or damaged (its checksum differs); calibrate again."
-            )
-        spec = CaptureSpec.from_json(meta["spec"])
-        named = meta["direction_site"]
-        return cls(
-            candidates=Candidates(
-                tensors["directions"], tensors["valid"], spec.sites, tensors["lengths"]
-            ),
-            direction=GlobalDirection(
-                vector=tensors["direction"],
-                site=Site.parse(named) if named else None,
-                scores=tensors["direction_scores"],
-            ),
-            plane=Plane(*tensors["plane"].unbind(0)),
-            report=meta["plane_report"],
-            selection=Selection(tensors["selected"], pd.DataFrame(meta["selection"])),
-            recipe=Recipe.from_json(meta["recipe"]),
-            spec=spec,
-        )
+        return cls(*read_calibration(Path(folder)))
 
     @classmethod
     def from_reference(cls, folder: Path | str) -> Calibration:
@@ -208,9 +206,72 @@ class Calibration:
         )
 
 
-def _as_columns(table: pd.DataFrame) -> dict[str, list[Any]]:
-    """Columns as JSON values; NaN, which JSON lacks, becomes null."""
-    return {
-        str(name): [None if isinstance(v, float) and math.isnan(v) else v for v in column]
-        for name, column in table.to_dict("list").items()
-    }
+def calibrate(
+    acts: Activations,
+    *,
+    streams: Sequence[Stream] = CALIBRATION_STREAMS,
+    direction: DirectionMethod | None = None,
+    choice: GlobalChoice | None = None,
+    plane: PlaneMethod | None = None,
+    rule: str | SelectionRule = "site",
+    held_out: Activations | None = None,
+    neutral: Activations | None = None,
+) -> Calibration:
+    """Fit direction, plane and site selection (steps 1–4 of arXiv 2601.19375).
+
+    By default candidates are differences of class means; the global direction ``b1`` is the one
+    with the highest mean cosine similarity to the others; ``b2`` is the first principal component
+    of the centred candidates, orthonormalised against ``b1``. An ablation changes one argument.
+
+    Args:
+        acts: from :func:`ss_lens.capture`.
+        streams: which of the captured streams to calibrate on. The default is the residual stream
+            as attention and MLP read it, the paper's sites. Norm outputs and residual streams are
+            different quantities and cannot be mixed.
+        direction: how a site's candidate is found; see :mod:`ss_lens.calibration.directions`.
+        choice: how the global direction is chosen; see :mod:`ss_lens.calibration.global_direction`.
+        plane: how the plane is completed; see :mod:`ss_lens.calibration.planes`.
+        rule: which sites to steer; see :mod:`ss_lens.calibration.site_selection`. ``"site"`` is the
+            paper's, ``"block"`` the published code's, ``"uniform"`` every site.
+        held_out: other prompts, for choices that must not be made on ``acts``.
+        neutral: unrelated prompts, for ``Discriminative(centred=True)``.
+
+    Raises:
+        UserError: an argument of another type, streams of different kinds, no direction anywhere,
+            no site selected, or a method without the activations that it needs.
+
+    Warns:
+        UserWarning: a class of one prompt.
+    """
+    captured = "activations from ss_lens.capture(model, dataset)"
+    check_is("acts", acts, (Activations,), captured)
+    for name, other in (("held_out", held_out), ("neutral", neutral)):
+        check_is(name, other, (Activations, type(None)), f"{captured}, or None")
+    for name, method, kinds, example in (
+        ("direction", direction, get_args(DirectionMethod), "DifferenceOfMeans()"),
+        ("choice", choice, get_args(GlobalChoice), "MaxMeanCosine()"),
+        ("plane", plane, get_args(PlaneMethod), "PC1()"),
+    ):
+        check_is(name, method, (*kinds, type(None)), f"a method such as {example}, or None")
+    selection = as_rule(rule)
+    check_is("streams", streams, (list, tuple), "a list of streams such as ['ln1_out', 'ln2_out']")
+    evidence = Evidence(acts, held_out, neutral).restricted_to(streams)
+    acts = evidence.train
+    if len({site.is_norm_output for site in acts.sites}) > 1:
+        raise UserError(
+            f"streams {', '.join(streams)} mix norm outputs with residual streams, whose scales "
+            "differ; calibrate them separately."
+        )
+    if 1 in (counts := (len(acts.positive), len(acts.negative))):
+        warnings.warn(
+            f"the calibration rests on {counts[0]} + {counts[1]} prompts, so its directions hold "
+            "all that sets single prompts apart, their topic and length as well; expected tens per "
+            "class. Capture more prompts.",
+            stacklevel=2,
+        )
+    recipe = Recipe(
+        direction or DifferenceOfMeans(), choice or MaxMeanCosine(), plane or PC1(), selection
+    )
+    # A tensor made in inference mode could carry no gradient later.
+    with torch.inference_mode(False), torch.no_grad():
+        return Calibration(*recipe.fit(evidence))

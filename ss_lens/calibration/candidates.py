@@ -149,13 +149,21 @@ def first_principal_component(candidates: Candidates) -> Float[Tensor, "d_model"
     """First principal component of the candidates; see :func:`signed_component`.
 
     Raises:
-        UserError: fewer than three candidates, whose differences span no plane with the direction.
+        UserError: fewer than three candidates, whose differences span no plane with the direction,
+            or candidates that differ by no more than rounding.
     """
     directions = candidates.directions[candidates.valid].double()
     if len(directions) < 3:
         raise NotApplicable(
             f"a principal component needs at least 3 sites with a direction, got "
             f"{len(directions)}. Capture more layers or streams."
+        )
+    spread = (directions - directions.mean(dim=0)).norm(dim=-1).max()
+    if spread <= AGREEMENT_TOLERANCE:
+        raise NotApplicable(
+            f"the {len(directions)} candidates are identical (within {spread:.1e} of their mean), "
+            "so their principal component is rounding; expected candidates that differ between "
+            "sites. Use plane=RandomSecond(seed=0) or ClassMeans(), or capture other streams."
         )
     return signed_component(directions)
 

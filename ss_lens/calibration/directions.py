@@ -12,7 +12,7 @@ from torch import Tensor
 from ss_lens.activations.activations import Activations
 from ss_lens.calibration.candidates import Candidates, mean_difference
 from ss_lens.calibration.dictionary import Dictionary
-from ss_lens.calibration.discriminants import (
+from ss_lens.calibration.separation import (
     SHRINKAGES,
     first_singular_direction,
     fisher_direction,

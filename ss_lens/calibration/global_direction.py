@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -9,9 +10,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ss_lens.activations.activations import Activations, Evidence
-from ss_lens.calibration.candidates import Candidates, global_direction, mean_cosine
-from ss_lens.calibration.discriminants import first_singular_direction
-from ss_lens.calibration.separation import auroc, cohens_d
+from ss_lens.calibration.candidates import (
+    UNIT_TOLERANCE,
+    Candidates,
+    global_direction,
+    mean_cosine,
+)
+from ss_lens.calibration.separation import auroc, cohens_d, first_singular_direction
 from ss_lens.core.errors import NotApplicable, UserError
 from ss_lens.models.sites import Site
 
@@ -27,11 +32,22 @@ class GlobalDirection:
         site: whose candidate it is; ``None`` for a consensus of all.
         scores: one number per site that the choice was decided by (each choice says which); NaN at
             excluded sites.
+
+    Raises:
+        UserError: the vector is not finite, or not of length one.
     """
 
     vector: Float[Tensor, "d_model"]
     site: Site | None
     scores: Float[Tensor, "site"]
+
+    def __post_init__(self) -> None:
+        length = float(self.vector.double().norm())
+        if not math.isclose(length, 1, abs_tol=UNIT_TOLERANCE):
+            raise UserError(
+                f"the global direction has length {length:.6g}; expected 1 and finite entries. "
+                "Calibrate again."
+            )
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from ss_lens.calibration.candidates import Candidates
 from ss_lens.calibration.directions import DifferenceOfMeans, DirectionMethod
 from ss_lens.calibration.global_direction import GlobalChoice, GlobalDirection, MaxMeanCosine
 from ss_lens.calibration.planes import PC1, PlaneMethod
-from ss_lens.calibration.site_selection import Discriminative, Selection, SelectionRule
+from ss_lens.calibration.selection import RULES, Selection, SelectionRule
+from ss_lens.calibration.site_selection import Discriminative
 from ss_lens.core.values import read_value
 from ss_lens.geometry.plane import Plane
 
@@ -31,12 +32,12 @@ class Recipe:
     @classmethod
     def from_json(cls, texts: dict[str, str]) -> Recipe:
         kinds = {
-            "direction": DirectionMethod,
-            "choice": GlobalChoice,
-            "plane": PlaneMethod,
-            "rule": SelectionRule,
+            "direction": get_args(DirectionMethod),
+            "choice": get_args(GlobalChoice),
+            "plane": get_args(PlaneMethod),
+            "rule": RULES,
         }
-        return cls(**{name: read_value(texts[name], get_args(kinds[name]), name) for name in kinds})
+        return cls(**{name: read_value(texts[name], kinds[name], name) for name in kinds})
 
     def fit(self, evidence: Evidence) -> Fit:
         """Candidates, direction, plane and selection, each from those before it.

@@ -1,15 +1,22 @@
-"""Which sites to steer: the rules that read the activations, and all rules by name."""
+"""Which sites to steer: all rules, each a class that says of itself what others need to know.
+
+The first read the activations, the others only where a site is.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from ss_lens.activations.activations import Evidence
+from ss_lens.calibration.selection import RULES, Selection, SelectionRule, registered, tabulated
 from ss_lens.calibration.separation import (
     ClassProjections,
     auroc,
@@ -17,16 +24,16 @@ from ss_lens.calibration.separation import (
     cohens_d,
     projections,
 )
-from ss_lens.calibration.site_rules import EveryKth, Explicit, Half, Selection, Uniform, tabulated
-from ss_lens.core.checks import check_one_of, check_seed, check_whole
+from ss_lens.core.checks import check_is, check_one_of, check_seed, check_whole
 from ss_lens.core.errors import NotApplicable, UserError
 from ss_lens.core.values import read_value
 from ss_lens.geometry.plane import Plane
 from ss_lens.models.sites import Site
 
 
+@registered
 @dataclass(frozen=True)
-class Discriminative:
+class Discriminative(SelectionRule):
     """Sites whose class means of the unit-normalised activations lie on opposite sides of zero.
 
     A mean of exactly zero is on neither side. The table's ``margin`` is the smaller distance of the
@@ -45,6 +52,8 @@ class Discriminative:
             activations.
     """
 
+    shorthands: ClassVar[Mapping[str, Mapping[str, Any]]] = {"site": {}, "block": {"rule": "block"}}
+
     rule: Literal["site", "block"] = "site"
     margin: float | int = 0.0
     centred: bool = False
@@ -57,6 +66,10 @@ class Discriminative:
         object.__setattr__(self, "margin", float(self.margin))
         if not isinstance(self.centred, bool):
             raise UserError(f"centred is True or False; got {self.centred!r}.")
+
+    @property
+    def needs(self) -> Literal["neutral"] | None:
+        return "neutral" if self.centred else None
 
     def select(self, evidence: Evidence, plane: Plane) -> Selection:
         sites = evidence.train.sites
@@ -94,8 +107,21 @@ class Discriminative:
         )
 
 
+@registered
 @dataclass(frozen=True)
-class RandomSites:
+class Uniform(SelectionRule):
+    """Every site."""
+
+    shorthands: ClassVar[Mapping[str, Mapping[str, Any]]] = {"uniform": {}}
+
+    def select(self, evidence: Evidence, plane: Plane) -> Selection:
+        sites = evidence.train.sites
+        return tabulated(torch.ones(len(sites), dtype=torch.bool), sites, {})
+
+
+@registered
+@dataclass(frozen=True)
+class RandomSites(SelectionRule):
     """Sites drawn uniformly without replacement: the control of how many against which.
 
     The table's ``order`` is the place of each site in the draw, from 0; the first ``count`` are
@@ -135,8 +161,39 @@ class RandomSites:
         return tuple(RandomSites(self.seed + i, self.count) for i in range(n))
 
 
+@registered
 @dataclass(frozen=True)
-class TopK:
+class Half(SelectionRule):
+    """All sites of the first or second half of the calibrated layers, in order of depth.
+
+    With an odd number of layers the middle one belongs to the first half. The table's
+    ``layer_rank`` counts the calibrated layers from 0.
+
+    Raises:
+        UserError: the second half of a single layer.
+    """
+
+    which: Literal["first", "second"]
+
+    def __post_init__(self) -> None:
+        check_one_of("which", self.which, ("first", "second"))
+
+    def select(self, evidence: Evidence, plane: Plane) -> Selection:
+        sites = evidence.train.sites
+        ranks = _layer_ranks(sites)
+        n_layers = int(ranks.max()) + 1
+        if n_layers == 1 and self.which == "second":
+            raise NotApplicable(
+                f"only layer {sites[0].layer} is calibrated, so there is no second half; capture "
+                "more layers."
+            )
+        first = ranks < math.ceil(n_layers / 2)
+        return tabulated(first if self.which == "first" else ~first, sites, {"layer_rank": ranks})
+
+
+@registered
+@dataclass(frozen=True)
+class TopK(SelectionRule):
     """The ``k`` sites that separate the classes best along ``b1`` on held-out prompts.
 
     The score is the area under the ROC curve of the projections of the unit-normalised activations:
@@ -152,6 +209,10 @@ class TopK:
 
     def __post_init__(self) -> None:
         check_whole("k", self.k, at_least=1)
+
+    @property
+    def needs(self) -> Literal["held_out"]:
+        return "held_out"
 
     def select(self, evidence: Evidence, plane: Plane) -> Selection:
         sites = evidence.train.sites
@@ -169,12 +230,76 @@ class TopK:
         return tabulated(mask, sites, {**means, "auroc": area, "cohens_d": gap})
 
 
-SelectionRule = Discriminative | Uniform | RandomSites | Half | TopK | EveryKth | Explicit
+@registered
+@dataclass(frozen=True)
+class EveryKth(SelectionRule):
+    """All sites of every ``k``-th calibrated layer, in order of depth, from ``offset`` on.
+
+    Layers are counted and not sites: every second site would be one stream of every layer. The
+    table's ``layer_rank`` counts the calibrated layers from 0.
+
+    Raises:
+        UserError: ``offset`` is not below ``k``, or beyond the last layer.
+    """
+
+    k: int
+    offset: int = 0
+
+    def __post_init__(self) -> None:
+        check_whole("k", self.k, at_least=1)
+        check_whole("offset", self.offset, at_least=0)
+        if self.offset >= self.k:
+            raise UserError(f"offset must be below k={self.k}; got {self.offset}.")
+
+    def select(self, evidence: Evidence, plane: Plane) -> Selection:
+        sites = evidence.train.sites
+        ranks = _layer_ranks(sites)
+        n_layers = int(ranks.max()) + 1
+        if self.offset >= n_layers:
+            raise NotApplicable(
+                f"offset {self.offset} is beyond the {n_layers} calibrated layers; "
+                f"use 0–{n_layers - 1}."
+            )
+        return tabulated(ranks % self.k == self.offset, sites, {"layer_rank": ranks})
+
+
+@registered
+@dataclass(frozen=True)
+class Explicit(SelectionRule):
+    """The sites that are named, like ``Explicit(sites="L3.ln1_out,L5.ln2_out")``.
+
+    They are kept in order of depth and once each, so that equal sets are equal values.
+
+    Raises:
+        UserError: no site, or one that cannot be read or was not calibrated.
+    """
+
+    sites: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.sites, str) or not self.sites.strip():
+            raise UserError(f"sites must be text like 'L3.ln1_out,L5.ln2_out'; got {self.sites!r}.")
+        named = {Site.parse(part.strip()) for part in self.sites.split(",")}
+        object.__setattr__(self, "sites", ",".join(str(site) for site in sorted(named)))
+
+    @classmethod
+    def of(cls, *sites: Site) -> Explicit:
+        return cls(",".join(str(site) for site in sites))
+
+    def select(self, evidence: Evidence, plane: Plane) -> Selection:
+        sites = evidence.train.sites
+        named = {Site.parse(text) for text in self.sites.split(",")}
+        if unknown := sorted(named - set(sites)):
+            streams = ", ".join(dict.fromkeys(site.stream for site in sites))
+            raise NotApplicable(
+                f"{unknown[0]} is not a calibrated site; those are {sites[0]} … {sites[-1]} "
+                f"(streams {streams})."
+            )
+        return tabulated(torch.tensor([site in named for site in sites]), sites, {})
+
 
 RULE_SHORTHANDS: dict[str, SelectionRule] = {
-    "site": Discriminative(),
-    "block": Discriminative(rule="block"),
-    "uniform": Uniform(),
+    name: kind(**arguments) for kind in RULES for name, arguments in kind.shorthands.items()
 }
 
 
@@ -187,20 +312,22 @@ def as_rule(rule: str | SelectionRule) -> SelectionRule:
     TopK(k=8)
 
     Raises:
-        UserError: an unknown rule, or arguments that do not fit it.
+        UserError: no rule, an unknown one, or arguments that do not fit it.
     """
     if not isinstance(rule, str):
+        check_is(
+            "rule", rule, (SelectionRule,), "'site', 'block', 'uniform' or one such as TopK(k=8)"
+        )
         return rule
     if rule in RULE_SHORTHANDS:
         return RULE_SHORTHANDS[rule]
-    kinds = get_args(SelectionRule)
-    names = [kind.__name__ for kind in kinds]
+    names = [kind.__name__ for kind in RULES]
     if rule.partition("(")[0].strip() not in names:
         raise UserError(
             f"unknown rule {rule!r}; use one of {', '.join(RULE_SHORTHANDS)}, or a value of "
             f"{', '.join(names)} like TopK(k=8)."
         )
-    return read_value(rule, kinds, "rule")
+    return read_value(rule, RULES, "rule")
 
 
 def rule_name(rule: SelectionRule) -> str:
@@ -215,6 +342,12 @@ def rule_name(rule: SelectionRule) -> str:
         if value == rule:
             return name
     return repr(rule)
+
+
+def _layer_ranks(sites: tuple[Site, ...]) -> Int[Tensor, "site"]:
+    """Place of each site's layer among the layers that occur, from 0."""
+    layers = torch.tensor([site.layer for site in sites])
+    return torch.unique(layers, return_inverse=True)[1]
 
 
 def _at_most_all(name: str, value: int, sites: tuple[Site, ...]) -> None:

@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 from ss_lens.calibration.planes import PlaneMethod
-from ss_lens.calibration.site_selection import Discriminative, SelectionRule, as_rule, rule_name
+from ss_lens.calibration.selection import SelectionRule
+from ss_lens.calibration.site_selection import as_rule, rule_name
 from ss_lens.core.errors import UserError
 from ss_lens.core.values import read_value
 from ss_lens.geometry.operators import AngularOperator
@@ -42,7 +43,7 @@ class Arm:
 
     def __post_init__(self) -> None:
         rule = self.rule
-        if isinstance(rule, Discriminative) and rule.centred:
+        if rule.needs == "neutral":
             raise UserError(
                 f"selection {self.selection!r} needs neutral prompts, which a sweep has not; use "
                 "one without centred=True."

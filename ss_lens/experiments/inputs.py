@@ -14,8 +14,7 @@ from ss_lens.activations.activations import Activations, stacked
 from ss_lens.activations.capture import capture
 from ss_lens.activations.spec import prompt_digest
 from ss_lens.activations.store import Store
-from ss_lens.calibration.calibrate import calibrate
-from ss_lens.calibration.calibration import Calibration
+from ss_lens.calibration.calibration import Calibration, calibrate
 from ss_lens.datasets.contrastive import ContrastiveDataset, DatasetSplit, load_dataset
 from ss_lens.experiments.config import SweepConfig
 from ss_lens.experiments.grid import Arm, CellGroup

@@ -156,7 +156,7 @@ def run_main_job(
     shown = capture(model, test, store=store, chat=config.chat)  # for the figures
     keys = {"train": first.calibration.spec.key, "test": shown.spec.key}
     _claim(folder, {**asked, "activations": keys})
-    first.calibration.save(folder / "calibration")
+    first.calibration.save(folder / "calibration", overwrite=True)
     cells = CellStore.claim(folder / "answers")
     tables = [_answers(group, bench, cells) for group in sweep.groups()]
     responses = pd.concat(tables, ignore_index=True)

@@ -27,7 +27,11 @@ class Plane:
     b2: Float[Tensor, "d_model"]
 
     def __post_init__(self) -> None:
-        basis = self.basis.cpu().double()
+        with torch.inference_mode(False):  # what is made there could carry no gradient anywhere
+            for name, vector in (("b1", self.b1), ("b2", self.b2)):
+                if vector.is_inference():
+                    object.__setattr__(self, name, vector.clone())
+            basis = self.basis.cpu().double()
         if not torch.isfinite(basis).all():
             raise UserError("the plane's basis holds NaN or infinity; calibrate again.")
         deviation = (basis @ basis.T - torch.eye(2, dtype=basis.dtype)).abs().max().item()

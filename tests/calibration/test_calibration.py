@@ -151,7 +151,7 @@ def test_the_prompts_that_are_fitted_on_are_never_taken_for_held_out(acts: Activ
 def test_saving_leaves_two_files_and_replaces_an_older_calibration(
     acts: Activations, saved: Path
 ) -> None:
-    calibrate(acts, rule="uniform").save(saved)
+    calibrate(acts, rule="uniform").save(saved, overwrite=True)
     assert Calibration.load(saved).rule == as_rule("uniform")
     assert sorted(os.listdir(saved)) == ["calibration.json", "calibration.safetensors"]
     assert os.listdir(saved.parent) == ["calibration"]

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ss_lens import Activations, Site, UserError
 from ss_lens.activations.activations import Evidence
-from ss_lens.calibration import discriminants
+from ss_lens.calibration import separation
 from ss_lens.calibration.candidates import Candidates, global_direction, mean_cosine
 from ss_lens.calibration.dictionary import Dictionary
 from ss_lens.calibration.directions import (
@@ -416,7 +416,7 @@ def test_logistic_looks_past_a_direction_that_varies_but_does_not_separate() -> 
 
 
 def test_a_regression_that_does_not_converge_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(discriminants, "MAX_ITERATIONS", 1)
+    monkeypatch.setattr(separation, "MAX_ITERATIONS", 1)
     with pytest.raises(
         UserError, match=r"at L0\.ln1_out did not converge in 1 iterations with c=1\.0; use a small"
     ):

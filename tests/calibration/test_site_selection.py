@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ss_lens import Activations, Plane, Site, UserError
 from ss_lens.activations.activations import Evidence
+from ss_lens.calibration.selection import RULES, Selection, SelectionRule
 from ss_lens.calibration.separation import (
     ClassProjections,
     auroc,
@@ -30,8 +31,6 @@ from ss_lens.calibration.site_selection import (
     Explicit,
     Half,
     RandomSites,
-    Selection,
-    SelectionRule,
     TopK,
     Uniform,
     as_rule,
@@ -149,7 +148,7 @@ def test_a_table_of_only_what_decided() -> None:
     for rule, decided_by in columns.items():
         table = rule.select(evidence_of(), PLANE).table
         assert list(table.columns) == ["site", *decided_by, "selected"], rule
-    assert {type(rule) for rule in columns} == set(get_args(SelectionRule))
+    assert {type(rule) for rule in columns} == set(RULES)
 
 
 def test_a_selection_of_nothing_cannot_be_made() -> None:
