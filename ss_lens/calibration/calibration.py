@@ -15,7 +15,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ss_lens.activations.activations import Activations, Evidence
 from ss_lens.activations.spec import CaptureSpec, range_of
-from ss_lens.calibration.candidates import Candidates
+from ss_lens.calibration.candidates import UNIT_TOLERANCE, Candidates
 from ss_lens.calibration.directions import DifferenceOfMeans, DirectionMethod
 from ss_lens.calibration.global_direction import GlobalChoice, GlobalDirection, MaxMeanCosine
 from ss_lens.calibration.planes import PC1, PlaneMethod
@@ -68,7 +68,12 @@ class Calibration:
                 f"their order; got {named[:3]} … beside {[str(s) for s in sites[:3]]} …. Calibrate "
                 "again."
             )
-        site = self.direction.site
+        site, length = self.direction.site, float(self.direction.vector.double().norm())
+        if abs(length - 1) > UNIT_TOLERANCE:
+            raise UserError(
+                f"the direction of a calibration must have length 1; got {length:.6g}. Calibrate "
+                "again."
+            )
         if site is None:
             return
         own = self.directions[sites.index(site)] if site in sites else None

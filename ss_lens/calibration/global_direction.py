@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +10,6 @@ from torch import Tensor
 
 from ss_lens.activations.activations import Activations, Evidence
 from ss_lens.calibration.candidates import (
-    UNIT_TOLERANCE,
     Candidates,
     global_direction,
     mean_cosine,
@@ -34,7 +32,7 @@ class GlobalDirection:
             excluded sites.
 
     Raises:
-        UserError: the vector is not finite, or not of length one.
+        UserError: the vector is not finite.
     """
 
     vector: Float[Tensor, "d_model"]
@@ -42,11 +40,10 @@ class GlobalDirection:
     scores: Float[Tensor, "site"]
 
     def __post_init__(self) -> None:
-        length = float(self.vector.double().norm())
-        if not math.isclose(length, 1, abs_tol=UNIT_TOLERANCE):
+        if not self.vector.isfinite().all():
             raise UserError(
-                f"the global direction has length {length:.6g}; expected 1 and finite entries. "
-                "Calibrate again."
+                "the global direction holds NaN or infinity; expected finite entries. Calibrate "
+                "again."
             )
 
 
