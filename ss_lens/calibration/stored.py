@@ -190,8 +190,8 @@ def _table_in(meta: Layout, spec: CaptureSpec) -> pd.DataFrame:
 
 
 def _column(values: list[Any]) -> list[Any]:
-    if not any(isinstance(value, float | int | None) for value in values):
-        return values  # of text, which may be that of an infinite number alone
+    if any(isinstance(value, str) and value not in _NAMES for value in values):
+        return values  # text
     return [
         math.nan if v is None else _NAMES.get(v, v) if isinstance(v, str) else v for v in values
     ]
