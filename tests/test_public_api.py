@@ -101,8 +101,8 @@ def test_every_module_opens_with_a_docstring(path: Path) -> None:
 def test_geometry_knows_no_models() -> None:
     found = set().union(*map(imports_of, (PACKAGE / "geometry").glob("*.py")))
     assert found <= {
-        "__future__", "abc", "cmath", "math", "dataclasses", "torch", "jaxtyping", "ss_lens", "typing",
-        "collections", "contextlib", "functools", "numpy",
+        "__future__", "cmath", "math", "dataclasses", "torch", "jaxtyping", "ss_lens", "typing",
+        "abc", "collections", "contextlib", "functools", "numpy",
     }  # fmt: skip
 
 
