@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -12,17 +10,14 @@ import pytest
 import sklearn.covariance
 import torch
 from hypothesis import given, settings, strategies as st
-from safetensors.torch import save_file
 from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from ss_lens import Activations, Site, UserError
-from ss_lens.activations.activations import Evidence
 from ss_lens.calibration import separation
-from ss_lens.calibration.candidates import Candidates, global_direction, mean_cosine
+from ss_lens.calibration.candidates import Candidates
 from ss_lens.calibration.dictionary import Dictionary
 from ss_lens.calibration.directions import (
     CentredPCA,
@@ -44,7 +39,9 @@ from ss_lens.core.values import read_value
 from tests.conftest import made_activations
 
 SITES = tuple(Site(layer, "ln1_out") for layer in range(4))
+
 D = 8
+
 METHODS: tuple[Any, ...] = (
     DifferenceOfMeans(),
     PairedPCA(),
@@ -54,7 +51,9 @@ METHODS: tuple[Any, ...] = (
     Logistic(),
     Logistic(c=0.01),
 )
+
 every_method = pytest.mark.parametrize("method", METHODS, ids=repr)
+
 few = settings(max_examples=8)
 
 
@@ -427,323 +426,3 @@ def test_a_regression_that_does_not_converge_is_an_error(monkeypatch: pytest.Mon
 def test_a_bad_c_is_rejected(c: float | int) -> None:
     with pytest.raises(UserError, match=rf"c must be a positive, finite number; got {c}"):
         Logistic(c=c)
-
-
-# --- dictionaries --------------------------------------------------------------------------------
-
-Save = Callable[..., str]
-
-
-@pytest.fixture
-def save(tmp_path: Path) -> Save:
-    def save(**tensors: Tensor) -> str:
-        path = tmp_path / "sae_weights.safetensors"
-        save_file({k.replace("__", "."): v.contiguous() for k, v in tensors.items()}, path)
-        return str(path)
-
-    return save
-
-
-@pytest.mark.parametrize("layout", ["W_dec", "decoder__weight"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_dictionary_gives_the_decoder_row_of_the_feature_at_its_site(
-    layout: str, dtype: torch.dtype, save: Save
-) -> None:
-    acts, decoder = classes(sites=3), noise(50, D).to(dtype)
-    path = save(**{layout: decoder if layout == "W_dec" else decoder.T, "b_dec": torch.zeros(D)})
-    found = Dictionary(path=path, site="L1.ln1_out", feature=7).candidates(acts)
-    assert_parallel(found.directions[1], signed(decoder[7].double().numpy(), acts, 1))
-    assert found.excluded == (SITES[0], SITES[2])
-    assert torch.equal(found.directions[[0, 2]], torch.zeros(2, D))
-    expected = difference_of_means(acts).lengths
-    torch.testing.assert_close(found.lengths, expected * torch.tensor([0.0, 1.0, 0.0]))
-
-
-def test_a_feature_of_the_negative_class_is_turned_round(save: Save) -> None:
-    acts = classes()
-    gap = difference_of_means(acts).directions[1]
-    found = Dictionary(save(W_dec=torch.stack((-3 * gap, gap))), "L1.ln1_out", feature=0)
-    torch.testing.assert_close(found.candidates(acts).directions[1], gap, rtol=0, atol=1e-6)
-
-
-def test_without_a_feature_the_one_nearest_to_the_difference_of_means_is_taken(save: Save) -> None:
-    """By cosine: neither a long row, nor an opposite one, nor a dead one wins."""
-    acts = classes()
-    gap = difference_of_means(acts).directions[1]
-    decoder = noise(50, D, seed=99)
-    decoder[3], decoder[30], decoder[31] = -gap, 0.01 * (gap + 0.05 * noise(D, seed=98)), 0.0
-    decoder[32] = 100 * (gap + 0.5 * noise(D, seed=97))
-    automatic = Dictionary(save(W_dec=decoder), "L1.ln1_out")
-    cosines = [float(row @ gap / max(float(row.norm()), 1e-9)) for row in decoder]
-    assert int(np.argmax(cosines)) == 30
-    assert automatic.resolved(acts) == replace(automatic, feature=30)
-    assert_parallel(automatic.candidates(acts).directions[1], decoder[30].double().numpy())
-
-
-def test_a_dictionary_takes_a_path_and_prints_it_as_text(tmp_path: Path) -> None:
-    made = Dictionary(path=tmp_path / "x.safetensors", site="L1.ln1_out")
-    assert (
-        repr(made)
-        == f"Dictionary(path='{tmp_path}/x.safetensors', site='L1.ln1_out', feature=None)"
-    )
-
-
-BAD_DECODERS: dict[str, tuple[dict[str, Tensor], str]] = {
-    "keys": (
-        {"W_enc": torch.ones(D, 5), "b": torch.ones(5)},
-        r"neither 'W_dec' nor 'decoder\.weight'; it has W_enc, b\. Rename",
-    ),
-    "empty": ({}, r"neither 'W_dec' nor 'decoder\.weight'; it has no tensor"),
-    "width": (
-        {"W_dec": torch.ones(5, D + 1)},
-        rf"has shape \(5, {D + 1}\); expected \[features, {D}",
-    ),
-    "axes": ({"W_dec": torch.ones(D, 5)}, r"trained on another model, or its axes are swapped"),
-    "axes of a layer": ({"decoder__weight": torch.ones(5, D)}, r"or its axes are swapped"),
-    "one axis": ({"decoder__weight": torch.ones(D)}, rf"has shape \({D},\); expected"),
-    "three axes": ({"W_dec": torch.ones(1, 5, D)}, rf"has shape \(1, 5, {D}\); expected"),
-    "nan": ({"W_dec": torch.full((5, D), torch.nan)}, r"holds NaN or infinity; fetch it again"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_DECODERS)
-def test_a_file_that_holds_no_fitting_decoder_is_rejected(case: str, save: Save) -> None:
-    tensors, message = BAD_DECODERS[case]
-    with pytest.raises(UserError, match=message):
-        Dictionary(save(**tensors), "L0.ln1_out", feature=0).candidates(classes())
-
-
-def test_a_missing_a_broken_and_a_pickled_dictionary_file_are_rejected(
-    tmp_path: Path, save: Save
-) -> None:
-    acts = classes()
-    for place in (tmp_path / "absent.safetensors", tmp_path):
-        with pytest.raises(
-            UserError, match=rf"there is no dictionary file {place}; give the \.saf"
-        ):
-            Dictionary(place, "L0.ln1_out").candidates(acts)
-    whole = Path(save(W_dec=torch.ones(5, D))).read_bytes()
-    torch.save({"W_dec": torch.ones(5, D)}, tmp_path / "pickled.safetensors")
-    (tmp_path / "cut.safetensors").write_bytes(whole[:-9])
-    (tmp_path / "empty.safetensors").write_bytes(b"")
-    for name in ("pickled", "cut", "empty"):
-        with pytest.raises(
-            UserError, match=rf"{name}\.safetensors is not a whole safetensors file"
-        ):
-            Dictionary(tmp_path / f"{name}.safetensors", "L0.ln1_out").candidates(acts)
-
-
-@pytest.mark.parametrize("feature", [-1, 5, 10**9])
-def test_a_feature_out_of_range_is_rejected(feature: int, save: Save) -> None:
-    with pytest.raises(
-        UserError, match=rf"feature {feature} is out of range .* of 5 features; valid: 0–4"
-    ):
-        Dictionary(save(W_dec=torch.ones(5, D)), "L0.ln1_out", feature).candidates(classes())
-
-
-def test_a_dead_feature_and_features_that_all_point_away_are_rejected(save: Save) -> None:
-    acts = classes()
-    path = save(W_dec=torch.zeros(5, D))
-    with pytest.raises(UserError, match="feature 2 of the dictionary has a zero decoder row"):
-        Dictionary(path, "L0.ln1_out", feature=2).candidates(acts)
-    for decoder in (torch.zeros(5, D), -difference_of_means(acts).directions):
-        with pytest.raises(UserError, match=r"none of the \d features of the dictionary points al"):
-            Dictionary(save(W_dec=decoder), "L0.ln1_out").candidates(acts)
-
-
-def test_a_site_that_is_not_captured_or_has_no_direction_is_rejected(save: Save) -> None:
-    acts = classes()
-    path = save(W_dec=torch.ones(5, D))
-    with pytest.raises(
-        UserError,
-        match=r"is of L1\.resid_post, which is not among .*\(L0\.ln1_out … L1\.ln1_out\).*streams="
-        r"\('resid_post',\)",
-    ):
-        Dictionary(path, "L1.resid_post").candidates(acts)
-    flat = activations(
-        torch.stack((acts.positive[:, 0], torch.ones(20, D)), dim=1),
-        torch.stack((acts.negative[:, 0], torch.ones(20, D)), dim=1),
-    )
-    for action in (
-        Dictionary(path, "L1.ln1_out").candidates,
-        Dictionary(path, "L1.ln1_out").resolved,
-    ):
-        with pytest.raises(UserError, match=r"the class means agree at L1\.ln1_out"):
-            action(flat)
-    with pytest.raises(UserError, match="'12' is not a site"):
-        Dictionary(path, "12")
-
-
-# --- the global choices --------------------------------------------------------------------------
-
-
-def candidates_of(vectors: Tensor, valid: Tensor | None = None) -> Candidates:
-    valid = torch.ones(len(vectors), dtype=torch.bool) if valid is None else valid
-    unit = torch.where(valid.unsqueeze(-1), vectors / vectors.norm(dim=-1, keepdim=True), 0)
-    return Candidates(unit, valid, SITES[: len(vectors)], valid.float())
-
-
-def evidence_for(made: Candidates, held_out: Activations | None = None) -> Evidence:
-    return Evidence(classes(sites=len(made.sites)), held_out)
-
-
-HOLED = candidates_of(noise(4, D) + torch.eye(D)[0], torch.tensor([False, True, True, True]))
-
-
-def test_max_mean_cosine_is_the_default_choice_of_the_paper() -> None:
-    chosen = MaxMeanCosine().choose(HOLED, evidence_for(HOLED))
-    index = global_direction(HOLED)
-    assert chosen.site == SITES[index]
-    assert torch.equal(chosen.vector, HOLED.directions[index])
-    torch.testing.assert_close(chosen.scores, mean_cosine(HOLED), equal_nan=True)
-    assert chosen.scores.isnan().tolist() == [True, False, False, False]
-
-
-def test_a_named_site_gives_its_candidate_and_the_cosines_to_it() -> None:
-    chosen = AtSite(site="L2.ln1_out").choose(HOLED, evidence_for(HOLED))
-    assert chosen.site == SITES[2]
-    assert torch.equal(chosen.vector, HOLED.directions[2])
-    assert chosen.scores.isnan().tolist() == [True, False, False, False]
-    assert float(chosen.scores[2]) == pytest.approx(1)
-    expected = HOLED.directions[1] @ HOLED.directions[2]
-    assert float(chosen.scores[1]) == pytest.approx(float(expected), abs=1e-6)
-
-
-def test_a_named_site_must_be_calibrated_and_not_excluded() -> None:
-    evidence = evidence_for(HOLED)
-    with pytest.raises(
-        UserError, match=r"AtSite\(site='L9\.ln1_out'\) names a site that is not calibrated; calib"
-        r"rated are L0\.ln1_out … L3\.ln1_out",
-    ):  # fmt: skip
-        AtSite(site="L9.ln1_out").choose(HOLED, evidence)
-    with pytest.raises(UserError, match=r"without a direction; .*\(excluded: L0\.ln1_out\)"):
-        AtSite(site="L0.ln1_out").choose(HOLED, evidence)
-    with pytest.raises(UserError, match="'ln1_out' is not a site"):
-        AtSite(site="ln1_out")
-
-
-@given(st.integers(0, 1000))
-@few
-def test_best_separation_is_the_highest_roc_area_on_held_out_prompts(seed: int) -> None:
-    train = classes(seed, sites=4, gap=0.2)
-    held_out = classes(seed + 5000, n=9, sites=4, gap=0.4)
-    made = difference_of_means(train)
-    chosen = BestSeparation().choose(made, Evidence(train, held_out))
-    areas = []
-    for site in range(4):
-        positive, negative = at(held_out, site)
-        rows = np.concatenate((positive, negative))
-        cosines = rows @ made.directions[site].double().numpy() / np.sqrt((rows**2).sum(axis=1))
-        areas.append(roc_auc_score([1] * 9 + [0] * 9, cosines))
-    np.testing.assert_allclose(chosen.scores, areas, atol=1e-6)
-    assert chosen.site is not None
-    index = SITES.index(chosen.site)
-    assert areas[index] == pytest.approx(max(areas))
-    assert torch.equal(chosen.vector, made.directions[index])
-
-
-def held_out_along(*values: tuple[list[float], list[float]]) -> Activations:
-    """Unit activations whose cosine to the first axis is given, per site and class."""
-
-    def cloud(which: int) -> Tensor:
-        cosines = torch.tensor([pair[which] for pair in values]).T
-        rest = (1 - cosines**2).sqrt()
-        zeros = torch.zeros(*cosines.shape, D - 2)
-        return torch.cat((cosines.unsqueeze(-1), rest.unsqueeze(-1), zeros), dim=-1)
-
-    return activations(cloud(0), cloud(1))
-
-
-ALONG_FIRST = torch.eye(D)[0].repeat(4, 1)
-
-
-def test_best_separation_breaks_ties_by_the_standardised_difference_of_means() -> None:
-    held_out = held_out_along(
-        ([0.5, 0.2], [0.1, -0.3]),  # apart, d = 1.8
-        ([0.5, 0.4], [-0.3, -0.4]),  # apart, d = 11
-        ([0.9, 0.8], [-0.9, 0.85]),  # overlapping
-        ([0.9, 0.1], [-0.9, -0.1]),  # apart, d = 1.8
-    )
-    made = candidates_of(ALONG_FIRST)
-    chosen = BestSeparation().choose(made, evidence_for(made, held_out))
-    assert chosen.site == SITES[1]
-    torch.testing.assert_close(chosen.scores, torch.tensor([1.0, 1.0, 0.75, 1.0]))
-
-
-def test_best_separation_never_chooses_an_excluded_site_nor_reports_its_score() -> None:
-    held_out = held_out_along(*[([0.5, 0.4], [-0.5, -0.4])] + [([-0.5, 0.1], [0.5, -0.1])] * 3)
-    made = candidates_of(ALONG_FIRST, torch.tensor([False, True, True, True]))
-    chosen = BestSeparation().choose(made, evidence_for(made, held_out))
-    assert chosen.site == SITES[1]
-    assert chosen.scores.isnan().tolist() == [True, False, False, False]
-
-
-def test_best_separation_needs_held_out_prompts() -> None:
-    with pytest.raises(UserError, match=r"BestSeparation\(\) needs held_out activations; capture"):
-        BestSeparation().choose(HOLED, evidence_for(HOLED))
-
-
-@given(st.integers(0, 1000), st.booleans())
-@few
-def test_consensus_is_the_first_right_singular_vector_of_the_candidates(
-    seed: int, weighted: bool
-) -> None:
-    vectors = noise(4, D, seed=seed) + 1.5 * noise(D, seed=seed + 1)
-    made = candidates_of(vectors, torch.tensor([True, True, False, True]))
-    chosen = Consensus(weighted=weighted).choose(made, evidence_for(made))
-    rows = made.directions[made.valid].double().numpy()
-    weights = np.ones(3)
-    if weighted:
-        cosines = rows @ rows.T
-        weights = np.clip((cosines.sum(axis=1) - 1) / 2, 0, None)
-    oracle = np.linalg.svd(weights[:, None] * rows)[2][0]
-    assert_parallel(chosen.vector, oracle * np.sign((rows @ oracle).mean()))
-    assert chosen.site is None
-    expected = (made.directions @ chosen.vector).masked_fill(~made.valid, torch.nan)
-    torch.testing.assert_close(chosen.scores, expected, equal_nan=True)
-    assert chosen.scores.nanmean() > 0
-
-
-@pytest.mark.parametrize("weighted", [True, False])
-@pytest.mark.parametrize("width", [3, D])  # LAPACK signs tall and wide matrices differently
-def test_consensus_turns_with_the_candidates_and_flips_with_them(
-    width: int, weighted: bool
-) -> None:
-    vectors = noise(4, width) + 1.5 * noise(width, seed=50)
-    turn = torch.linalg.qr(noise(width, width, seed=51).double()).Q.float()
-    for change in (turn, -turn, -torch.eye(width)):
-        one, other = (
-            Consensus(weighted=weighted).choose(made, evidence_for(made)).vector
-            for made in (candidates_of(vectors), candidates_of(vectors @ change))
-        )
-        torch.testing.assert_close(other, one @ change, rtol=0, atol=1e-5)
-        assert float(one @ vectors.mean(dim=0)) > 0
-
-
-def test_a_candidate_that_contradicts_the_others_counts_for_nothing_when_weighted() -> None:
-    agreeing = torch.eye(D)[0] + 0.2 * noise(3, D)
-    made = candidates_of(torch.cat((agreeing, torch.eye(D)[1:2] - torch.eye(D)[0:1])))
-    alone = candidates_of(agreeing)
-    assert mean_cosine(made)[3] < 0
-    weights = mean_cosine(made)[:3].unsqueeze(-1) * alone.directions
-    oracle = np.linalg.svd(weights.double().numpy())[2][0]
-    got = Consensus().choose(made, evidence_for(made)).vector
-    assert_parallel(got, oracle * np.sign(oracle[0]))
-    unweighted = Consensus(weighted=False).choose(made, evidence_for(made)).vector
-    assert (got - unweighted).abs().max() > 0.05
-
-
-def test_consensus_needs_two_candidates_that_do_not_cancel_out() -> None:
-    def choose(choice: Consensus, *rows: Tensor) -> None:
-        made = candidates_of(torch.stack(rows))
-        choice.choose(made, evidence_for(made))
-
-    x, y = torch.eye(D)[:2]
-    with pytest.raises(UserError, match=r"needs at least 2 sites with a direction, got 1; capture"):
-        choose(Consensus(), x)
-    with pytest.raises(UserError, match="no candidate that agrees with the others on average"):
-        choose(Consensus(), x, -x)
-    with pytest.raises(UserError, match=r"Consensus\(weighted=False\) has no sign: .* both sides"):
-        choose(Consensus(weighted=False), x, -x)
-    with pytest.raises(UserError, match=r"Consensus\(weighted=False\) is not determined: .* equal"):
-        choose(Consensus(weighted=False), x, y)
