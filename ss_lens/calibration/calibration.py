@@ -260,13 +260,9 @@ def calibrate(
         check_is(name, method, (*kinds, type(None)), f"a method such as {example}, or None")
     selection = as_rule(rule)
     check_is("streams", streams, (list, tuple), "a list of streams such as ['ln1_out', 'ln2_out']")
+    check_streams(streams)
     evidence = Evidence(acts, held_out, neutral).restricted_to(streams)
     acts = evidence.train
-    if len({site.is_norm_output for site in acts.sites}) > 1:
-        raise UserError(
-            f"streams {', '.join(streams)} mix norm outputs with residual streams, whose scales "
-            "differ; calibrate them separately."
-        )
     if 1 in (counts := (len(acts.positive), len(acts.negative))):
         warnings.warn(
             f"the calibration rests on {counts[0]} + {counts[1]} prompts, so its directions hold "
@@ -280,3 +276,12 @@ def calibrate(
     # A tensor made in inference mode could carry no gradient later.
     with torch.inference_mode(False), torch.no_grad():
         return Calibration(*recipe.fit(evidence))
+
+
+def check_streams(streams: Sequence[Stream]) -> None:
+    """Raise a :class:`UserError` where streams of different kinds would be mixed."""
+    if len({Site(0, stream).is_norm_output for stream in streams}) > 1:
+        raise UserError(
+            f"streams {', '.join(streams)} mix norm outputs with residual streams, whose scales "
+            "differ; calibrate them separately."
+        )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from ss_lens.calibration.calibration import Calibration
     from ss_lens.experiments.main_run import Run
 
+Options = ParamSpec("Options")
 _err = Console(stderr=True, emoji=False)
 _out = Console(emoji=False)
 if not _out.is_terminal:
@@ -33,6 +36,27 @@ def note(message: str) -> None:
 
 def line(message: str) -> None:
     _out.print(escape(message), soft_wrap=True, highlight=False)
+
+
+def keeps(what: str) -> Callable[[Callable[Options, None]], Callable[Options, None]]:
+    """Let a verb end with exit code 130 at Ctrl-C, and say what it leaves behind.
+
+    Args:
+        what: the truth for this verb, at whichever moment the signal comes.
+    """
+
+    def decorated(verb: Callable[Options, None]) -> Callable[Options, None]:
+        @wraps(verb)
+        def interruptible(*arguments: Options.args, **options: Options.kwargs) -> None:
+            try:
+                verb(*arguments, **options)
+            except KeyboardInterrupt:
+                note(f"interrupted; {what}")
+                raise typer.Exit(130) from None
+
+        return interruptible
+
+    return decorated
 
 
 def print_json(value: Any) -> None:

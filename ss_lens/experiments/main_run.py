@@ -140,13 +140,7 @@ def run_main_job(
     """
     config, store = config or RunConfig(), store or Store()
     folder = Path(run_dir)
-    asked = {
-        "format": FORMAT,
-        "config": config.as_json(),
-        "dataset": {"name": dataset.name, "digest": dataset.digest},
-        "ss_lens": version("ss_lens"),
-    }
-    _check_same(folder, asked)  # before the slow part
+    asked = check_run_dir(folder, dataset, config)  # before the slow part
     sweep = config.sweep(str(model.cfg.model_name), dataset.name)
     bench = Workbench.holding(sweep, store, model, dataset)
     test = dataset.split(dev=config.dev, test=config.test, seed=config.seed).test
@@ -167,6 +161,23 @@ def run_main_job(
     digests = {name: sha256_of_file(folder / name) for name in TABLES}
     write_sealed_json(folder / "tables.json", digests)
     return Run(config, first.calibration, keys, responses, scores)
+
+
+def check_run_dir(run_dir: Path, dataset: ContrastiveDataset, config: RunConfig) -> dict[str, Any]:
+    """Refuse, without a model, what :func:`run_main_job` would refuse; return what is asked for.
+
+    Raises:
+        UserError: the dataset cannot be split so, or ``run_dir`` holds something else.
+    """
+    dataset.split(dev=config.dev, test=config.test, seed=config.seed)
+    asked = {
+        "format": FORMAT,
+        "config": config.as_json(),
+        "dataset": {"name": dataset.name, "digest": dataset.digest},
+        "ss_lens": version("ss_lens"),
+    }
+    _check_same(run_dir, asked)
+    return asked
 
 
 def load_run(run_dir: Path | str) -> Run:

@@ -206,6 +206,12 @@ def _texts(model: TransformerBridge, prompts: Sequence[Prompt], chat: ChatFormat
     return texts
 
 
+def check_prompts(prompts: Sequence[Prompt]) -> None:
+    """Raise a :class:`UserError` for the first prompt that is neither valid text nor turns."""
+    for index, prompt in enumerate(_checked_list(prompts)):
+        _turns(prompt, index)
+
+
 def check_context(
     model: TransformerBridge,
     tokens: Sequence[Tokens],
@@ -276,7 +282,10 @@ def _turns(prompt: Prompt, index: int) -> list[Turn]:
                 "{'role': 'user', 'content': 'text'}."
             )
         _check_text(turn["role"], f"the role of a turn of {what}", "use system, user or assistant.")
-        _check_text(turn["content"], f"the {turn['role']}'s turn of {what}", "each needs text.")
+        said = turn["content"]
+        if turn["role"] == "assistant" and said == "":
+            continue  # an answer can be empty
+        _check_text(said, f"the {turn['role']}'s turn of {what}", "each needs text.")
     if not prompt:
         raise UserError(f"{what} has no turn; {remedy}")
     return list(prompt)

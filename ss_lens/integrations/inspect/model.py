@@ -23,16 +23,15 @@ from inspect_ai.model import (
     StopReason,
 )
 from inspect_ai.tool import ToolChoice, ToolInfo
-from jinja2 import TemplateError
 from tqdm import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from ss_lens.calibration.calibration import Calibration
 from ss_lens.core.checks import check_whole
-from ss_lens.core.errors import UserError, first_line
+from ss_lens.core.errors import UserError
 from ss_lens.generation.loop import continue_tokens
 from ss_lens.geometry.operators import Operator
-from ss_lens.models.chat import Tokens, check_context, tokenize
+from ss_lens.models.chat import DEFAULT_FORMAT, ChatFormat, Tokens, check_context, tokenize
 from ss_lens.steering.steer import steer
 
 DEFAULT_MAX_TOKENS = 512
@@ -57,33 +56,17 @@ class _Request:
     answer: list[int] | None = None
 
 
-def conversation_tokens(model: TransformerBridge, messages: Sequence[ChatMessage]) -> Tokens:
+def conversation_tokens(
+    model: TransformerBridge, messages: Sequence[ChatMessage], chat: ChatFormat = DEFAULT_FORMAT
+) -> Tokens:
     """A conversation through the model's chat template, up to the assistant's next turn.
-
-    A single user's turn gives what :func:`ss_lens.models.chat.tokenize` gives.
 
     Raises:
         UserError: a message that is not text, or a conversation that the template (or a model
             without one) cannot render.
     """
     turns = [{"role": message.role, "content": _text(message)} for message in messages]
-    roles = ", ".join(turn["role"] for turn in turns)
-    if roles == "user":
-        return tokenize(model, [turns[0]["content"]])[0]
-    tokenizer = model.tokenizer
-    if tokenizer.chat_template is None:
-        raise UserError(
-            f"{model.cfg.model_name} has no chat template, so it takes one user's turn as plain "
-            f"text; got {roles}."
-        )
-    try:
-        text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-    except TemplateError as error:
-        raise UserError(
-            f"the chat template of {model.cfg.model_name} rejects the turns {roles}: "
-            f"{first_line(error)} Use a task with turns that it takes."
-        ) from error
-    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return tokenize(model, [turns], chat)[0]
 
 
 def _text(message: ChatMessage) -> str:
@@ -116,11 +99,13 @@ class SteeredModel(ModelAPI):
         model: TransformerBridge,
         calibration: Calibration | None,
         operator: Operator | None,
+        chat: ChatFormat = DEFAULT_FORMAT,
     ) -> None:
         super().__init__(model_name=model_name, config=config)
         self._model = model
         self._calibration = calibration
         self._operator = operator
+        self._chat = chat
         self._lock = _locks.setdefault(model, threading.Lock())
         self._waiting: list[_Request] = []
 
@@ -158,7 +143,7 @@ class SteeredModel(ModelAPI):
         if not (math.isfinite(temperature) and temperature >= 0):
             raise UserError(f"temperature must be 0 or a positive number; got {temperature}.")
         seed = secrets.randbits(32) if config.seed is None else config.seed
-        tokens = conversation_tokens(self._model, input)
+        tokens = conversation_tokens(self._model, input, self._chat)
         wanted = config.max_tokens
         if wanted is None:
             wanted = max(1, min(DEFAULT_MAX_TOKENS, self._model.cfg.n_ctx - len(tokens)))

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
+import math
+from collections.abc import Mapping
+from datetime import date as Date
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -12,6 +17,7 @@ from ss_lens.calibration.calibration import Calibration
 from ss_lens.core.errors import UserError
 from ss_lens.core.values import read_value
 from ss_lens.geometry.operators import AngularOperator, Operator
+from ss_lens.models.chat import DATE, DEFAULT_FORMAT, ChatFormat
 from ss_lens.models.load import load_model
 
 if find_spec("inspect_ai") is None:
@@ -22,6 +28,11 @@ if find_spec("inspect_ai") is None:
 from inspect_ai.model import GenerateConfig, Model, get_model
 
 from ss_lens.integrations.inspect.model import SteeredModel
+
+MODEL_ARGUMENTS = (
+    *("calibration", "operator", "angle_deg", "device", "dtype", "revision"),
+    *("system", "date", "template_arguments"),
+)
 
 
 def open_model(
@@ -36,7 +47,11 @@ def open_model(
     device: str = "auto",
     dtype: str = "auto",
     revision: str | None = None,
+    system: str | list[str] | None = None,
+    date: str | Date | None = None,
+    template_arguments: Mapping[str, Any] | None = None,
     loaded: TransformerBridge | None = None,
+    **others: object,
 ) -> SteeredModel:
     """What Inspect calls for ``get_model("ss_lens/NAME", …)``; the keywords are model arguments.
 
@@ -55,16 +70,29 @@ def open_model(
         device: as in :func:`ss_lens.load_model`.
         dtype: as in :func:`ss_lens.load_model`.
         revision: as in :func:`ss_lens.load_model`.
+        system: the system prompt of conversations that bring none.
+        date: what the chat template takes for today; fixed where it is not given.
+        template_arguments: what else the template reads, like ``{"enable_thinking": False}``.
         loaded: a model that is loaded already; see :func:`steered_model`.
+        others: none; a misspelt name is refused here.
 
     Raises:
-        UserError: arguments that do not go together, a calibration of another model, or what
-            loading raises.
+        UserError: an unknown argument, one of the wrong type, arguments that do not go together, a
+            calibration of another model, or what loading raises.
     """
     for name, value in (("base_url", base_url), ("api_key", api_key)):
         if value is not None:
             raise UserError(f"ss_lens models run in this process and take no {name}; leave it out.")
-    chosen = read_operator(operator, angle_deg)
+    if others:
+        raise UserError(_unknown(next(iter(others))))
+    for name, value in (("device", device), ("dtype", dtype), ("revision", revision)):
+        if not isinstance(value, str) and not (name == "revision" and value is None):
+            raise UserError(f"{name} must be a text; got {value!r}. Put it in quotes.")
+    if not isinstance(calibration, str | Calibration | None):
+        raise UserError(
+            f"calibration must be the folder of a saved calibration; got {calibration!r}."
+        )
+    chosen, chat = read_operator(operator, angle_deg), _chat(system, date, template_arguments)
     if (calibration is None) != (chosen is None):
         given, missing = ("a calibration", "an operator or an angle_deg")
         if calibration is None:
@@ -75,7 +103,7 @@ def open_model(
     model = _load(model_name, device, dtype, revision) if loaded is None else loaded
     if calibration is not None:
         calibration.check_fits(model)
-    return SteeredModel(model_name, config or GenerateConfig(), model, calibration, chosen)
+    return SteeredModel(model_name, config or GenerateConfig(), model, calibration, chosen, chat)
 
 
 def steered_model(
@@ -83,6 +111,7 @@ def steered_model(
     calibration: Calibration | None = None,
     operator: Operator | None = None,
     config: GenerateConfig | None = None,
+    chat: ChatFormat = DEFAULT_FORMAT,
 ) -> Model:
     """An Inspect model of one that is loaded already, for ``inspect_ai.eval(task, model=…)``.
 
@@ -99,10 +128,15 @@ def steered_model(
         loaded=model,
         calibration=calibration,
         operator=operator,
+        system=chat.system,
+        date=chat.date,
+        template_arguments=dict(chat.template_arguments),
     )
     made.model_args = {}
     if calibration is not None:
         made.model_args = {"operator": repr(operator), "activations": calibration.spec.key}
+    if chat != DEFAULT_FORMAT:
+        made.model_args |= {"chat": chat.as_json()}
     return made
 
 
@@ -117,8 +151,10 @@ def read_operator(
     if isinstance(operator, list):
         operator = ",".join(operator)
     if angle_deg is not None:
-        if not isinstance(angle_deg, float | int):
+        if not isinstance(angle_deg, float | int) or isinstance(angle_deg, bool):
             raise UserError(f"angle_deg is one number of degrees; got {angle_deg!r}.")
+        if not math.isfinite(angle_deg):
+            raise UserError(f"angle_deg must be finite; got {angle_deg!r}. Give degrees, like 120.")
         name = "RotateBy" if operator is None else operator
         if not isinstance(name, str) or "(" in name:
             raise UserError(
@@ -140,6 +176,27 @@ def read_operator(
             "one strength, and one model for each."
         )
     return made
+
+
+def _unknown(name: str) -> str:
+    near = difflib.get_close_matches(name, MODEL_ARGUMENTS, n=1)
+    return (
+        f"unknown model argument {name!r}{f'; did you mean {near[0]!r}?' if near else '.'} "
+        f"ss_lens models take {', '.join(MODEL_ARGUMENTS)}."
+    )
+
+
+def _chat(
+    system: str | list[str] | None,
+    date: str | Date | None,
+    template_arguments: Mapping[str, Any] | None,
+) -> ChatFormat:
+    """The chat format; the command line splits texts at commas, and reads dates as dates."""
+    if isinstance(system, list):
+        system = ",".join(map(str, system))
+    if isinstance(date, Date):
+        date = date.isoformat()
+    return ChatFormat(system, DATE if date is None else date, template_arguments or {})
 
 
 @lru_cache(maxsize=1)

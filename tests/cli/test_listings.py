@@ -1,0 +1,151 @@
+"""Help and listings answer at once; the store is listed, verified and emptied."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from ss_lens.models.adapters import EMBEDDED_ADAPTERS
+from ss_lens.models.load import PAPER_MODELS
+from ss_lens.models.sources import WHEEL_MODELS
+from tests.cli.command import CommandLine, assert_one_clear_line
+
+VERBS = ("run", "capture", "calibrate", "steer", "generate", "models", "datasets", "store")
+
+
+HELP = """
+import sys
+from ss_lens.cli.main import main
+sys.argv = ["ss-lens", *sys.argv[1:]]
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+heavy = {"torch", "transformers", "transformer_lens", "datasets", "pandas", "numpy"}
+print("LOADED", sorted(heavy & set(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--help",), *((verb, "--help") for verb in VERBS), ("store", "rm", "--help"), ("datasets",)],
+    ids=" ".join,
+)
+def test_help_answers_without_loading_torch(arguments: tuple[str, ...]) -> None:
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", HELP, *arguments], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("LOADED []\n")
+    assert "Usage:" in done.stdout or arguments == ("datasets",)
+    assert time.monotonic() - start < 10  # importing torch and its company takes longer
+
+
+def test_help_lists_every_verb(ss: CommandLine) -> None:
+    finished = ss("--help")
+    assert finished.code == 0
+    assert all(f" {verb} " in finished.out for verb in VERBS)
+
+
+def test_models_are_listed(ss: CommandLine) -> None:
+    listed = ss("models", "--json").json
+    assert {row["name"] for row in listed} == {*EMBEDDED_ADAPTERS, *WHEEL_MODELS, *PAPER_MODELS}
+    assert {"name", "source", "from"} == set(listed[0])
+    table = ss("models")
+    assert table.code == 0
+    assert all(row["name"] in table.out and row["source"] in table.out for row in listed)
+
+
+def test_datasets_are_listed(ss: CommandLine) -> None:
+    listed = {row["name"]: row for row in ss("datasets", "--json").json}
+    assert set(listed) == {"refusal", "sentiment"}
+    assert listed["refusal"]["positive"] >= 96
+    assert "refusal" in ss("datasets").out
+
+
+def test_the_store_is_listed_verified_and_emptied(
+    ss: CommandLine, llama: Path, data: Path, tmp_path: Path
+) -> None:
+    assert ss("store", "ls", "--json").json == []
+    key = ss("capture", "--model", llama, "--dataset", data, "--json").json["key"]
+    (row,) = ss("store", "ls", "--json").json
+    assert row["key"] == key[:12]
+    assert (row["prompts"], row["sites"], row["shards"]) == ("12 + 12", 9, "1/1")
+    assert key[:12] in ss("store", "ls").out
+    assert ss("store", "verify", "--json").json == {key: []}
+    whole = ss("store", "verify")
+    assert whole.code == 0
+    assert f"{key[:12]}: whole" in whole.out
+
+    (shard,) = (tmp_path / "home").rglob("shard-*.safetensors")
+    shard.write_bytes(shard.read_bytes()[:-5])
+    damaged = ss("store", "verify", "--json")
+    assert damaged.code == 1
+    assert damaged.json == {key: [f"{shard.name} is damaged"]}
+    shard.write_bytes(b"")
+    assert ss("store", "verify", "--json").json == {key: [f"{shard.name} is damaged"]}
+    shard.unlink()
+    missing = ss("store", "verify")
+    assert missing.code == 1
+    assert f"{shard.name} is missing" in missing.out
+
+    assert_one_clear_line(ss("store", "rm", "zzz"), "0 sets in", "start with 'zzz'", "store ls")
+    removed = ss("store", "rm", key[:8])
+    assert removed.out.strip() == f"removed {key[:12]}"
+    assert ss("store", "ls", "--json").json == []
+
+
+def test_an_empty_key_removes_nothing(ss: CommandLine, llama: Path, data: Path) -> None:
+    """As from `ss-lens store rm $KEY` with the variable unset."""
+    ss("capture", "--model", llama, "--dataset", data)
+    assert_one_clear_line(ss("store", "rm", ""))
+    assert len(ss("store", "ls", "--json").json) == 1
+
+
+def test_a_set_of_another_format_can_be_removed_as_its_error_says(
+    ss: CommandLine, llama: Path, data: Path, tmp_path: Path
+) -> None:
+    key = ss("capture", "--model", llama, "--dataset", data, "--json").json["key"]
+    (manifest,) = (tmp_path / "home").rglob("manifest.json")
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": 99}))
+    failed = ss("capture", "--model", llama, "--dataset", data)
+    assert_one_clear_line(failed, "store format 99", f"ss-lens store rm {key[:12]}")
+    assert ss("store", "rm", key[:12]).code == 0
+    assert ss("capture", "--model", llama, "--dataset", data).code == 0
+
+
+def test_a_set_with_a_damaged_manifest_can_be_removed(
+    ss: CommandLine, llama: Path, data: Path, tmp_path: Path
+) -> None:
+    key = ss("capture", "--model", llama, "--dataset", data, "--json").json["key"]
+    (manifest,) = (tmp_path / "home").rglob("manifest.json")
+    manifest.write_text(manifest.read_text()[:-9])
+    assert ss("store", "rm", key[:12]).code == 0
+    assert ss("capture", "--model", llama, "--dataset", data).code == 0
+
+
+def test_the_version_is_told(ss: CommandLine) -> None:
+    finished = ss("--version")
+    assert (finished.code, finished.out) == (0, f"ss-lens {version('ss_lens')}\n")
+
+
+def test_entries_of_other_weights_are_told_apart(
+    ss: CommandLine, tiny_folders: dict[str, Path], data: Path, tmp_path: Path
+) -> None:
+    """Two folders of one name, whose weights differ."""
+    for place, architecture in (("a", "llama"), ("b", "gpt2")):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "model").symlink_to(tiny_folders[architecture])
+        ss("capture", "--model", tmp_path / place / "model", "--dataset", data)
+    rows = ss("store", "ls", "--json").json
+    assert len({row["weights"] for row in rows}) == 2
+    assert all(re.fullmatch("[0-9a-f]{12}", row["weights"]) for row in rows)
+    assert all(row["weights"] in ss("store", "ls").out for row in rows)
