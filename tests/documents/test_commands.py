@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from ss_lens.experiments.ablation import FULL, VARIANTS
 from tests.documents.readme import in_small, run_here, run_in, shell_lines, write_small_copies
 
 # One through each of the two doors, the console script and `python -m`: as the reader runs them.
 IN_A_PROCESS_OF_ITS_OWN = ("ss-lens steer", "python -m analyses runs/refusal")
+# One of each kind: the operator, the sites, and the labels, which may leave no site to steer.
+SOME_VARIANTS = (FULL, "rotate_to (SAS)", "random sites", "shuffled labels, own sites")
 
 
 @pytest.mark.slow
@@ -18,8 +21,11 @@ IN_A_PROCESS_OF_ITS_OWN = ("ss-lens steer", "python -m analyses runs/refusal")
 def test_every_shell_command_of_the_readme_runs_in_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    """At a small size; the ablation with four variants, as the notebook's test computes all."""
     write_small_copies(tmp_path / "configs")
     monkeypatch.chdir(tmp_path)
+    some = {name: VARIANTS[name] for name in SOME_VARIANTS}
+    monkeypatch.setattr("ss_lens.experiments.ablation.VARIANTS", some)
     ran, apart = [], []
     for line in shell_lines():
         if line.startswith("make"):
