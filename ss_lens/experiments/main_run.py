@@ -148,7 +148,7 @@ def run_main_job(
         check_context(model, tokenize(model, prompts, config.chat), prompts, config.max_new_tokens)
     first = bench.setting(sweep.groups()[0])
     shown = capture(model, test, store=store, chat=config.chat)  # for the figures
-    keys = {"train": first.calibration.spec.key, "test": shown.spec.key}
+    keys = {"train": str(first.identity["train"]), "test": shown.spec.key}
     _claim(folder, {**asked, "activations": keys})
     first.calibration.save(folder / "calibration", overwrite=True)
     cells = CellStore.claim(folder / "answers")

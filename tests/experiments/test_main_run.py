@@ -41,6 +41,17 @@ def finished(
     return folder, run_main_job(tiny_models["llama"], tiny_data, folder, CONFIG, store=kept)
 
 
+def test_the_activations_of_a_run_are_in_the_store_at_every_captured_stream(
+    finished: tuple[Path, ss_lens.Run], kept: Store
+) -> None:
+    """The figures load them by these keys; the calibration's own are of its streams alone."""
+    _, run = finished
+    for part, n_prompts in (("train", 2 * 7), ("test", 2 * 3)):
+        acts = kept.load(run.activations[part])
+        assert acts.spec.n_prompts == n_prompts
+        assert {site.stream for site in acts.sites} == {"ln1_out", "ln2_out", "resid_post"}
+
+
 def test_the_main_job_gives_the_numbers_of_its_parts(
     finished: tuple[Path, ss_lens.Run],
     tiny_llama: TransformerBridge,
