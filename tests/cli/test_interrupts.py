@@ -59,7 +59,7 @@ main()
 def test_ctrl_c_in_the_main_job_exits_with_130_and_the_same_command_completes(
     ss: CommandLine, main_job: tuple[object, ...], tmp_path: Path
 ) -> None:
-    command = [*map(str, main_job), "--dev", "1", "--test", "10", "--max-new-tokens", "40"]
+    command = [*map(str, main_job), "--dev", "1", "--test", "9", "--max-new-tokens", "40"]
     command += ["--angles", ",".join(map(str, range(0, 360, 12)))]
     answers = tmp_path / "run" / "answers"
     process = subprocess.Popen(
