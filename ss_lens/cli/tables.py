@@ -18,11 +18,13 @@ if TYPE_CHECKING:
 
 def print_sweep(result: SweepResult, folder: Path, as_json: bool) -> None:
     """A row per cell, the chosen angles, and what could not be computed."""
+    import pandas as pd
+
     from ss_lens.experiments.grid import ARM_COLUMNS
-    from ss_lens.experiments.sweep import by_cell
+    from ss_lens.experiments.sweep import by_cell, unsteered_by_class
     from ss_lens.scoring.registry import headings
 
-    cells = by_cell(result.table)
+    cells, baseline = by_cell(result.table), unsteered_by_class(result.unsteered)
     problems = result.groups.query("problem.notna()").drop_duplicates([*ARM_COLUMNS])
     if as_json:
         choices = [{"arm": str(made.arm), **made.choice.as_json()} for made in result.choices]
@@ -30,6 +32,7 @@ def print_sweep(result: SweepResult, folder: Path, as_json: bool) -> None:
             {
                 "folder": str(folder),
                 "cells": _records(cells),
+                "unsteered": _records(baseline),
                 "choices": choices,
                 "problems": _records(problems),
             }
@@ -39,8 +42,11 @@ def print_sweep(result: SweepResult, folder: Path, as_json: bool) -> None:
     told = [name for name in ARM_COLUMNS if result.groups[name].astype(str).nunique() > 1]
     shown = {name: heading for name, heading in headings().items() if name in cells}
     keys = [*told, "part", "prompt_class", "angle_deg", "n"]
+    # The model without steering comes first; it has a model and a dataset, and nothing else of an
+    # arm, nor an angle.
+    cells = pd.concat([baseline.reindex(columns=cells.columns), cells], ignore_index=True)
     rows = [
-        [*(_text(row[key]) for key in keys), *(_number(row[name]) for name in shown)]
+        [*(_placed(key, row[key]) for key in keys), *(_number(row[name]) for name in shown)]
         for row in cells.to_dict("records")
     ]
     console.print_rows([*keys, *shown.values()], rows, as_json=False)
@@ -104,6 +110,13 @@ def _number(value: float) -> str:
     if math.isnan(value):
         return "none"
     return f"{value:.2f}" if abs(value) < 10 else f"{value:.3g}"
+
+
+def _placed(key: str, value: Any) -> str:
+    """What a row is; one without an angle is of the model without steering."""
+    if value is None or value != value:  # NaN
+        return "unsteered" if key == "angle_deg" else ""
+    return _text(value)
 
 
 def _text(value: Any) -> str:

@@ -164,6 +164,15 @@ def by_cell(table: pd.DataFrame) -> pd.DataFrame:
     return sizes.join(means).reset_index()
 
 
+def unsteered_by_class(unsteered: pd.DataFrame) -> pd.DataFrame:
+    """One row per model, dataset, part and class: the means of :attr:`SweepResult.unsteered`."""
+    keys = [name for name in UNSTEERED_COLUMNS if name not in ROW]
+    scores = unsteered.drop(columns=[*keys, "prompt_index"]).select_dtypes(["number", "bool"])
+    groups = pd.concat([unsteered.filter(keys), scores], axis=1).groupby(keys, sort=False)
+    sizes = unsteered.groupby(keys, sort=False).agg(n=("prompt", "size"))
+    return sizes.join(groups.agg("mean")).reset_index()
+
+
 def _finished(
     config: SweepConfig, groups: Sequence[CellGroup], cells: CellStore, store: Store
 ) -> list[Outcome]:

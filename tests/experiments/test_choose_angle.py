@@ -187,6 +187,7 @@ DEV = rows("dev", {0: 1.0, 90: -3.0})
         (DEV.drop(columns="refusal_score"), "no column refusal_score; it has part, prompt_class"),
         (DEV.drop(columns="perplexity"), "no column perplexity"),
         (pd.concat([DEV, DEV]), "several rows of one prompt at one angle"),
+        (rows("dev", {0: 1.0, 360: 1.0}), r"at one angle \(0 and 360 degrees are one\)"),
         (pd.concat([DEV, rows("test", {0: 1.0})]), "dev chooses 90°, which test was not measured"),
         (pd.concat([DEV, DEV.assign(part="test")]), "'dev negative 0' is in dev and in test"),
     ],
@@ -201,6 +202,7 @@ def test_a_table_that_would_leak_or_lacks_something_is_an_error(
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
+        ({"score": "happiness"}, "score must be one of refusal_score, .*; got 'happiness'"),
         ({"goal": "best"}, "goal must be one of minimise, maximise; got 'best'"),
         ({"prompt_class": "harmful"}, "prompt_class must be one of positive, negative"),
         ({"max_collapsed": 1.5}, "max_collapsed is a share, between 0 and 1; got 1.5"),
