@@ -12,7 +12,8 @@ import pandas as pd
 from ss_lens.activations.store import Store
 from ss_lens.core.checks import check_whole
 from ss_lens.core.errors import UserError
-from ss_lens.core.files import atomic_path, read_json, write_json
+from ss_lens.core.files import atomic_path, check_replaceable, read_json
+from ss_lens.core.sealed import read_sealed_json, write_sealed_json
 from ss_lens.experiments.cells import CellStore, read_table, write_table
 from ss_lens.experiments.choose_angle import AngleCriterion, choose_angle, rank_angles
 from ss_lens.experiments.config import SCORES, SEED, Grid, Part, Split, SweepConfig
@@ -149,7 +150,7 @@ class AblationResult:
 def run_ablations(
     config: AblationConfig, folder: Path | str, *, store: Store | None = None
 ) -> AblationResult:
-    """Measure all variants; stopped at any moment, the same call goes on from there.
+    """Measure all variants; stopped at any moment, the same call resumes.
 
     Every variant's angle is chosen on dev alone: the least refusal of harmful prompts among the
     angles at which at most a tenth of the answers of both classes has collapsed
@@ -218,13 +219,19 @@ def load_ablations(folder: Path | str) -> AblationResult:
         UserError: none there, not finished, damaged, or of another format.
     """
     place = Path(folder) / "ablations"
-    values = read_json(place / "ablations.json", "ablation (ablations/ablations.json)")
-    if values.get("format") != FORMAT:
+    path, what = place / "ablations.json", "ablation (ablations/ablations.json)"
+    found = read_json(path, what)
+    known = found.get("format") if isinstance(found, dict) else None
+    if known != FORMAT:
         raise UserError(
-            f"the ablation at {folder} has format {values.get('format')}, this version reads "
-            f"{FORMAT}; run `ss-lens ablate` again."
+            f"the ablation at {folder} has format {known}, this version reads {FORMAT}; run "
+            "`ss-lens ablate` again."
         )
-    tables = {name: read_table(place / f"{name}.parquet") for name in _TABLES}
+    remedy = "run `ss-lens ablate` again, which is quick"
+    unsealed = {"format", "config", "criterion"}  # earlier versions had no digests
+    values = read_sealed_json(path, what, unsealed=unsealed, remedy=remedy)
+    digests = values.get("tables", dict.fromkeys(_TABLES))
+    tables = {name: read_table(place / f"{name}.parquet", digests[name]) for name in _TABLES}
     if any(table is None for table in tables.values()):
         raise UserError(
             f"the ablation at {place} is damaged; run `ss-lens ablate` again, which is quick."
@@ -294,9 +301,14 @@ def _problem_table(problems: Mapping[Item, str]) -> pd.DataFrame:
 
 
 def _save(result: AblationResult, place: Path) -> None:
+    names = {"ablations.json", *(f"{name}.parquet" for name in _TABLES)}
     said = {"format": FORMAT, "config": asdict(result.config), "criterion": asdict(CRITERION)}
-    with CellStore(place.parent).exclusive(), atomic_path(place) as temporary:
-        temporary.mkdir()
-        for name in _TABLES:
-            write_table(temporary / f"{name}.parquet", getattr(result, name))
-        write_json(temporary / "ablations.json", said)
+    with CellStore(place.parent).exclusive():
+        check_replaceable(place, names, "result of an ablation")
+        with atomic_path(place) as temporary:
+            temporary.mkdir()
+            digests = {
+                name: write_table(temporary / f"{name}.parquet", getattr(result, name))
+                for name in _TABLES
+            }
+            write_sealed_json(temporary / "ablations.json", {**said, "tables": digests})

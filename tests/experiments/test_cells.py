@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -155,9 +156,7 @@ def test_a_changed_result_is_refused(swept: tuple[SweepConfig, Path, pd.DataFram
     path = folder / "result" / "sweep.json"
     text = path.read_text()
     path.write_text(text.replace('"max_new_tokens": 6', '"max_new_tokens": 7'))
-    with pytest.raises(
-        UserError, match=r"result of the sweep at .* is damaged .*run the"
-    ):
+    with pytest.raises(UserError, match=r"result of the sweep at .* is damaged .*run the"):
         load_sweep(folder)
     path.write_text(text)
     table.iloc[:1].to_parquet(folder / "result" / "table.parquet")
@@ -208,17 +207,15 @@ def test_scores_that_are_not_numbers_end_the_sweep(
     others = [other for other in scoring.scores() if other is not score]
     monkeypatch.setattr(scoring, "scores", lambda: (broken, *others))
     config = SweepConfig(**{**asked, "scores": "refusal_score"})
-    with pytest.raises(
-        UserError, match=r"refusal_score is nan for the prompt .* at 0°"
-    ):
+    with pytest.raises(UserError, match=r"refusal_score is nan for the prompt .* at 0°"):
         run_sweep(config, tmp_path)
 
 
 def test_a_missing_package_ends_the_sweep_and_is_no_finding(
     asked: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: Store
 ) -> None:
-    monkeypatch.setitem(importlib.import_module("sys").modules, "geoopt", None)
-    planes = ["Grassmann(seed=0)", "PC1()"]
+    monkeypatch.setitem(sys.modules, "geoopt", None)
+    planes = ["Grassmann()", "PC1()"]
     config = with_grid({**asked, "scores": "refusal_score"}, plane=planes)
     with pytest.raises(UserError, match=r'pip install "ss_lens\[grassmann\]"'):
         run_sweep(config, tmp_path, store=store)

@@ -127,7 +127,10 @@ def test_the_example_is_read() -> None:
         ({"angles_deg": [True]}, r"angles_deg\[0\] is True; input should be a valid number"),
         ({"angles_deg": float("inf")}, r"angles must be finite, in degrees"),
         ({"angles_deg": [0, 360]}, r"0 and 360 are one angle, since 360 degrees are a whole turn"),
-        ({"angles_deg": {"step": 1e-5}}, r"are 3\.6e\+07 angles; at most 3,600 are swept. Use a la"),
+        (
+            {"angles_deg": {"step": 1e-5}},
+            r"are 3\.6e\+07 angles; at most 3,600 are swept. Use a",
+        ),
         ({"angles_deg": {"step": 1, "stop": float("inf")}}, r"stop is inf; input should be a fini"),
         ({"angles_deg": {"stepp": 3}}, r"angles_deg: unknown key 'stepp' in angles_deg; did you"),
         ({"angles_deg": {"step": 0}}, r"step is 0; input should be greater than 0"),

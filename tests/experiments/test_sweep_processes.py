@@ -246,7 +246,7 @@ def test_reports_that_a_network_file_system_shows_late_are_waited_for(
     assert reported([DeadJob(), FinishedJob()], reports) == [outcome]
     timer.join()
     monkeypatch.setattr(cluster, "VISIBLE_SECONDS", 0.05)
-    with pytest.raises(UserError, match=r"1 of 2 workers finished, but their reports are not visib"):
+    with pytest.raises(UserError, match=r"1 of 2 workers finished, but their reports are not vis"):
         reported([DeadJob(), FinishedJob()], tmp_path / "nowhere")
 
 
