@@ -20,7 +20,7 @@ import ss_lens
 from ss_lens import Store
 from ss_lens.models import forward
 from ss_lens.models.chat import tokenize
-from ss_lens.models.sources import fetch
+from ss_lens.models.fetching import fetch
 
 ROUNDS = 5
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from ss_lens.core.files import atomic_path
-from ss_lens.models.sources import fetch
+from ss_lens.models.fetching import fetch
 
 DATA_FOLDER = Path(__file__).parent
 DEFAULT_BASE = "smollm2-135m"

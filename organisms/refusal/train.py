@@ -27,7 +27,7 @@ from organisms.refusal.common import (
 )
 from organisms.refusal.losses import BaseStates, refusal_loss, retain_loss
 from ss_lens.core.files import atomic_path, sha256_of_file, write_json
-from ss_lens.models.sources import weights_digest
+from ss_lens.models.fetching import weights_digest
 
 LIBRARIES = ("torch", "transformers", "peft", "safetensors")
 

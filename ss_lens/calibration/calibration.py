@@ -27,7 +27,7 @@ from ss_lens.calibration.stored import read_calibration, write_calibration
 from ss_lens.core.checks import check_is
 from ss_lens.core.errors import UserError
 from ss_lens.geometry.plane import Plane
-from ss_lens.models.load import identify
+from ss_lens.models.load import identify, is_identified_by
 from ss_lens.models.sites import Site, Stream
 
 CALIBRATION_STREAMS: tuple[Stream, ...] = ("ln1_out", "ln2_out")
@@ -158,7 +158,7 @@ class Calibration:
                 f"was made in {mine.dtype}, the model is in {theirs.dtype} "
                 f"(load_model(..., dtype={mine.dtype!r}) gives the first)"
             )
-        elif mine.fingerprint != theirs.fingerprint:
+        elif not is_identified_by(model, mine.fingerprint):
             problem = (
                 f"was made on {mine.name!r} (weights {mine.fingerprint[:12]}), this is "
                 f"{theirs.name!r} (weights {str(theirs.fingerprint)[:12]})"

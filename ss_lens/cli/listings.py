@@ -16,17 +16,13 @@ UNCHANGED = "nothing was changed."
 @keeps(UNCHANGED)
 def models(as_json: options.Json = False) -> None:
     """List the registered models."""
-    from ss_lens.models.adapters import EMBEDDED_ADAPTERS, adapter_folder, read_adapter
-    from ss_lens.models.load import PAPER_MODELS
-    from ss_lens.models.sources import WHEEL_MODELS
+    from ss_lens.models.sources import MODELS
 
     rows = [
-        (name, f"{read_adapter(folder).base} + LoRA", "embedded")
-        for name in EMBEDDED_ADAPTERS
-        if (folder := adapter_folder(name))
+        (model.name, str(source), source.origin)
+        for model in MODELS.values()
+        for source in model.sources
     ]
-    rows += [(name, wheel.requirement, "package index") for name, wheel in WHEEL_MODELS.items()]
-    rows += [(name, hub_id, "Hub") for name, hub_id in PAPER_MODELS.items()]
     console.print_rows(("name", "source", "from"), rows, as_json)
 
 

@@ -2,34 +2,49 @@
 
 from __future__ import annotations
 
+import math
+import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from ss_lens.core.checks import described
 from ss_lens.core.errors import UserError, first_line
 from ss_lens.core.files import read_json
-
-EMBEDDED_ADAPTERS = {"smollm2-135m-refusal": "refusal_adapter"}
-"""Adapters that the package carries, by the name of the model that they make."""
+from ss_lens.models.integrity import is_finite
+from ss_lens.models.sources import embedded_in
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
 _PLAIN: Mapping[str, tuple[object, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none", None),
-    "use_dora": (False, None),
-    "use_rslora": (False, None),
-    "fan_in_fan_out": (False, None),
-    "rank_pattern": ({}, None),
-    "alpha_pattern": ({}, None),
-    "modules_to_save": (None, []),
+    "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
 }
-"""What plain LoRA looks like; any other setting would make another merge than the one below."""
+"""Where plain LoRA has a value; the other ways to begin (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA, MiCA)
+also change the base's own weights, whenever PEFT loads the adapter."""
+
+_WITHOUT_EFFECT = frozenset(
+    {
+        *("base_model_name_or_path", "revision", "task_type", "auto_mapping", "peft_version"),
+        *("inference_mode", "r", "lora_alpha", "lora_dropout", "target_modules"),
+        *("exclude_modules", "layers_to_transform", "layers_pattern", "megatron_core"),
+        *("eva_config", "qalora_group_size", "runtime_config"),
+    }
+)
+"""Settings that the product of the factors does not depend on, or that say which factors there are.
+
+Any other setting must be off: PEFT grows variants of LoRA (DoRA, aLoRA, BD-LoRA, KaSA, ...), and
+each is a setting of its own.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,22 +54,26 @@ class Adapter:
     Attributes:
         folder: where it was read from.
         base: the name, Hub id or folder of the model that it was trained on.
+        revision: of the base on the Hub, where the adapter names one.
         base_sha256: checksum of that model's weight file, where the adapter records it.
         scale: alpha / rank.
         factors: module name → (A ``[rank, in]``, B ``[out, rank]``).
+        targets: the names that the adapter's modules end in, where it lists them for all layers.
     """
 
     folder: Path
     base: str
+    revision: str | None
     base_sha256: str | None
     scale: float
     factors: dict[str, tuple[Float[Tensor, "rank in"], Float[Tensor, "out rank"]]]
+    targets: tuple[str, ...] = ()
 
 
 def adapter_folder(name: str) -> Path | None:
     """The adapter that ``name`` means: an embedded one, or a folder that PEFT wrote."""
-    if name in EMBEDDED_ADAPTERS:
-        return Path(str(resources.files("ss_lens.models"))) / "embedded" / EMBEDDED_ADAPTERS[name]
+    if source := embedded_in(name):
+        return Path(str(resources.files("ss_lens.models"))) / "embedded" / source.folder
     path = Path(name).expanduser()
     return path if (path / CONFIG).is_file() else None
 
@@ -63,36 +82,90 @@ def read_adapter(folder: Path) -> Adapter:
     """Read a PEFT adapter folder.
 
     Raises:
-        UserError: not plain LoRA, or its files are missing or damaged.
+        UserError: more than plain LoRA, or its files are missing or damaged.
     """
-    config = read_json(folder / CONFIG, "adapter configuration")
-    for key, allowed in _PLAIN.items():
-        if config.get(key) not in allowed:
-            raise UserError(
-                f"the adapter at {folder} has {key}={config.get(key)!r}, expected "
-                f"{allowed[0]!r}: only plain LoRA can be merged here. Merge it with PEFT and load "
-                "the merged folder."
-            )
+    config = read_json(folder / CONFIG, "adapter configuration", remedy="fetch the adapter again")
+    rank, alpha, base, revision = _checked(config, folder)
     tensors, metadata = _read_weights(folder)
     halves: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
-        module, _, half = key.removeprefix("base_model.model.").rpartition(".lora_")
-        halves.setdefault(module, {})[half.removesuffix(".weight")] = tensor
-    rank = config.get("r")
+        match = re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])\.weight", key)
+        if match is None:
+            raise UserError(
+                f"the adapter at {folder} holds {key!r}, expected lora_A and lora_B of modules "
+                "only: only plain LoRA can be merged here. Merge it with PEFT and load the merged "
+                "folder."
+            )
+        if not tensor.is_floating_point() or not is_finite(tensor):
+            raise UserError(
+                f"the adapter at {folder} is damaged: {key!r} holds NaN, infinity or no floats "
+                f"({str(tensor.dtype).removeprefix('torch.')}). Fetch it again, or train it again."
+            )
+        halves.setdefault(match[1], {})[match[2]] = tensor
     for module, pair in halves.items():
-        if set(pair) != {"A", "B"} or pair["A"].shape[0] != rank or pair["B"].shape[1] != rank:
+        if (
+            set(pair) != {"A", "B"}
+            or any(half.ndim != 2 for half in pair.values())
+            or (pair["A"].shape[0], pair["B"].shape[1]) != (rank, rank)
+        ):
             raise UserError(
                 f"the adapter at {folder} is damaged: module {module!r} holds "
                 f"{', '.join(f'{k} {tuple(v.shape)}' for k, v in sorted(pair.items()))}, expected "
                 f"A [{rank}, in] and B [out, {rank}]. Fetch it again."
             )
+    if not halves:
+        raise UserError(f"the adapter at {folder} is damaged: it holds no tensor. Fetch it again.")
     return Adapter(
         folder,
-        str(config["base_model_name_or_path"]),
+        base,
+        revision,
         metadata.get("base_sha256"),
-        config["lora_alpha"] / rank,
+        alpha / rank,
         {module: (pair["A"], pair["B"]) for module, pair in halves.items()},
+        _targets_everywhere(config),
     )
+
+
+def _checked(config: Any, folder: Path) -> tuple[int, float, str, str | None]:
+    """Rank, alpha, base and its revision of a configuration that is one of plain LoRA."""
+    if not isinstance(config, dict):
+        raise UserError(
+            f"the adapter configuration at {folder / CONFIG} is damaged (no object); fetch the "
+            "adapter again."
+        )
+    for key in (*_PLAIN, *(config.keys() - _PLAIN.keys() - _WITHOUT_EFFECT)):
+        value = config.get(key, None)
+        off = value is None or value is False or value in ({}, [], "")
+        if value in _PLAIN[key] if key in _PLAIN else off:
+            continue
+        wanted = _PLAIN[key][0] if key in _PLAIN else False if value is True else None
+        raise UserError(
+            f"the adapter at {folder} has {key}={described(value)}, expected {wanted!r}: only "
+            "plain LoRA can be merged here. Merge it with PEFT and load the merged folder."
+        )
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    base, revision = config.get("base_model_name_or_path"), config.get("revision")
+    for key, value, fits in (
+        ("r", rank, isinstance(rank, int) and rank > 0),
+        ("lora_alpha", alpha, isinstance(alpha, int | float) and math.isfinite(alpha)),
+        ("base_model_name_or_path", base, isinstance(base, str) and base),
+        ("revision", revision, revision is None or isinstance(revision, str)),
+    ):
+        if not fits or isinstance(value, bool):
+            raise UserError(
+                f"the adapter configuration at {folder / CONFIG} is damaged: {key} is "
+                f"{described(value)}. Fetch the adapter again."
+            )
+    return cast(int, rank), float(cast(float, alpha)), cast(str, base), cast(str | None, revision)
+
+
+def _targets_everywhere(config: dict[str, Any]) -> tuple[str, ...]:
+    """The target modules, where every module of such a name has factors."""
+    narrowed = ("exclude_modules", "layers_to_transform", "layers_pattern")
+    targets = config.get("target_modules")
+    if not isinstance(targets, list) or any(config.get(key) is not None for key in narrowed):
+        return ()
+    return tuple(map(str, targets))
 
 
 def merge(model: nn.Module, adapter: Adapter) -> None:
@@ -124,17 +197,34 @@ def check_base(adapter: Adapter, base_sha256: str | None) -> None:
 
 def _targets(model: nn.Module, adapter: Adapter) -> list[tuple[str, Tensor, Tensor, Tensor]]:
     """Module name, A, B and the weight to change; everything is checked before the first one."""
-    found = []
+    found, modules = [], dict(model.named_modules())
+    uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     for module, (a, b) in adapter.factors.items():
-        try:
-            weight = model.get_parameter(f"{module}.weight")
-        except AttributeError:
-            raise _other_base(adapter, f"it has no module {module!r}") from None
-        wanted = (b.shape[0], a.shape[1])
+        if module not in modules:
+            raise _other_base(adapter, f"it has no module {module!r}")
+        weight, wanted = getattr(modules[module], "weight", None), (b.shape[0], a.shape[1])
+        if not isinstance(modules[module], nn.Linear) or not isinstance(weight, nn.Parameter):
+            raise _not_plain(adapter, module, f"is a {type(modules[module]).__name__}, no Linear")
         if tuple(weight.shape) != wanted:
             raise _other_base(adapter, f"{module!r} is {tuple(weight.shape)}, expected {wanted}")
+        if uses[id(weight)] > 1:
+            raise _not_plain(adapter, module, "shares its weight with another module")
         found.append((module, a, b, weight))
+    for name, module in modules.items():
+        named = any(name == t or name.endswith(f".{t}") for t in adapter.targets)
+        if named and isinstance(module, nn.Linear) and name not in adapter.factors:
+            raise UserError(
+                f"the adapter at {adapter.folder} is damaged: it has no factors for {name!r}, "
+                "which its target_modules name. Fetch it again."
+            )
     return found
+
+
+def _not_plain(adapter: Adapter, module: str, why: str) -> UserError:
+    return UserError(
+        f"the adapter at {adapter.folder} changes {module!r}, which {why}: only the weights of "
+        "linear modules can be merged here. Merge it with PEFT and load the merged folder."
+    )
 
 
 def _other_base(adapter: Adapter, difference: str) -> UserError:
@@ -149,7 +239,7 @@ def _read_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (FileNotFoundError, SafetensorError) as error:
+    except (OSError, SafetensorError) as error:
         raise UserError(
             f"the adapter's weights {path} are missing or damaged ({first_line(error)}). Fetch the "
             "adapter (for an embedded one: install ss_lens) again."

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,28 +13,15 @@ from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
-from safetensors import SafetensorError
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from ss_lens.core.errors import UserError, first_line
+from ss_lens.core.errors import UserError
 from ss_lens.models import adapters
-from ss_lens.models.sources import WHEEL_MODELS, fetch, weights_digest
-
-DEFAULT_MODEL = "smollm2-135m-refusal"
-
-PAPER_MODELS = {
-    "qwen2.5-1.5b": "Qwen/Qwen2.5-1.5B-Instruct",
-    "qwen2.5-3b": "Qwen/Qwen2.5-3B-Instruct",
-    "qwen2.5-7b": "Qwen/Qwen2.5-7B-Instruct",
-    "llama-3.2-1b": "meta-llama/Llama-3.2-1B-Instruct",
-    "llama-3.2-3b": "meta-llama/Llama-3.2-3B-Instruct",
-    "llama-3.1-8b": "meta-llama/Llama-3.1-8B-Instruct",
-    "gemma-2-2b": "google/gemma-2-2b-it",
-    "gemma-2-9b": "google/gemma-2-9b-it",
-}
-"""Short names for the models of arXiv 2601.19375, all on the Hub."""
+from ss_lens.models.fetching import fetch, weights_digest
+from ss_lens.models.integrity import check_complete, check_finite, check_gguf, load_errors
+from ss_lens.models.sources import DEFAULT_MODEL, MODELS, Hub, unknown_model
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -89,29 +75,36 @@ def load_model(
     A Hub token is taken from where the Hub client keeps it (``hf auth login`` or ``HF_TOKEN``).
 
     Raises:
-        UserError: the name, device or dtype is unknown, the model cannot be had, or an adapter is
-            damaged or belongs to another base.
+        UserError: the name, device or dtype is unknown; the model is unavailable, damaged or
+            incomplete, or holds numbers that are not finite; an adapter is damaged, more than a
+            plain LoRA, or belongs to another base.
     """
     folder = adapters.adapter_folder(str(name))
     adapter = adapters.read_adapter(folder) if folder else None
     source = _resolve(str(name), revision) if adapter is None else _base_of(adapter, revision)
     chosen_device = device_named(device)
     chosen_dtype = dtype_named(dtype, chosen_device)
-    with _load_errors(str(name)), without_bars():
+    with load_errors(str(name), source.place, DEFAULT_MODEL), without_bars():
         tokenizer = AutoTokenizer.from_pretrained(
             source.place, trust_remote_code=trust_remote_code, **source.arguments()
         )
-        hf_model = AutoModelForCausalLM.from_pretrained(
-            source.place,
-            dtype=chosen_dtype,
-            trust_remote_code=trust_remote_code,
-            **source.arguments(),
+        hf_model, found = cast(
+            Any,
+            AutoModelForCausalLM.from_pretrained(
+                source.place,
+                dtype=chosen_dtype,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+                **source.arguments(),
+            ),
         )
+        check_complete(str(name), found)
         if adapter is not None:
             adapters.merge(hf_model, adapter)
+        check_finite(str(name), hf_model)
         model = TransformerBridge.boot_transformers(
             str(name),
-            hf_model=cast(Any, hf_model).to(chosen_device).eval(),
+            hf_model=hf_model.to(chosen_device).eval(),
             tokenizer=tokenizer,
             device=chosen_device,
             dtype=chosen_dtype,
@@ -121,31 +114,35 @@ def load_model(
 
 
 def _resolve(name: str, revision: str | None) -> _Source:
-    if name in WHEEL_MODELS:
+    source = _place_of(name, revision)
+    if revision is not None and source.revision is None:
+        raise UserError(
+            f"revision={revision!r} is for models on the Hub, and {name!r} is not one; leave it "
+            "out."
+        )
+    return source
+
+
+def _place_of(name: str, revision: str | None) -> _Source:
+    if name in MODELS:
+        first = MODELS[name].sources[0]
+        if isinstance(first, Hub):
+            return _Source(first.repository, revision=revision)
         return _Source(str(fetch(name)))
-    if name in PAPER_MODELS:
-        return _Source(PAPER_MODELS[name], revision=revision)
     path = Path(name).expanduser()
     if path.suffix.lower() == ".gguf":
-        if not path.is_file():
-            raise UserError(f"there is no file {path}; check the path.")
+        check_gguf(path)
         return _Source(str(path.parent), gguf_file=path.name)
     if path.is_dir():
         return _Source(str(path))
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return _Source(name, revision=revision)
-    known = [*adapters.EMBEDDED_ADAPTERS, *WHEEL_MODELS, *PAPER_MODELS]
-    near = difflib.get_close_matches(name, known, n=1)
-    raise UserError(
-        f"unknown model {name!r}{f'; did you mean {near[0]!r}?' if near else '.'} Expected one of "
-        f"{', '.join(known)}, a Hub id like Qwen/Qwen2.5-1.5B-Instruct, a local folder, or a .gguf "
-        "file."
-    )
+    raise unknown_model(name)
 
 
 def _base_of(adapter: adapters.Adapter, revision: str | None) -> _Source:
     try:
-        source = _resolve(adapter.base, revision)
+        source = _resolve(adapter.base, revision or adapter.revision)
     except UserError as error:
         raise UserError(
             f"the base model of the adapter at {adapter.folder} is missing: {error}"
@@ -180,28 +177,16 @@ def dtype_named(dtype: str, device: str) -> torch.dtype:
 
 
 @contextmanager
-def _load_errors(name: str) -> Iterator[None]:
-    try:
-        yield
-    except UserError:  # says already what to do
-        raise
-    except (OSError, ValueError, SafetensorError) as error:  # of transformers and the Hub client
-        raise UserError(
-            f"model {name!r} could not be loaded: {first_line(error)} "
-            "Check the name or path; the first load from the Hub needs a network, and a gated "
-            f"model needs its terms accepted and `hf auth login`. {DEFAULT_MODEL} comes from the "
-            "package index instead."
-        ) from error
-
-
-@contextmanager
 def without_bars() -> Iterator[None]:
-    """Hide the weight-loading bars (the Hub client's download bars are separate and stay)."""
+    """Hide the bars and the report of transformers (the Hub client's download bars stay)."""
     shown = transformers_logging.is_progress_bar_enabled()
+    verbosity = transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     try:
         yield
     finally:
+        transformers_logging.set_verbosity(verbosity)
         if shown:
             transformers_logging.enable_progress_bar()
 
@@ -215,7 +200,7 @@ _fingerprints: WeakKeyDictionary[TransformerBridge, tuple[Any, str]] = WeakKeyDi
 
 
 def identify(model: TransformerBridge) -> ModelIdentity:
-    """The identity of a loaded model; its fingerprint covers configuration and every parameter.
+    """The identity of a loaded model; its fingerprint covers every parameter and every setting.
 
     The fingerprint is remembered until a parameter is replaced or changed in place. An edit through
     ``.data`` is hidden from torch's version counter, and so from this.
@@ -229,16 +214,11 @@ def identify(model: TransformerBridge) -> ModelIdentity:
             "the model is in TransformerLens' compatibility mode, which folds the norm gains into "
             "the weights and so changes every calibration; load it again and stay in raw mode."
         )
-    weights = list(model.original_model.named_parameters())
-    state = tuple((tensor.data_ptr(), tensor._version) for _, tensor in weights)
+    state = tuple((w.data_ptr(), w._version) for _, w in model.original_model.named_parameters())
     remembered = _fingerprints.get(model)
     if remembered is None or remembered[0] != state:
-        digest = hashlib.sha256(_configuration(model).encode())
-        for name, tensor in weights:
-            clean = name.replace("_original_component.", "")
-            digest.update(f"{clean}:{tuple(tensor.shape)}:{tensor.dtype};".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-        remembered = (state, digest.hexdigest())
+        settings = computing_settings(cast(Any, model.original_model).config.to_dict())
+        remembered = (state, _digest(model, json.dumps(settings, sort_keys=True, default=str)))
         _fingerprints[model] = remembered
     return ModelIdentity(
         name=str(model.cfg.model_name),
@@ -250,9 +230,48 @@ def identify(model: TransformerBridge) -> ModelIdentity:
     )
 
 
-def _configuration(model: TransformerBridge) -> str:
-    """What else the computation depends on: the settings that differ from the defaults."""
+def is_identified_by(model: TransformerBridge, fingerprint: str) -> bool:
+    """Whether ``fingerprint`` is this model's, in today's form or in that of version 0.1.
+
+    The earlier form covered the settings that differ from the library's defaults, so it holds as
+    long as the library is of the version that it was made with.
+    """
+    if fingerprint == identify(model).fingerprint:
+        return True
     settings = cast(Any, model.original_model).config.to_diff_dict()
     for irrelevant in ("transformers_version", "architectures", "dtype", "_name_or_path"):
         settings.pop(irrelevant, None)
-    return json.dumps(settings, sort_keys=True, default=str)
+    return fingerprint == _digest(model, json.dumps(settings, sort_keys=True, default=str))
+
+
+def _digest(model: TransformerBridge, settings: str) -> str:
+    digest = hashlib.sha256(settings.encode())
+    for name, tensor in model.original_model.named_parameters():
+        clean = name.replace("_original_component.", "")
+        digest.update(f"{clean}:{tuple(tensor.shape)}:{tensor.dtype};".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+_BESIDE_THE_COMPUTATION = re.compile(
+    r"_.*|.*_token_id|.*dropout.*|.*_pdrop|summary_.*|initializer_.*|use_cache|pretraining_tp|"
+    r"output_router_logits|router_aux_loss_coef|gradient_checkpointing|torch_dtype|auto_map"
+)
+"""Settings of training, of generation, of classification heads, and names."""
+
+
+def computing_settings(settings: Mapping[Any, Any]) -> dict[str, Any]:
+    """The settings that a forward pass depends on, whichever version of the library lists them.
+
+    All are taken at their value, so that a default counts as if it were written down. What is off
+    (``None``, ``False``, empty) counts as absent, since new settings of a library begin so.
+    """
+    general = PreTrainedConfig().to_dict().keys() - {"model_type"}
+    kept: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            value = None if value.get("quant_method") == "gguf" else computing_settings(value)
+        off = value is None or value is False or (isinstance(value, list | dict) and not value)
+        if not off and key not in general and not _BESIDE_THE_COMPUTATION.fullmatch(str(key)):
+            kept[str(key)] = value
+    return kept

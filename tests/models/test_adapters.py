@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -16,8 +17,9 @@ from transformers import AutoModelForCausalLM
 import ss_lens
 from ss_lens import UserError
 from ss_lens.models import adapters
+from ss_lens.models.fetching import weights_digest
 from ss_lens.models.load import identify
-from ss_lens.models.sources import SMOLLM2_135M, weights_digest
+from ss_lens.models.sources import MODELS, SMOLLM2_135M, embedded_in
 
 TARGETS = ["q_proj", "down_proj"]
 
@@ -190,12 +192,15 @@ def test_a_damaged_adapter_is_refused(damage: str, adapter: Path) -> None:
 
 
 def test_the_embedded_adapter_is_small_whole_and_made_for_the_pinned_base() -> None:
-    for name in adapters.EMBEDDED_ADAPTERS:
+    for name in filter(embedded_in, MODELS):
         folder = adapters.adapter_folder(name)
         assert folder is not None
         adapter = adapters.read_adapter(folder)
-        assert adapter.base == SMOLLM2_135M.name
-        assert adapter.base_sha256 == SMOLLM2_135M.sha256
+        source = embedded_in(name)
+        assert source is not None
+        assert SMOLLM2_135M.file is not None
+        assert adapter.base == source.base == SMOLLM2_135M.name
+        assert adapter.base_sha256 == SMOLLM2_135M.file.sha256
         assert (folder / adapters.WEIGHTS).stat().st_size <= 8e6
         assert {t.dtype for pair in adapter.factors.values() for t in pair} == {torch.float16}
 
@@ -206,3 +211,173 @@ def test_a_copy_of_the_embedded_adapter_is_the_same_model_elsewhere(tmp_path: Pa
     shutil.copytree(folder, tmp_path / "copy")
     assert adapters.adapter_folder(str(tmp_path / "copy")) == tmp_path / "copy"
     assert adapters.adapter_folder(str(tmp_path)) is None
+
+
+# --- what the merge is exact for -----------------------------------------------------------------
+
+WAYS_TO_BEGIN: dict[str, dict[str, Any]] = {
+    "default": {},
+    "Gaussian": {"init_lora_weights": "gaussian"},
+    "orthogonal": {"init_lora_weights": "orthogonal"},
+    "not at all": {"init_lora_weights": False},
+    "PiSSA": {"init_lora_weights": "pissa"},
+    "PiSSA, fast": {"init_lora_weights": "pissa_niter_4"},
+    "OLoRA": {"init_lora_weights": "olora"},
+}
+
+
+@pytest.mark.parametrize("kind", WAYS_TO_BEGIN)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_logits_are_those_of_pefts_merge_or_the_adapter_is_refused(
+    kind: str, tiny_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """PiSSA and OLoRA subtract what they begin with from the base's weights."""
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_pretrained(tiny_folders["llama"])
+    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=TARGETS, **WAYS_TO_BEGIN[kind])
+    trained = peft.get_peft_model(base, config)
+    for name, parameter in trained.named_parameters():
+        if "lora_" in name:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    folder = tmp_path / "trained"
+    trained.save_pretrained(folder)
+    edit_config(folder, base_model_name_or_path=str(tiny_folders["llama"]))
+    again = AutoModelForCausalLM.from_pretrained(tiny_folders["llama"])
+    peft_model = peft.PeftModel.from_pretrained(again, folder).merge_and_unload().eval()
+    ids = torch.arange(8, 20).unsqueeze(0)
+    if kind in ("PiSSA", "PiSSA, fast", "OLoRA"):
+        with pytest.raises(UserError, match=r"has init_lora_weights='.*', expected True: only"):
+            ss_lens.load_model(folder)
+        edit_config(folder, init_lora_weights=True)  # what a merge that is blind to it would give
+    with torch.inference_mode():
+        difference = (ss_lens.load_model(folder)(ids) - peft_model(ids).logits).abs().max()
+    assert (difference > 0.05) == (kind in ("PiSSA", "PiSSA, fast", "OLoRA"))
+    assert difference < 1e-3 or difference > 0.05
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("init_lora_weights", "lora_ga"),
+        ("init_lora_weights", "corda"),
+        ("init_lora_weights", "loftq"),
+        ("init_lora_weights", "mica"),
+        ("init_lora_weights", "of a later PEFT"),
+        ("alora_invocation_tokens", [1, 2]),
+        ("use_dora", True),
+        ("use_rslora", True),
+        ("use_qalora", True),
+        ("use_bdlora", {"nblocks": 2}),
+        ("rank_pattern", {"q_proj": 2}),
+        ("alpha_pattern", {"q_proj": 2}),
+        ("modules_to_save", ["lm_head"]),
+        ("bias", "all"),
+        ("lora_bias", True),
+        ("fan_in_fan_out", True),
+        ("layer_replication", [[0, 2], [1, 3]]),
+        ("trainable_token_indices", [5]),
+        ("target_parameters", ["mlp.experts"]),
+        ("loftq_config", {"loftq_bits": 4}),
+        ("monteclora_config", {"num_samples": 2}),
+        ("kasa_config", {"beta": 1}),
+        ("arrow_config", {"top_k": 3}),
+        ("ensure_weight_tying", True),
+        ("peft_type", "LOHA"),
+        ("setting_of_a_later_peft", True),
+    ],
+)
+def test_what_is_more_than_plain_lora_is_refused_by_name(
+    setting: str, value: object, adapter: Path
+) -> None:
+    edit_config(adapter, **{setting: value})
+    with pytest.raises(UserError, match=rf"has {setting}=.*: only plain LoRA.*Merge it with PEFT"):
+        ss_lens.load_model(adapter)
+
+
+def test_every_setting_of_peft_is_known_to_matter_or_not() -> None:
+    """A new one is refused where it is on, whatever it does."""
+    fields = {field.name for field in dataclasses.fields(peft.LoraConfig)}
+    assert fields >= adapters._WITHOUT_EFFECT
+    written = peft.LoraConfig(r=4, target_modules=TARGETS, base_model_name_or_path="b").to_dict()
+    assert adapters._checked(json.loads(json.dumps(written, default=list)), Path("x"))[0] == 4
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_adapter_with_a_number_that_is_not_finite_is_refused(
+    value: float, adapter: Path
+) -> None:
+    tensors = load_file(adapter / adapters.WEIGHTS)
+    key = max(tensors)
+    tensors[key][0, 0] = value
+    save_file(tensors, adapter / adapters.WEIGHTS)
+    with pytest.raises(UserError, match=rf"is damaged: '{key}' holds NaN, infinity or no floats"):
+        ss_lens.load_model(adapter)
+
+
+def test_an_adapter_that_lost_a_module_is_refused(adapter: Path) -> None:
+    tensors = load_file(adapter / adapters.WEIGHTS)
+    gone = [key for key in tensors if "layers.1.mlp.down_proj" in key]
+    assert len(gone) == 2
+    save_file({k: v for k, v in tensors.items() if k not in gone}, adapter / adapters.WEIGHTS)
+    with pytest.raises(UserError, match=r"no factors for 'model\.layers\.1\.mlp\.down_proj'"):
+        ss_lens.load_model(adapter)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"r": 0}, "damaged: r is 0"),
+        ({"r": "four"}, "damaged: r is 'four'"),
+        ({"r": True}, "damaged: r is True"),
+        ({"lora_alpha": None}, "damaged: lora_alpha is None"),
+        ({"lora_alpha": float("nan")}, "damaged: lora_alpha is nan"),
+        ({"base_model_name_or_path": None}, "damaged: base_model_name_or_path is None"),
+        ({"revision": 5}, "damaged: revision is 5"),
+    ],
+)
+def test_a_damaged_configuration_is_refused(
+    settings: dict[str, Any], message: str, adapter: Path
+) -> None:
+    edit_config(adapter, **settings)
+    with pytest.raises(UserError, match=message):
+        ss_lens.load_model(adapter)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "module", "shape", "message"),
+    [
+        ("gemma2", "lm_head", (128, 32), "'lm_head', which shares its weight with another module"),
+        ("gpt2", "transformer.h.0.attn.c_proj", (32, 32), "which is a Conv1D, no Linear"),
+        ("llama", "model.embed_tokens", (128, 32), "which is a Embedding, no Linear"),
+    ],
+)
+def test_modules_whose_merge_would_not_be_the_adapter_are_refused(
+    architecture: str,
+    module: str,
+    shape: tuple[int, int],
+    message: str,
+    adapter: Path,
+    tiny_folders: dict[str, Path],
+) -> None:
+    """A square Conv1D stores its transpose; a tied output would change the embedding as well."""
+    key = f"base_model.model.{module}"
+    save_file(
+        {
+            f"{key}.lora_A.weight": torch.ones(4, shape[1]),
+            f"{key}.lora_B.weight": torch.ones(shape[0], 4),
+        },
+        adapter / adapters.WEIGHTS,
+    )
+    edit_config(
+        adapter, base_model_name_or_path=str(tiny_folders[architecture]), target_modules=[module]
+    )
+    with pytest.raises(UserError, match=message):
+        ss_lens.load_model(adapter)
+
+
+def test_tensors_beside_the_factors_are_refused(adapter: Path) -> None:
+    tensors = load_file(adapter / adapters.WEIGHTS)
+    key = "base_model.model.lm_head.weight"
+    save_file({**tensors, key: torch.ones(2, 2)}, adapter / adapters.WEIGHTS)
+    with pytest.raises(UserError, match=rf"holds '{key}', expected lora_A and lora_B of modules"):
+        ss_lens.load_model(adapter)

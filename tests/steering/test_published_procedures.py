@@ -23,7 +23,7 @@ from ss_lens import (
     Store,
 )
 from ss_lens.geometry.operators import Operator
-from ss_lens.models.sources import fetch
+from ss_lens.models.fetching import fetch
 from tests.oracles import Edit, HuggingFaceOracle, relative_error
 
 pytestmark = pytest.mark.default_model

@@ -1,0 +1,126 @@
+"""A model's identity: what its fingerprint depends on, and what it does not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from transformer_lens.model_bridge import TransformerBridge
+
+import ss_lens
+from ss_lens import ContrastiveDataset, Store, UserError
+from ss_lens.models.load import identify
+from tests.models.conftest import logits_of
+from tests.oracles import relative_error
+
+
+def test_two_loads_have_one_fingerprint_whatever_the_folder_is_called(
+    tiny_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_folders["llama"], tmp_path / "renamed")
+    first, second = (ss_lens.load_model(f) for f in (tiny_folders["llama"], tmp_path / "renamed"))
+    assert identify(first).fingerprint == identify(second).fingerprint
+    assert identify(first).fingerprint == identify(first).fingerprint
+    other = ss_lens.load_model(tiny_folders["gemma2"])
+    assert identify(other).fingerprint != identify(first).fingerprint
+
+
+def test_running_and_hooking_a_model_leaves_its_fingerprint(
+    tiny_llama: TransformerBridge,
+) -> None:
+    before = identify(tiny_llama).fingerprint
+    ss_lens.generate(tiny_llama, ["w9"], max_new_tokens=1)
+    assert identify(tiny_llama).fingerprint == before
+
+
+@pytest.mark.parametrize("how", ["in place", "replaced"])
+def test_a_changed_weight_changes_the_fingerprint(how: str, tiny_folders: dict[str, Path]) -> None:
+    model = ss_lens.load_model(tiny_folders["llama"])
+    before = identify(model).fingerprint
+    norm = model.original_model.model.norm
+    weight = norm.weight
+    if how == "in place":
+        weight[3] += 1
+    else:
+        changed = weight.detach().clone()
+        changed[3] += 1
+        norm.weight = torch.nn.Parameter(changed, requires_grad=False)
+    assert identify(model).fingerprint != before
+
+
+@pytest.mark.parametrize("setting", [{"rms_norm_eps": 0.5}, {"hidden_act": "gelu"}])
+def test_a_setting_that_changes_the_computation_changes_the_fingerprint(
+    setting: dict[str, object], tiny_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """Equal weights do not make equal activations."""
+    folder = tmp_path / "other"
+    shutil.copytree(tiny_folders["llama"], folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **setting}))
+    one, other = ss_lens.load_model(tiny_folders["llama"]), ss_lens.load_model(folder)
+    ids = torch.tensor([[1, 9, 40, 6]])
+    assert relative_error(logits_of(one, ids), logits_of(other, ids)) > 0.01
+    assert identify(one).fingerprint != identify(other).fingerprint
+
+
+def test_compatibility_mode_is_rejected(tiny_folders: dict[str, Path]) -> None:
+    model = ss_lens.load_model(tiny_folders["llama"])
+    model.enable_compatibility_mode()
+    with pytest.raises(UserError, match="compatibility mode, which folds the norm gains"):
+        identify(model)
+
+
+def test_an_upgrade_of_the_library_leaves_the_fingerprint(
+    tiny_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another default, a new setting that is off, other names and versions: nothing computes."""
+    before = identify(ss_lens.load_model(tiny_folders["llama"])).fingerprint
+    later = ss_lens.load_model(tiny_folders["llama"])
+    config: Any = later.original_model.config
+    listed = type(config).to_dict
+
+    def upgraded(self: Any) -> dict[str, Any]:
+        return {**listed(self), "brand_new": None, "another": False, "transformers_version": "9"}
+
+    monkeypatch.setattr(type(config), "to_dict", upgraded)
+    monkeypatch.setattr(type(config), "to_diff_dict", lambda self: {"other": "defaults"})
+    config.initializer_range, config.attention_dropout, config.bos_token_id = 0.5, 0.1, 7
+    assert identify(later).fingerprint == before
+
+
+def test_a_calibration_of_before_fits_its_model_and_no_other(
+    tiny_folders: dict[str, Path], tiny_data: ContrastiveDataset, store: Store
+) -> None:
+    model = ss_lens.load_model(tiny_folders["llama"])
+    calibration = ss_lens.calibrate(
+        ss_lens.capture(model, tiny_data, store=store), rule=ss_lens.Uniform()
+    )
+    spec = calibration.spec
+    old = replace(
+        calibration,
+        spec=replace(spec, model=replace(spec.model, fingerprint=fingerprint_of_before(model))),
+    )
+    assert old.spec.model.fingerprint != spec.model.fingerprint
+    old.check_fits(model)
+    model.original_model.model.norm.weight[0] += 1
+    with pytest.raises(UserError, match="Calibrate again on this model"):
+        old.check_fits(model)
+
+
+def fingerprint_of_before(model: TransformerBridge) -> str:
+    """As version 0.1 had it, written out again."""
+    settings = cast(Any, model.original_model).config.to_diff_dict()
+    for irrelevant in ("transformers_version", "architectures", "dtype", "_name_or_path"):
+        settings.pop(irrelevant, None)
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    for name, tensor in model.original_model.named_parameters():
+        clean = name.replace("_original_component.", "")
+        digest.update(f"{clean}:{tuple(tensor.shape)}:{tensor.dtype};".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
