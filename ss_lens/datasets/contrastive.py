@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
+from ss_lens.core.checks import check_is, described
 from ss_lens.core.errors import UserError
 from ss_lens.core.files import sha256_of_json
 from ss_lens.datasets import readers as dataset_files
@@ -44,17 +46,18 @@ class ContrastiveDataset:
     paired: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "positive", tuple(self.positive))
-        object.__setattr__(self, "negative", tuple(self.negative))
+        object.__setattr__(self, "positive", _as_prompts("positive", self.positive))
+        object.__setattr__(self, "negative", _as_prompts("negative", self.negative))
         for label, prompts in (("positive", self.positive), ("negative", self.negative)):
             if not prompts:
                 raise UserError(
                     f"dataset {self.name!r} has no {label} prompt; both classes need at least one."
                 )
             for index, prompt in enumerate(prompts):
-                if not isinstance(prompt, str) or not prompt.strip():
+                problem = _problem(prompt)
+                if problem:
                     raise UserError(
-                        f"{label} prompt {index} of dataset {self.name!r} is blank; remove it."
+                        f"{label} prompt {index} of dataset {self.name!r} {problem}; remove it."
                     )
             if len(set(prompts)) < len(prompts):
                 repeated = next(p for i, p in enumerate(prompts) if p in prompts[:i])
@@ -86,7 +89,7 @@ class ContrastiveDataset:
 
     def head(self, n: int) -> ContrastiveDataset:
         """The first ``n`` prompts of each class."""
-        if n < 1:
+        if not isinstance(n, int) or n < 1:
             raise UserError(f"head needs at least one prompt per class; got {n}.")
         return ContrastiveDataset(self.name, self.positive[:n], self.negative[:n], self.paired)
 
@@ -102,6 +105,12 @@ class ContrastiveDataset:
         Raises:
             UserError: a part would be empty.
         """
+        for name, part in (("dev", dev), ("test", test)):
+            if not isinstance(part, int | float) or not math.isfinite(part):
+                raise UserError(
+                    f"{name} must be prompts per class (a whole number) or a share (below 1); got "
+                    f"{described(part)}."
+                )
         order = list(range(max(len(self.positive), len(self.negative))))
         Random(seed).shuffle(order)
         parts: dict[str, dict[str, list[str]]] = {"train": {}, "dev": {}, "test": {}}
@@ -140,8 +149,8 @@ class DatasetSplit(NamedTuple):
 def load_dataset(
     source: str | Path | None = None,
     *,
-    positive: str | Path | None = None,
-    negative: str | Path | None = None,
+    positive: str | Path | Sequence[str] | None = None,
+    negative: str | Path | Sequence[str] | None = None,
     prompt_column: str = "prompt",
     class_column: str = "class",
     class_values: Mapping[str, str] = CLASS_VALUES,
@@ -153,8 +162,9 @@ def load_dataset(
         source: an embedded name (``refusal``, ``sentiment``) or a ``.jsonl``, ``.json`` or ``.csv``
             file with a prompt and a class column. A ``.json`` file may also be
             ``{"positive": [...], "negative": [...]}``.
-        positive: instead of ``source``, the prompts of one class: a file as above (its class column
-            is not read), a Hub id, or a local folder in the Hub's layout.
+        positive: instead of ``source``, the prompts of one class: a list of texts, a file as above
+            (its class column is not read), a ``.txt`` file with one prompt per line, a Hub id, or a
+            local folder in the Hub's layout.
         negative: likewise.
         prompt_column: the column that holds the prompt.
         class_column: the column that holds the class.
@@ -179,7 +189,11 @@ def load_dataset(
         raise UserError(
             f"column {prompt_column!r} is mapped twice, as prompt and as class; name two columns."
         )
+    check_is("class_values", class_values, (Mapping,), "a mapping from value to class")
     if source is not None:
+        check_is(
+            "source", source, (str, Path), "a name or a path, or lists as positive= and negative="
+        )
         if positive is not None or negative is not None:
             raise UserError("give either one source, or positive= and negative=, not both.")
         return _load_both(source, prompt_column, class_column, class_values, paired)
@@ -189,9 +203,9 @@ def load_dataset(
             f"embedded: {', '.join(EMBEDDED)}."
         )
     return ContrastiveDataset(
-        f"{Path(positive).name}-vs-{Path(negative).name}",
-        tuple(_load_class(positive, prompt_column)),
-        tuple(_load_class(negative, prompt_column)),
+        f"{_class_name(positive)}-vs-{_class_name(negative)}",
+        _load_class("positive", positive, prompt_column),
+        _load_class("negative", negative, prompt_column),
         paired,
     )
 
@@ -212,6 +226,11 @@ def _load_both(
         rows = [json.loads(line) for line in text.split("\n") if line]
         name, paired = str(source), True
     else:
+        if dataset_files.is_file(source, (".txt",)) and _exists(source):
+            raise UserError(
+                f"{str(source)!r} holds one class, one prompt per line; give it as positive= or "
+                "negative=, beside the other class."
+            )
         if not dataset_files.is_file(source):
             raise UserError(
                 f"{str(source)!r} is neither an embedded dataset ({', '.join(EMBEDDED)}) nor a "
@@ -221,34 +240,78 @@ def _load_both(
         rows, name = dataset_files.read_rows(Path(source)), Path(source).name
     classes: dict[str, list[str]] = {"positive": [], "negative": []}
     for number, row in enumerate(rows, start=1):
-        value = str(_cell(row, class_column, name, number)).strip().lower()
+        cell = _cell(row, class_column, name, number)
+        value = "null" if cell is None else str(cell).strip().lower()
         if class_values.get(value) not in classes:
             raise UserError(
                 f"row {number} of {name} has class {value!r}; expected one of "
-                f"{', '.join(class_values)}. Map other values with class_values="
-                f"{{{value!r}: 'positive', ...}}."
+                f"{', '.join(class_values)}. Write one of these, or map the values in Python: "
+                f"load_dataset(..., class_values={{{value!r}: 'positive', ...}})."
             )
         classes[class_values[value]].append(_prompt(row, prompt_column, name, number))
     return ContrastiveDataset(name, tuple(classes["positive"]), tuple(classes["negative"]), paired)
 
 
-def _load_class(source: str | Path, prompt_column: str) -> Sequence[str]:
+def _load_class(
+    label: str, source: str | Path | Sequence[str], prompt_column: str
+) -> tuple[str, ...]:
+    if not isinstance(source, str | Path):
+        return _as_prompts(label, source)
+    if dataset_files.is_file(source, (".txt",)):
+        return tuple(dataset_files.read_lines(Path(source)))
     if dataset_files.is_file(source):
         rows = dataset_files.read_rows(Path(source))
     else:
         rows, prompt_column = dataset_files.read_hub_rows(str(source), prompt_column)
-    return [_prompt(row, prompt_column, str(source), n) for n, row in enumerate(rows, start=1)]
+    return tuple(_prompt(row, prompt_column, str(source), n) for n, row in enumerate(rows, start=1))
+
+
+def _as_prompts(label: str, prompts: object) -> tuple[Any, ...]:
+    """A list as a tuple; the prompts themselves are checked by the dataset."""
+    if isinstance(prompts, str | bytes):
+        raise UserError(f"{label} must be a list of prompts; got one text. Write [prompt].")
+    check_is(label, prompts, (Sequence,), "a list of prompts")
+    return tuple(cast(Sequence[Any], prompts))
+
+
+def _class_name(source: str | Path | Sequence[str]) -> str:
+    return Path(source).name if isinstance(source, str | Path) else "list"
+
+
+def _exists(source: str | Path) -> bool:
+    try:
+        return Path(source).exists()
+    except (OSError, ValueError):  # a name that is too long
+        return False
+
+
+def _problem(prompt: object) -> str | None:
+    """What is wrong with a prompt, as a predicate."""
+    if not isinstance(prompt, str):
+        return f"is {described(prompt)} and no text"
+    if not prompt.strip():
+        return "is blank"
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        return f"is not valid Unicode (character {error.start} is {prompt[error.start]!r})"
+    return None
 
 
 def _prompt(row: Mapping[str, Any], column: str, name: str, number: int) -> str:
     prompt = _cell(row, column, name, number)
-    if not isinstance(prompt, str) or not prompt.strip():
+    problem = "is null" if prompt is None else _problem(prompt)
+    if problem == "is blank":
         raise UserError(f"row {number} of {name} has a blank prompt; fill it in or remove the row.")
-    return prompt
+    if problem:
+        raise UserError(
+            f"the prompt in row {number} of {name} {problem}; write a text or remove the row."
+        )
+    return cast(str, prompt)
 
 
 def _cell(row: Mapping[str, Any], column: str, name: str, number: int) -> Any:
-    if column not in row or row[column] is None:
+    if column not in row:
         raise UserError(
             f"row {number} of {name} has no column {column!r}; it has {', '.join(row) or 'none'}. "
             "Name the right one with prompt_column= or class_column=."

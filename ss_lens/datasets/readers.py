@@ -14,25 +14,19 @@ from ss_lens.core.errors import UserError, first_line
 Row = Mapping[str, Any]
 
 SUFFIXES = (".jsonl", ".json", ".csv")
+CLASS_SUFFIXES = (*SUFFIXES, ".txt")
+"""What may hold one class: also plain text, one prompt per line."""
 HUB_PROMPT_COLUMNS = {"walledai/AdvBench": "prompt", "tatsu-lab/alpaca": "instruction"}
 
 
-def is_file(source: str | Path) -> bool:
+def is_file(source: str | Path, suffixes: Sequence[str] = SUFFIXES) -> bool:
     """Whether ``source`` names a data file (by its suffix) rather than a Hub dataset."""
-    return Path(source).suffix.lower() in SUFFIXES
+    return Path(source).suffix.lower() in suffixes
 
 
 def read_rows(path: Path) -> Sequence[Row]:
     """All rows of a ``.jsonl``, ``.json`` or ``.csv`` file, as mappings from column to value."""
-    try:
-        text = path.read_text("utf-8-sig")
-    except (FileNotFoundError, IsADirectoryError):
-        raise UserError(f"there is no file {path}; check the path.") from None
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not UTF-8 (byte {error.start} is {error.object[error.start]:#04x}); "
-            "save it as UTF-8."
-        ) from error
+    text = _read_text(path)
     match path.suffix.lower():
         case ".csv":
             rows = _csv_rows(text, path)
@@ -53,21 +47,49 @@ def read_rows(path: Path) -> Sequence[Row]:
     return rows
 
 
+def read_lines(path: Path) -> list[str]:
+    """The prompts of a ``.txt`` file: its lines, without the blank ones."""
+    return [line for line in _read_text(path).split("\n") if line.strip()]
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8-sig")
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise UserError(f"there is no file {path}; check the path.") from None
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8 (byte {error.start} is {error.object[error.start]:#04x}); "
+            "save it as UTF-8."
+        ) from error
+    except (OSError, ValueError) as error:  # a loop of links, a name that is too long or holds NUL
+        shown = str(path) if len(str(path)) <= 80 else f"{str(path)[:79]}…"
+        reason = (error.strerror if isinstance(error, OSError) else None) or first_line(error)
+        raise UserError(f"{shown!r} cannot be read ({reason}); check the path.") from error
+
+
 def _csv_rows(text: str, path: Path) -> Sequence[Row]:
-    reader = csv.DictReader(io.StringIO(text))
-    header = list(reader.fieldnames or ())
+    limit = csv.field_size_limit(len(text) + 1)  # of the whole process; else 128 kB
+    try:
+        reader = csv.DictReader(io.StringIO(text))
+        header = list(reader.fieldnames or ())
+        rows: list[dict[Any, Any]] = list(reader)
+    except csv.Error as error:
+        raise UserError(f"{path} is not CSV ({error}); save it again as CSV.") from error
+    finally:
+        csv.field_size_limit(limit)
     if repeated := {name for name in header if header.count(name) > 1}:
         raise UserError(
             f"column {min(repeated)!r} stands twice in the header of {path}; rename or remove one."
         )
-    rows = list(reader)
     for number, row in enumerate(rows, start=1):
         if None in row:
             raise UserError(
                 f"row {number} of {path} has more cells than the header; put texts that contain "
                 "commas in double quotes."
             )
-    return rows
+    # A row with fewer cells than the header lacks the columns at its end.
+    return [{name: cell for name, cell in row.items() if cell is not None} for row in rows]
 
 
 def _json_rows(value: Any, path: Path) -> list[Any]:
@@ -89,7 +111,9 @@ def _json_rows(value: Any, path: Path) -> list[Any]:
 def _json(text: str, where: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except RecursionError:
+        raise UserError(f"{where} is not read: it is nested too deep; flatten it.") from None
+    except ValueError as error:  # also a number of too many digits
         raise UserError(f"{where} is not JSON ({error}); mend it.") from error
 
 
@@ -102,20 +126,22 @@ def read_hub_rows(source: str, prompt_column: str) -> tuple[Sequence[Row], str]:
     """
     try:
         import datasets
+        from datasets.exceptions import DatasetsError
     except ModuleNotFoundError:
         raise UserError('Hub datasets need the extra "hub": pip install "ss_lens[hub]".') from None
     column = HUB_PROMPT_COLUMNS.get(source, prompt_column)
     try:
         table = datasets.load_dataset(source, split="train")
-    except (OSError, ValueError) as error:  # the Hub's errors derive from these two
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         raise UserError(
             f"the Hub dataset {source!r} could not be loaded ({first_line(error)}). "
             "Check the id and the network; for a gated dataset accept its terms and log in with "
-            "`hf auth login`. A file is named by its suffix (.jsonl, .json, .csv)."
+            "`hf auth login`. A file is named by its suffix (.jsonl, .json, .csv, .txt)."
         ) from error
     unique: dict[Any, Row] = {}
-    for row in table:
+    for number, row in enumerate(table):
         assert isinstance(row, Mapping)
         if source != "tatsu-lab/alpaca" or not row.get("input"):
-            unique.setdefault(row.get(column), row)
+            prompt = row.get(column)
+            unique.setdefault(prompt if isinstance(prompt, str) else number, row)
     return list(unique.values()), column
