@@ -10,13 +10,13 @@ import typer
 
 import ss_lens
 from ss_lens.core.errors import UserError
+from ss_lens.models.sources import DEFAULT_MODEL as DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from ss_lens.activations.spec import Position
     from ss_lens.models.chat import ChatFormat
     from ss_lens.models.sites import Stream
 
-DEFAULT_MODEL = "smollm2-135m-refusal"
 DEFAULT_DATASET = "refusal"
 DEFAULT_RULE = "site"
 EIGHT_ANGLES = "0,45,90,135,180,225,270,315"

@@ -33,7 +33,11 @@ print("LOADED", sorted(heavy & set(sys.modules)))
 
 @pytest.mark.parametrize(
     "arguments",
-    [("--help",), *((verb, "--help") for verb in VERBS), ("store", "rm", "--help"), ("models",), ("datasets",)],
+    [
+        ("--help",),
+        *((verb, "--help") for verb in VERBS),
+        *(("store", "rm", "--help"), ("models",), ("datasets",)),
+    ],
     ids=" ".join,
 )
 def test_help_answers_without_loading_torch(arguments: tuple[str, ...]) -> None:
