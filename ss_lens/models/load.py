@@ -17,7 +17,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from ss_lens.core.errors import UserError
+from ss_lens.core.checks import described
+from ss_lens.core.errors import UserError, first_line
 from ss_lens.models import adapters
 from ss_lens.models.fetching import fetch, weights_digest
 from ss_lens.models.integrity import check_complete, check_finite, check_gguf, load_errors
@@ -79,6 +80,7 @@ def load_model(
             incomplete, or holds numbers that are not finite; an adapter is damaged, more than a
             plain LoRA, or belongs to another base.
     """
+    _check_name(str(name))
     folder = adapters.adapter_folder(str(name))
     adapter = adapters.read_adapter(folder) if folder else None
     source = _resolve(str(name), revision) if adapter is None else _base_of(adapter, revision)
@@ -111,6 +113,21 @@ def load_model(
         )
     model.original_model.requires_grad_(False)  # also what booting split off, GPT-2's Q, K and V
     return model
+
+
+def _check_name(name: str) -> None:
+    """Raise for a name that no path can have, before anything is looked up under it."""
+    try:
+        Path(name).expanduser().stat()
+    except FileNotFoundError:
+        return
+    except (OSError, RuntimeError, ValueError) as error:  # too long, a loop of links, ~nobody, NUL
+        if isinstance(error, NotADirectoryError):
+            return
+        reason = (error.strerror if isinstance(error, OSError) else None) or first_line(error)
+        raise UserError(
+            f"the model {described(name)} cannot be looked up ({reason}); check the name or path."
+        ) from error
 
 
 def _resolve(name: str, revision: str | None) -> _Source:

@@ -273,3 +273,11 @@ def test_a_damaged_tokenizer_is_an_error_that_names_the_model(
 def test_a_revision_of_what_has_none_is_refused(tiny_folders: dict[str, Path]) -> None:
     with pytest.raises(UserError, match=r"revision='main' is for models on the Hub, and .* is not"):
         ss_lens.load_model(tiny_folders["llama"], revision="main")
+
+
+def test_names_that_no_path_can_have_are_one_clear_line(tmp_path: Path) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    for name in ("n" * 300, str(loop), "a\0b", "~nobody-of-that-name/model"):
+        with pytest.raises(UserError, match=r"the model .* cannot be looked up \(.*check the name"):
+            ss_lens.load_model(name)
