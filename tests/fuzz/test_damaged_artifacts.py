@@ -108,6 +108,7 @@ def folders(
     (made["config"] / "sweep.yaml").write_text(
         f"grid:\n  model: {tiny_folders['qwen2']}\n  dataset: {prompts}\n  selection: uniform\n"
         "  angles_deg: {start: 0, stop: 180, step: 60}\nsplit: {dev: 2, test: 2, seed: 0}\n"
+        "parts: [dev, test]\n"
         "max_new_tokens: 4\nchoose: {score: refused, goal: minimise, max_perplexity: 100, "
         "max_repetition: 0.5}\n"
     )
