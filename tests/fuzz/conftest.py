@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests.gguf_files import tiny_gguf as tiny_gguf
+
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if "fuzz" in (config.option.markexpr or ""):
@@ -11,6 +13,3 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out = [item for item in items if item.get_closest_marker("fuzz")]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
-
-
-from tests.models.test_models import tiny_gguf  # noqa: E402, F401

@@ -23,7 +23,7 @@ from ss_lens.models import fetching
 from ss_lens.models.load import identify
 from ss_lens.models.sources import MODELS, PinnedFile, RegisteredModel, Wheel
 from tests.conftest import TEMPLATE
-from tests.models.conftest import logits_of
+from tests.gguf_files import logits_of
 from tests.oracles import relative_error
 
 MEMBER = "tiny_wheel/tiny.gguf"

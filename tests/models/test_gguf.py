@@ -11,7 +11,7 @@ from transformers import LlamaForCausalLM
 
 import ss_lens
 from ss_lens import UserError
-from tests.models.conftest import logits_of
+from tests.gguf_files import logits_of
 from tests.oracles import relative_error
 
 

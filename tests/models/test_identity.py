@@ -16,7 +16,7 @@ from transformer_lens.model_bridge import TransformerBridge
 import ss_lens
 from ss_lens import ContrastiveDataset, Store, UserError
 from ss_lens.models.load import identify
-from tests.models.conftest import logits_of
+from tests.gguf_files import logits_of
 from tests.oracles import relative_error
 
 

@@ -20,7 +20,7 @@ import ss_lens
 from ss_lens import UserError
 from ss_lens.models.load import identify
 from tests.conftest import ARCHITECTURES
-from tests.models.conftest import logits_of
+from tests.gguf_files import logits_of
 from tests.oracles import HuggingFaceOracle, relative_error
 
 SECRET = "hf_" + "NeverToBeSeenAnywhere42"
