@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from importlib.metadata import version
 
 import torch
@@ -20,6 +20,7 @@ from ss_lens.core.checks import check_at_least
 from ss_lens.core.errors import UserError
 from ss_lens.datasets.contrastive import ContrastiveDataset
 from ss_lens.models import forward
+from ss_lens.models.block import Block
 from ss_lens.models.chat import (
     DEFAULT_FORMAT,
     ChatFormat,
@@ -210,16 +211,20 @@ def _read(
     seen: dict[Site, Tensor] = {}
     deepest = max(sites)
 
-    def hook_at(site: Site) -> Callable[..., None]:
+    def hook_at(site: Site, block: Block) -> Callable[..., None]:
         def hook(h: Tensor, hook: object) -> None:
+            block.check_thread()
             seen[site] = reader(h, batch)
             if site == deepest:
                 raise _SeenEnough
 
         return hook
 
-    hooks = [(site.hook_name, hook_at(site)) for site in sites]
-    with model.hooks(fwd_hooks=hooks), suppress(_SeenEnough):
+    def place_hooks(block: Block, stack: ExitStack) -> None:
+        hooks = [(site.hook_name, hook_at(site, block)) for site in sites]
+        stack.enter_context(model.hooks(fwd_hooks=hooks))
+
+    with Block(model, place_hooks, "capturing activations from"), suppress(_SeenEnough):
         forward.run_after(model, prefix, batch)
     silent = [str(site) for site in sites if site not in seen]
     assert not silent, f"hook points that never fired: {silent}"

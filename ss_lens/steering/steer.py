@@ -16,9 +16,9 @@ from ss_lens.calibration.calibration import Calibration
 from ss_lens.core.checks import check_is, described
 from ss_lens.core.errors import UserError
 from ss_lens.geometry.operators import Operator
+from ss_lens.models.block import Block
 from ss_lens.models.load import device_of
 from ss_lens.models.sites import Site
-from ss_lens.steering.block import Block
 from ss_lens.steering.edits import MAX_OVERLAP, Edit, check_overlaps, places
 from ss_lens.steering.positions import ALL_POSITIONS, AllPositions, Positions, Watch
 from ss_lens.steering.trace import Trace
@@ -140,7 +140,7 @@ def steer_all(
             stack.enter_context(model.hooks(fwd_hooks=hooks))
 
     warn = partial(_warn_of_silence, bound, fired, watch, positions)
-    return Block(model, place_hooks, after=warn)
+    return Block(model, place_hooks, "steering", after=warn)
 
 
 _PAIR = "a pair (calibration, operator)"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dis
 import signal
 import sys
 import threading
@@ -29,6 +28,7 @@ from ss_lens import (
     steer,
     steer_all,
 )
+from tests.interrupts import hooks_on, interrupts_of
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +40,6 @@ def calibration(
     store = Store(tmp_path_factory.mktemp("store"))
     acts = ss_lens.capture(tiny_models["llama"], tiny_data, store=store)
     return ss_lens.calibrate(acts, rule="uniform")
-
-
-def hooks_on(model: TransformerBridge) -> int:
-    points = sum(len(p.fwd_hooks) for p in model.hook_dict.values())
-    outer = model.original_model
-    return points + len(outer._forward_pre_hooks) + len(outer._forward_hooks)
 
 
 def logits(model: TransformerBridge) -> Tensor:
@@ -143,7 +137,10 @@ def test_a_pass_of_another_thread_through_the_hooks_is_refused(
 ) -> None:
     with (
         steer(tiny_llama, calibration, RotateBy(90)),
-        pytest.raises(UserError, match=r"being steered by another thread.*share a lock, or load"),
+        pytest.raises(
+            UserError,
+            match=r"another thread is steering this model, and its hooks .*share a lock, or load",
+        ),
     ):
         in_another_thread(lambda: logits(tiny_llama))
 
@@ -167,61 +164,18 @@ def test_threads_that_take_turns_each_get_their_own_answers(
 # --- Ctrl-C --------------------------------------------------------------------------------------
 
 
-WATCHED = ("steering/block.py", "/contextlib.py", "model_bridge/transformer_bridge.py")
-"""Where hooks are placed and removed; checks of types around it would take most of the time."""
-
-
-def interrupt_at(instruction: int, work: Callable[[], None]) -> bool:
-    """Ctrl-C at the given instruction of the watched modules; whether it came to that."""
-    left = instruction
-
-    def trace(frame: FrameType, event: str, arg: object) -> Any:
-        nonlocal left
-        if not frame.f_code.co_filename.endswith(WATCHED):
-            return None
-        frame.f_trace_opcodes = True
-        if event == "opcode" and not _is_return(frame):
-            left -= 1
-            if left == 0:
-                signal.raise_signal(signal.SIGINT)
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        work()
-    finally:
-        sys.settrace(before)
-    return left <= 0
-
-
-def _is_return(frame: FrameType) -> bool:
-    """Python looks for signals at calls and jumps back, never between a return and its caller."""
-    return dis.opname[frame.f_code.co_code[frame.f_lasti]].startswith("RETURN")
-
-
 @pytest.mark.skipif(sys.gettrace() is not None, reason="another tracer counts instructions")
 @pytest.mark.parametrize("traced", [False, True], ids=["plain", "positions and trace"])
 def test_ctrl_c_at_any_instruction_of_entering_and_leaving_leaves_no_hook(
     tiny_llama: TransformerBridge, calibration: Calibration, traced: bool
 ) -> None:
     options: dict[str, Any] = {"positions": PromptOnly(), "trace": Trace()} if traced else {}
-    handler = signal.getsignal(signal.SIGINT)
 
     def work() -> None:
         with steer(tiny_llama, calibration, RotateBy(90), **options):
             pass
 
-    reached, interrupted, instruction = True, 0, 1
-    while reached:
-        try:
-            reached = interrupt_at(instruction, work)
-        except KeyboardInterrupt:
-            interrupted += 1
-        assert hooks_on(tiny_llama) == 0, instruction
-        assert signal.getsignal(signal.SIGINT) is handler, instruction
-        instruction += 37
-    assert interrupted > 20
+    assert interrupts_of(tiny_llama, work, step=11) > 20
     with steer(tiny_llama, calibration, RotateBy(90), **options):  # nothing counts as open
         logits(tiny_llama)
 

@@ -1,9 +1,8 @@
-"""The block of a ``with steer(...)``: its hooks are placed and removed as a whole, by one thread.
+"""A block of hooks on a model: they are placed and removed as a whole, by one thread.
 
-Two things could leave hooks on a model, or let it be steered by another's. Python raises Ctrl-C
-between any two instructions, so also between placing a hook and noting it, or before removal
-begins; here it waits until the hooks are all placed, or all gone. And a model is shared by all
-threads, so that the blocks of two of them would steer each other's passes; this is refused.
+Python raises Ctrl-C between any two instructions, so also between placing a hook and noting it, or
+before removal begins; here it waits until the hooks are all placed, or all gone. And a model is
+shared by all threads, so that the hooks of one would act on another's passes; this is refused.
 """
 
 from __future__ import annotations
@@ -30,6 +29,7 @@ class Block(AbstractContextManager[TransformerBridge]):
     Args:
         model: what is hooked.
         place: places the hooks on the stack, whose closing removes them; it is given this block.
+        doing: what the hooks are for, as messages say it: "steering", followed by "this model".
         after: called with the model free of the hooks, where the block ended without an exception.
     """
 
@@ -37,10 +37,12 @@ class Block(AbstractContextManager[TransformerBridge]):
         self,
         model: TransformerBridge,
         place: Callable[[Block, ExitStack], None],
-        after: Callable[[], None],
+        doing: str,
+        after: Callable[[], None] | None = None,
     ) -> None:
         self._model = model
         self._place_hooks = place
+        self._doing = doing
         self._after = after
         self._stack = ExitStack()
         self._thread: int | None = None
@@ -49,8 +51,8 @@ class Block(AbstractContextManager[TransformerBridge]):
     def __enter__(self) -> TransformerBridge:
         if self._thread is not None:
             raise UserError(
-                "this steer(...) was entered before, and a block is entered once; call steer(...) "
-                "again."
+                f"this block for {self._doing} the model was entered before, and a block is "
+                "entered once; make another, for instance by calling steer(...) again."
             )
         try:
             self._interrupt.install()
@@ -75,18 +77,19 @@ class Block(AbstractContextManager[TransformerBridge]):
                     opened.remove(self)
             self._interrupt.uninstall()
         self._interrupt.raise_if_pending()
-        if kind is None:
+        if kind is None and self._after is not None:
             self._after()
 
     def _place(self) -> None:
         self._thread = threading.get_ident()
         with _GUARD:
             opened = _OPEN.setdefault(self._model, [])
-            if any(block._thread != self._thread for block in opened):
+            other = next((block for block in opened if block._thread != self._thread), None)
+            if other is not None:
                 raise UserError(
-                    "another thread is steering this model, and both would steer each other's "
-                    "passes; expected one thread at a time. Wait for its block to end, share a "
-                    "lock, or load the model once per thread."
+                    f"another thread is {other._doing} this model, and the hooks of both would act "
+                    "on each other's passes; expected one thread at a time. Wait for its block to "
+                    "end, share a lock, or load the model once per thread."
                 )
             opened.append(self)
         self._place_hooks(self, self._stack)
@@ -95,9 +98,9 @@ class Block(AbstractContextManager[TransformerBridge]):
         """Raise where a pass of the model runs in another thread than the block's."""
         if threading.get_ident() != self._thread:
             raise UserError(
-                "the model is being steered by another thread, whose hooks this pass would run "
-                "through; expected passes of the thread that entered steer(...). Wait for its "
-                "block to end, share a lock, or load the model once per thread."
+                f"another thread is {self._doing} this model, and its hooks would act on this "
+                "pass; expected passes of that thread alone. Wait for its block to end, share a "
+                "lock, or load the model once per thread."
             )
 
 
