@@ -9,6 +9,9 @@ from typing import Any
 
 from ss_lens.core.errors import UserError
 
+_LONGEST = 200
+"""Characters of a text that a message repeats."""
+
 
 def read_value(text: str, kinds: Iterable[type], what: str) -> Any:
     """The value that prints as ``text``: the name of one of ``kinds`` and its keyword arguments.
@@ -27,14 +30,12 @@ def read_value(text: str, kinds: Iterable[type], what: str) -> Any:
     name, arguments = _parsed(text, what, named)
     if name not in named:
         near = difflib.get_close_matches(name, named, n=1)
-        raise UserError(
-            f"unknown {what} {name!r}{f'; did you mean {near[0]}?' if near else '.'} Use one of "
-            f"{', '.join(named)}."
-        )
+        meant = f"; did you mean {near[0]}?" if near else "."
+        raise UserError(f"unknown {what} {_shown(name)}{meant} Use one of {', '.join(named)}.")
     try:
         return named[name](**arguments)
-    except TypeError as error:
-        raise UserError(f"{what} {text!r} does not fit: {error}.") from error
+    except (TypeError, OverflowError) as error:
+        raise UserError(f"{what} {_shown(text)} does not fit: {error}.") from error
 
 
 def _parsed(text: str, what: str, named: dict[str, type]) -> tuple[str, dict[str, Any]]:
@@ -46,8 +47,13 @@ def _parsed(text: str, what: str, named: dict[str, type]) -> tuple[str, dict[str
             values = {k.arg: ast.literal_eval(k.value) for k in node.keywords if k.arg}
             if len(values) == len(node.keywords):
                 return node.func.id, values
-    except (SyntaxError, ValueError):
+    # Deep nesting exhausts the parser's stack; TypeError is a dictionary whose key is a list.
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         pass
     raise UserError(
-        f"{what} {text!r} cannot be read; write it like {next(iter(named))}(name=value)."
+        f"{what} {_shown(text)} cannot be read; write it like {next(iter(named))}(name=value)."
     )
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…")

@@ -27,8 +27,11 @@ def validated(name: str, value: Strengths) -> float | tuple[float, ...]:
     if isinstance(value, Tensor):
         value = value.detach().cpu().tolist()
     try:
-        rows = np.asarray(value, dtype=float)
-    except (TypeError, ValueError):
+        given = np.asarray(value)
+        if given.dtype.kind in "bcSU":  # NumPy would take "90", True and 1j for numbers
+            raise TypeError
+        rows = given.astype(float)
+    except (TypeError, ValueError, OverflowError):
         raise UserError(
             f"{name} must be one number, or one per batch row; got {value!r}. Write it like "
             f"{name}=90, or {name}=[0, 90] for two rows."
