@@ -25,7 +25,7 @@ from ss_lens.core.files import (
     write_json,
 )
 from ss_lens.core.replace import remove_leftovers
-from ss_lens.experiments.grid import on_circle
+from ss_lens.geometry.strengths import reduced
 from ss_lens.scoring.registry import ANSWERS, columns_of
 
 FORMAT = 1
@@ -125,7 +125,7 @@ class CellStore:
         if not tables:
             return pd.DataFrame({"angle_deg": pd.Series(dtype=float)})
         rows = pd.concat(tables, ignore_index=True)
-        return rows.assign(angle_deg=rows["angle_deg"].astype(float).map(on_circle))
+        return rows.assign(angle_deg=rows["angle_deg"].astype(float).map(reduced))
 
     def commit(self, key: str, score: str, rows: pd.DataFrame) -> None:
         """Add cells that were computed together, all of them or none.

@@ -11,7 +11,7 @@ import pandas as pd
 
 from ss_lens.core.checks import check_one_of
 from ss_lens.core.errors import UserError
-from ss_lens.experiments.grid import on_circle
+from ss_lens.geometry.strengths import reduced
 from ss_lens.scoring.coherence import CollapseRule, collapse
 from ss_lens.scoring.registry import all_columns
 from ss_lens.stats.bootstrap import derive_rng
@@ -209,7 +209,7 @@ def _checked(table: pd.DataFrame, criterion: AngleCriterion) -> pd.DataFrame:
         raise UserError(
             f"the table has no column {', '.join(missing)}; it has {', '.join(table.columns)}."
         )
-    table = table.assign(angle_deg=table["angle_deg"].astype(float).map(on_circle))
+    table = table.assign(angle_deg=table["angle_deg"].astype(float).map(reduced))
     parts = {part: table.query("part == @part") for part in ("dev", "test")}
     if not (parts["dev"]["prompt_class"] == criterion.prompt_class).any():
         raise UserError(

@@ -14,8 +14,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from ss_lens.core.errors import UserError
 from ss_lens.core.yaml import Section, read_yaml, unknown_key
 from ss_lens.experiments.choose_angle import AngleCriterion
-from ss_lens.experiments.grid import Arm, CellGroup, on_circle
+from ss_lens.experiments.grid import Arm, CellGroup
 from ss_lens.generation.angle_batch import BATCH_ROWS
+from ss_lens.geometry.strengths import reduced
 from ss_lens.models.chat import DEFAULT_FORMAT, ChatFormat
 from ss_lens.scoring.registry import ANSWERS, columns_of, measured_names, parts_of
 
@@ -51,14 +52,14 @@ def _on_circle(value: tuple[float, ...]) -> tuple[float, ...]:
         raise UserError(f"angles must be finite, in degrees; got {value}.")
     written: dict[float, float] = {}
     for angle in value:
-        place = on_circle(angle)
+        place = reduced(angle)
         if written.get(place, angle) != angle:
             raise UserError(
                 f"{written[place]:g} and {angle:g} are one angle, since 360 degrees are a whole "
                 "turn; keep one."
             )
         written[place] = angle
-    return tuple(map(on_circle, value))
+    return tuple(map(reduced, value))
 
 
 def _measured(value: str) -> str:

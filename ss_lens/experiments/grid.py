@@ -11,6 +11,7 @@ from ss_lens.calibration.site_selection import as_rule, rule_name
 from ss_lens.core.errors import UserError
 from ss_lens.core.values import read_value
 from ss_lens.geometry.operators import AngularOperator
+from ss_lens.geometry.strengths import reduced
 
 
 @dataclass(frozen=True)
@@ -102,18 +103,8 @@ class CellGroup:
             Arm(**values["arm"]),
             values["part"],
             values["prompt_class"],
-            tuple(map(on_circle, values["angles_deg"])),
+            tuple(map(reduced, values["angles_deg"])),
         )
-
-
-def on_circle(angle_deg: float | int) -> float:
-    """The angle from 0 to below 360 that is the same rotation.
-
-    >>> on_circle(-90), on_circle(360), on_circle(-1e-20)
-    (270.0, 0.0, 0.0)
-    """
-    angle = float(angle_deg) % 360.0
-    return 0.0 if angle == 360.0 else angle  # a tiny negative angle rounds up to 360
 
 
 ARM_COLUMNS = tuple(field.name for field in fields(Arm))

@@ -25,10 +25,11 @@ from ss_lens.core.sealed import read_sealed_json, write_sealed_json
 from ss_lens.datasets.contrastive import ContrastiveDataset
 from ss_lens.experiments.cells import CellStore
 from ss_lens.experiments.config import Grid, Split, SweepConfig
-from ss_lens.experiments.grid import CellGroup, on_circle
+from ss_lens.experiments.grid import CellGroup
 from ss_lens.experiments.inputs import Setting, Workbench
 from ss_lens.experiments.sweep import group_rows
 from ss_lens.experiments.worker import finish_setting
+from ss_lens.geometry.strengths import reduced
 from ss_lens.models.chat import DEFAULT_FORMAT, ChatFormat, check_context, tokenize
 from ss_lens.scoring.registry import ANSWERS, all_columns
 from ss_lens.stats.intervals import wilson_interval
@@ -62,7 +63,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         as_rule(self.rule)
         check_at_least("max_new_tokens", self.max_new_tokens)
-        angles = tuple(map(on_circle, self.angles_deg))
+        angles = tuple(map(reduced, self.angles_deg))
         if len(set(angles)) < len(angles):
             raise UserError(
                 f"an angle of {self.angles_deg} is given twice (0 and 360 are one); keep one."
@@ -210,7 +211,7 @@ def load_run(run_dir: Path | str) -> Run:
     )
     tables = [responses, pd.read_csv(folder / "scores.csv")]
     responses, scores = (
-        t.assign(angle_deg=t["angle_deg"].astype(float).map(on_circle)) for t in tables
+        t.assign(angle_deg=t["angle_deg"].astype(float).map(reduced)) for t in tables
     )
     config = RunConfig.from_json(identity["config"])
     calibration = Calibration.load(folder / "calibration")

@@ -19,7 +19,7 @@ from ss_lens.experiments.cells import CellStore, read_table, write_table
 from ss_lens.experiments.choose_angle import AngleChoice, choose_angle
 from ss_lens.experiments.cluster import finish_on_cluster
 from ss_lens.experiments.config import SweepConfig
-from ss_lens.experiments.grid import ARM_COLUMNS, Arm, CellGroup, on_circle
+from ss_lens.experiments.grid import ARM_COLUMNS, Arm, CellGroup
 from ss_lens.experiments.worker import (
     Outcome,
     finish_groups,
@@ -27,6 +27,7 @@ from ss_lens.experiments.worker import (
     unsteered_table,
     with_texts_scored,
 )
+from ss_lens.geometry.strengths import reduced
 from ss_lens.scoring.registry import ANSWERS, ROW, columns_of
 
 GROUP_COLUMNS = (*ARM_COLUMNS, "part", "prompt_class")
@@ -141,7 +142,7 @@ def load_sweep(folder: Path | str) -> SweepResult:
     table = _typed(found["table"])
     return SweepResult(
         SweepConfig(**values["config"]),
-        table.assign(angle_deg=table["angle_deg"].astype(float).map(on_circle)),
+        table.assign(angle_deg=table["angle_deg"].astype(float).map(reduced)),
         _typed(found["groups"]),
         tuple(
             ArmChoice(Arm(**made["arm"]), AngleChoice.from_json(made["choice"]))
