@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+import torch
 
 from analyses import style
 from analyses.run_parts import RunParts
@@ -40,20 +41,24 @@ def measure(
         in which the signs are opposite; ``opposite``, whether they are in these prompts;
         ``selected``, whether the calibration steers the site. Bounds and ``p_opposite`` are NaN
         where a class has a single prompt.
+
+    Raises:
+        UserError: a site of the calibration was not captured.
     """
-    acts = acts.restricted_to(tuple(dict.fromkeys(site.stream for site in calibration.sites)))
-    assert acts.sites == calibration.sites
-    positive = projections(acts.positive, calibration.plane.b1)
-    negative = projections(acts.negative, calibration.plane.b1)
+    at_sites = [acts.at(site) for site in calibration.sites]
+    positive, negative = (
+        projections(torch.stack(side, dim=1), calibration.plane.b1)
+        for side in zip(*at_sites, strict=True)
+    )
     product = positive.mean(0) * negative.mean(0)
     samples = [projected.double().numpy() for projected in (positive, negative)]
     found = bca_interval(samples, _product, derive_rng(seed, "sign_agreement"), n_resamples)
     p_opposite = np.where(np.isnan(found.low), np.nan, (found.draws < 0).mean(axis=0))
     return pd.DataFrame(
         {
-            "site": [str(site) for site in acts.sites],
-            "layer": [site.layer for site in acts.sites],
-            "stream": [site.stream for site in acts.sites],
+            "site": [str(site) for site in calibration.sites],
+            "layer": [site.layer for site in calibration.sites],
+            "stream": [site.stream for site in calibration.sites],
             "positive_mean": positive.mean(0).numpy(),
             "positive_sd": positive.std(0).numpy(),
             "negative_mean": negative.mean(0).numpy(),

@@ -169,3 +169,24 @@ def _has_a_browser() -> bool:
     from choreographer.browsers.chromium import Chromium
 
     return Chromium.find_browser(skip_local=False) is not None
+
+
+def test_sign_agreement_takes_a_calibration_of_some_layers(
+    tiny_llama: TransformerBridge, tiny_data: ContrastiveDataset, acts: Activations, store: Store
+) -> None:
+    some = ss_lens.capture(tiny_llama, tiny_data, layers=[0, 2], store=store)
+    calibration = ss_lens.calibrate(some, rule="uniform")
+    table = sign_agreement.measure(acts, calibration, n_resamples=20)
+    assert table["site"].tolist() == [str(site) for site in calibration.sites]
+    pd.testing.assert_frame_equal(table, sign_agreement.measure(some, calibration, n_resamples=20))
+
+
+def test_sign_agreement_names_a_site_that_was_not_captured(
+    tiny_llama: TransformerBridge,
+    tiny_data: ContrastiveDataset,
+    calibration: Calibration,
+    store: Store,
+) -> None:
+    some = ss_lens.capture(tiny_llama, tiny_data, layers=[0, 2], store=store)
+    with pytest.raises(ss_lens.UserError, match=r"L1\.ln1_out was not captured; captured are"):
+        sign_agreement.measure(some, calibration, n_resamples=20)
