@@ -241,10 +241,17 @@ def score_by_angle(responses: pd.DataFrame) -> pd.DataFrame:
 
 
 def _identity(path: Path) -> dict[str, Any]:
-    """What ``run.json`` says of its run."""
-    unsealed = {"format", "config", "dataset", "activations", "ss_lens", "started"}
+    """What ``run.json`` says of its run.
+
+    Raises:
+        UserError: damaged, or a file of another kind in its place.
+    """
+    keys = {"format", "config", "dataset", "activations", "ss_lens", "started"}
     remedy = "remove the run and make it again"
-    return read_sealed_json(path, "run (run.json)", unsealed=unsealed, remedy=remedy)
+    identity = read_sealed_json(path, "run (run.json)", unsealed=keys, remedy=remedy)
+    if identity.keys() != keys:
+        raise UserError(f"{path} describes no run (another file is in its place); {remedy}.")
+    return identity
 
 
 def _check_same(folder: Path, asked: dict[str, Any]) -> None:

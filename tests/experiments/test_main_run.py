@@ -138,6 +138,20 @@ def test_a_changed_table_is_refused_and_a_repeated_run_makes_it_again(
         load_run(folder)
 
 
+def test_a_whole_file_of_another_kind_is_no_run(
+    finished: tuple[Path, ss_lens.Run], tmp_path: Path
+) -> None:
+    shutil.copytree(finished[0], tmp_path / "run")
+    shutil.copy(tmp_path / "run" / "tables.json", tmp_path / "run" / "run.json")
+    with pytest.raises(UserError, match="has format None"):
+        load_run(tmp_path / "run")
+    shutil.copy(
+        tmp_path / "run" / "calibration" / "calibration.json", tmp_path / "run" / "run.json"
+    )
+    with pytest.raises(UserError, match=r"run\.json describes no run \(another file is in its"):
+        load_run(tmp_path / "run")
+
+
 def test_a_damaged_answer_is_computed_again(
     finished: tuple[Path, ss_lens.Run],
     tiny_llama: TransformerBridge,
