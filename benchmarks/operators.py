@@ -12,15 +12,10 @@ from torch import Tensor
 
 from benchmarks.speed import ROUNDS, alternating
 from ss_lens.geometry.operators import (
-    Ablate,
-    ActAdd,
-    Add,
+    AngularOperator,
     Operator,
-    Reflect,
     RotateBy,
     RotateScale,
-    RotateTo,
-    RotateToIfAligned,
     RotateToward,
     SetAngle,
 )
@@ -30,20 +25,27 @@ SHAPE = (8, 512, 4096)
 ANGLE_DEG = 50.0
 ROWS_DEG = tuple(45.0 * row for row in range(SHAPE[0]))
 PER_ROW = "one angle per row"
-OPERATORS: dict[str, Operator] = {
-    "RotateBy": RotateBy(ANGLE_DEG),
-    f"RotateBy, {PER_ROW}": RotateBy(ROWS_DEG),
-    "RotateScale": RotateScale(ANGLE_DEG, scale=1.5),
-    "RotateTo": RotateTo(ANGLE_DEG),
-    "RotateToIfAligned": RotateToIfAligned(ANGLE_DEG),
-    "RotateToward": RotateToward(ANGLE_DEG),
-    f"RotateToward, {PER_ROW}": RotateToward(ROWS_DEG),
-    "SetAngle": SetAngle(ANGLE_DEG, magnitude=3.0),
-    "Add": Add(2.0),
-    "ActAdd, bound to a length": ActAdd(2.0).bound(length=3.0),
-    "Ablate": Ablate(),
-    "Reflect": Reflect(),
+SETTINGS: dict[type[Operator], dict[str, float]] = {
+    RotateScale: {"scale": 1.5},
+    SetAngle: {"magnitude": 3.0},
 }
+"""Beside the strength, which is an angle of :data:`ANGLE_DEG` or 2."""
+
+
+def timed() -> dict[str, Operator]:
+    """Every operator, and two of them with one angle per row."""
+    found: dict[str, Operator] = {}
+    for kind in Operator.kinds():
+        given = dict(SETTINGS.get(kind, {}))
+        if kind.strength is not None:
+            given[kind.strength] = ANGLE_DEG if issubclass(kind, AngularOperator) else 2.0
+        found[kind.__name__] = kind(**given).bound(length=3.0)
+    for kind in (RotateBy, RotateToward):
+        found[f"{kind.__name__}, {PER_ROW}"] = kind(ROWS_DEG)
+    return found
+
+
+OPERATORS = timed()
 
 
 def dense_forms(plane: Plane) -> dict[str, Callable[[Tensor], Tensor]]:

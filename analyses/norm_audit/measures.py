@@ -21,36 +21,30 @@ from analyses.norm_audit.conditions import EXACT
 from ss_lens import Activations, Calibration, Plane, UserError
 from ss_lens.core.progress import progress_bar
 from ss_lens.geometry.blockwise import widened
-from ss_lens.geometry.operators import (
-    Ablate,
-    Add,
-    Operator,
-    Reflect,
-    RotateBy,
-    RotateScale,
-    RotateTo,
-    RotateToIfAligned,
-    RotateToward,
-    SetAngle,
-)
+from ss_lens.geometry.operators import AngularOperator, Operator
 
-OPERATORS: tuple[Operator, ...] = (
-    RotateBy(angle_deg=120),
-    RotateScale(angle_deg=120, scale=1),
-    RotateTo(angle_deg=120),
-    RotateToIfAligned(angle_deg=120),
-    RotateToward(angle_deg=30),
-    Reflect(),
-    SetAngle(angle_deg=120, magnitude=1.0),
-    Ablate(),
-    Add(alpha=1),
-)
-"""What is audited. 120° is no special angle: at 90° the target of a rotation would be ``b2``."""
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 
 
+def audited() -> tuple[Operator, ...]:
+    """One value of every operator that acts without a calibration's length.
+
+    Angles are 120°, which is no special one (at 90° the target of a rotation would be ``b2``), and
+    30° where the whole activation turns; other strengths are 1.
+    """
+    values = []
+    for kind in Operator.kinds():
+        if kind.needs_length:  # bound to a length it is Add
+            continue
+        strength = 1.0
+        if issubclass(kind, AngularOperator):
+            strength = 120.0 if kind.stays_in_plane else 30.0
+        values.append(kind(**({} if kind.strength is None else {kind.strength: strength})))
+    return tuple(values)
+
+
 def measure(
-    acts: Activations, calibration: Calibration, operators: Sequence[Operator] = OPERATORS
+    acts: Activations, calibration: Calibration, operators: Sequence[Operator] | None = None
 ) -> pd.DataFrame:
     """What each operator does to the norm, to the complement of the plane and to the phase.
 
@@ -60,7 +54,7 @@ def measure(
     Args:
         acts: activations of any prompts of the calibration's model, at its sites.
         calibration: its plane and its selection.
-        operators: with one strength each, for all rows.
+        operators: with one strength each, for all rows; ``None`` is :func:`audited`.
 
     Returns:
         One row per operator and condition: ``operator``, ``setting`` (with its strength);
@@ -76,6 +70,7 @@ def measure(
         UserError: another model's activations, a steered site that was not captured, or an
             activation of length zero.
     """
+    operators = audited() if operators is None else operators
     theirs = calibration.spec.model
     if theirs.fingerprint not in (None, acts.spec.model.fingerprint):
         raise UserError(
@@ -130,7 +125,7 @@ def _steered(
     if name == EXACT:
         return {used.dtype: operator.apply(held, Plane(*used.unbind()))}
     steered = {used.dtype: apply_with_basis(operator, held, used)}
-    if held.dtype != used.dtype and isinstance(operator, DENSE):
+    if held.dtype != used.dtype and type(operator) in DENSE:
         steered[held.dtype] = apply_as_published(operator, held, used)
     return steered
 

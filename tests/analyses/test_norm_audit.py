@@ -27,7 +27,7 @@ from analyses.norm_audit.bent_bases import (
 )
 from analyses.norm_audit.conclusions import findings
 from analyses.norm_audit.conditions import BASES, BENT, EXACT, ROUNDED
-from analyses.norm_audit.measures import OPERATORS, measure, resultant_length
+from analyses.norm_audit.measures import audited, measure, resultant_length
 from ss_lens import Activations, Calibration, Plane, Site, UserError
 from ss_lens.geometry.operators import Ablate, Operator, RotateBy, RotateTo
 from tests.conftest import made_activations, shared_file
@@ -36,6 +36,7 @@ D_MODEL = 48
 SITES = tuple(Site(layer, stream) for layer in range(3) for stream in ("ln1_out", "ln2_out"))
 STEERED = SITES[2:]
 CONDITIONS = 3 + 2 * 4  # orthonormal: three dtypes; the others: also all of it in bfloat16
+OPERATORS = audited()
 every_operator = pytest.mark.parametrize("operator", OPERATORS, ids=lambda o: type(o).__name__)
 
 
@@ -395,3 +396,9 @@ def test_the_command_writes_table_and_figure_and_prints_the_findings(
     assert (tmp_path / "norm_audit.html").exists()
     printed = capsys.readouterr().out
     assert all(f"- {finding}" in printed for finding in findings(written))
+
+
+def test_every_operator_that_needs_no_length_is_audited() -> None:
+    kinds = {kind for kind in Operator.kinds() if not kind.needs_length}
+    assert {type(operator) for operator in audited()} == kinds
+    assert {*DENSE} < kinds

@@ -9,36 +9,16 @@ import torch
 from torch import Tensor
 
 from ss_lens.geometry import blockwise, maps
-from ss_lens.geometry.operators import (
-    Ablate,
-    Add,
-    Operator,
-    Reflect,
-    RotateBy,
-    RotateScale,
-    RotateTo,
-    RotateToIfAligned,
-    RotateToward,
-    SetAngle,
-)
+from ss_lens.geometry.operators import Operator, RotateScale
 from ss_lens.geometry.plane import Plane, in_plane
+from tests.geometry.examples import APPLIED, in_rows
 
 D = 24
 ROWS = (10.0, -50.0, 170.0)
 EVERY: tuple[Operator, ...] = (
-    RotateBy(40),
-    RotateBy(ROWS),
+    *APPLIED,
+    *dict.fromkeys(in_rows(operator, ROWS) for operator in APPLIED if operator.strength),
     RotateScale(ROWS, scale=(0.5, 1, 2)),
-    RotateTo(40),
-    RotateTo(ROWS),
-    RotateToIfAligned(ROWS),
-    RotateToward(40),
-    RotateToward(ROWS),
-    SetAngle(ROWS, magnitude=3),
-    Add(2.0),
-    Add(ROWS),
-    Ablate(),
-    Reflect(),
 )
 every_operator = pytest.mark.parametrize("operator", EVERY, ids=repr)
 

@@ -124,6 +124,10 @@ CASES: dict[str, Callable[[float, float], tuple[Operator, Oracle]]] = {
 every_case = pytest.mark.parametrize("name", CASES)
 
 
+def test_every_operator_has_an_oracle() -> None:
+    assert {*CASES} == {kind.__name__ for kind in Operator.kinds()}
+
+
 def plane_of(d: int, seed: int) -> Plane:
     q, _ = torch.linalg.qr(normal(d, 2, seed=seed))
     return Plane(q[:, 0].contiguous(), q[:, 1].contiguous())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from ss_lens import Plane, UserError, geometry as g
 from ss_lens.core.values import read_value
+from ss_lens.geometry import operators
 from ss_lens.geometry.maps import rotate_toward
 from ss_lens.geometry.operators import (
     Ablate,
@@ -29,19 +31,14 @@ from ss_lens.geometry.operators import (
     RotateToward,
     SetAngle,
 )
+from tests.geometry.examples import APPLIED, EXAMPLES, PLAIN, VALUED
 
 ANGULAR = AngularOperator.kinds()
-STRONG = (*ANGULAR, Add)
-PLAIN = (Ablate, Reflect)
-NAMES = "(angle_deg|alpha|coefficient)"
+STRONG = tuple(kind for kind in VALUED if not kind.needs_length)
 every_angular = pytest.mark.parametrize("kind", ANGULAR)
 every_strong = pytest.mark.parametrize("kind", STRONG)
-every_value_kind = pytest.mark.parametrize("kind", [*STRONG, ActAdd])
-EVERY = (
-    *(kind(40) for kind in STRONG),
-    RotateScale(40, scale=2),
-    *(kind() for kind in PLAIN),
-)
+every_value_kind = pytest.mark.parametrize("kind", VALUED)
+EVERY = (*(kind(40) for kind in STRONG), *APPLIED)
 every_operator = pytest.mark.parametrize("operator", EVERY, ids=lambda o: type(o).__name__)
 
 
@@ -71,13 +68,16 @@ def test_operators_are_frozen_hashable_and_equal_by_value(kind: Callable[..., Op
 
 
 def test_different_operators_with_one_strength_are_different_cells() -> None:
-    assert len({*(kind(30) for kind in (*STRONG, ActAdd)), *(kind() for kind in PLAIN * 2)}) == 10
+    values = {*(kind(30) for kind in VALUED), *(kind() for kind in PLAIN * 2)}
+    assert len(values) == len(Operator.kinds())
     assert SetAngle(30) != SetAngle(30, magnitude=2)
     assert RotateScale(30) != RotateScale(30, scale=2)
 
 
-def test_the_unions_hold_every_operator_of_the_module() -> None:
-    assert set(Operator.kinds()) == {*STRONG, *PLAIN, ActAdd}
+def test_every_operator_of_the_module_is_registered_and_has_an_example() -> None:
+    classes = [value for value in vars(operators).values() if inspect.isclass(value)]
+    concrete = {c for c in classes if issubclass(c, Operator) and not inspect.isabstract(c)}
+    assert concrete == {*Operator.kinds()} == {*EXAMPLES} == {*STRONG, *PLAIN, ActAdd}
     assert {RotateScale, RotateToward} < set(ANGULAR)
 
 
