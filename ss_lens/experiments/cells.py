@@ -26,10 +26,13 @@ from ss_lens.core.files import (
 )
 from ss_lens.core.replace import remove_leftovers
 from ss_lens.geometry.strengths import reduced
-from ss_lens.scoring.registry import ANSWERS, columns_of
+from ss_lens.scoring.registry import ANSWERS, columns_of, stored_name
 
 FORMAT = 1
-"""Raised whenever what is computed or stored changes; it is part of every key."""
+"""Raised whenever the answers or the way of storing change; it is part of every key.
+
+What a single score computes has a version of its own (:class:`ss_lens.scoring.registry.Score`).
+"""
 
 
 class CellStore:
@@ -119,8 +122,9 @@ class CellStore:
         Warns:
             UserWarning: a damaged file, whose cells then count as not computed.
         """
+        stored = stored_name(score)
         tables = [
-            table for path in self._batches(key, score) if (table := _read_batch(path)) is not None
+            table for path in self._batches(key, stored) if (table := _read_batch(path)) is not None
         ]
         if not tables:
             return pd.DataFrame({"angle_deg": pd.Series(dtype=float)})
@@ -135,7 +139,7 @@ class CellStore:
         Raises:
             UserError: the disk is full; what was finished before is kept.
         """
-        data = _parquet(rows)
+        data, score = _parquet(rows), stored_name(score)
         batch = f"{score}-{sha256_of_json(sorted({*rows['angle_deg'].tolist()}))[:16]}"
         home = self._home(key)
         path = home / f"{batch}-{_digest(key, score, data)}.parquet"
@@ -188,7 +192,8 @@ def _read_batch(path: Path) -> pd.DataFrame | None:
     if _expected_digest(path) is not None:
         return _damaged(path, "its checksum differs") if _changed(path) else _parsed(path, data)
     rows = _parsed(path, data)
-    needed = {"angle_deg"} | ({"response"} if score == ANSWERS else {*columns_of(score)})
+    columns = {"response"} if score == ANSWERS else {*columns_of(score.split(".")[0])}
+    needed = {"angle_deg"} | columns
     if rows is None or not needed <= {*rows.columns}:
         return None if rows is None else _damaged(path, "its columns are not those of the score")
     return rows

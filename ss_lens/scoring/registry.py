@@ -100,6 +100,8 @@ class Score:
             score of answers returns the rows of ``answers`` in their order, and the others bring
             the columns of :data:`ROW`.
         place: of its columns in tables, from left to right.
+        version: raised when the function gives other numbers; stored cells of earlier versions are
+            measured again. A score of texts is computed whenever a table is made, and needs none.
     """
 
     name: str
@@ -107,6 +109,7 @@ class Score:
     needs: Needs
     measure: Callable[[ScoreInput], pd.DataFrame] | Callable[[Sequence[str]], pd.DataFrame]
     place: int = field(default=100, kw_only=True)
+    version: int = field(default=1, kw_only=True)
 
     @property
     def column_names(self) -> tuple[str, ...]:
@@ -180,6 +183,12 @@ def parts_of(name: str) -> tuple[Score, ...]:
     if name == ANSWERS:
         return tuple(score for score in scores() if score.needs == "texts")
     return tuple(score for score in scores() if score.name == name)
+
+
+def stored_name(name: str) -> str:
+    """What the cells of ``name``, one of :func:`measured_names`, are called where they are kept."""
+    version = 1 if name == ANSWERS else parts_of(name)[0].version
+    return name if version == 1 else f"{name}.{version}"
 
 
 def columns_of(name: str) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ss_lens import Store, UserError
 from ss_lens.experiments.cells import CellStore
 from ss_lens.experiments.config import SweepConfig
 from ss_lens.experiments.sweep import load_sweep, run_sweep, unsteered_by_class
+from ss_lens.scoring import registry
 from ss_lens.scoring.perplexity import answer_perplexity
 from ss_lens.scoring.refusal_score import refusal_score
 from tests.experiments.sweeping import Asked, with_grid
@@ -124,6 +126,25 @@ def test_an_earlier_cell_with_other_columns_counts_as_damaged(
     with pytest.warns(UserWarning, match="its columns are not those of the score"):
         again = run_sweep(config, folder).table
     pd.testing.assert_frame_equal(again, table, check_exact=True)
+
+
+def test_a_score_that_computes_other_numbers_is_measured_again_and_nothing_else(
+    swept: tuple[SweepConfig, Path, pd.DataFrame],
+    measures: Calls,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config, folder, table = swept
+    raised = tuple(
+        replace(score, version=2) if score.name == "perplexity" else score
+        for score in registry.scores()
+    )
+    monkeypatch.setattr(registry, "scores", lambda: raised)
+    measures.clear()
+    pd.testing.assert_frame_equal(run_sweep(config, folder).table, table)
+    assert {name for name, _ in measures} == {"perplexity"}
+    measures.clear()
+    run_sweep(config, folder)
+    assert measures == []
 
 
 def test_angles_a_whole_turn_apart_are_one_cell(
