@@ -14,7 +14,7 @@ from ss_lens.core.errors import UserError
 def check_is(name: str, value: object, kinds: tuple[type, ...], expected: str) -> None:
     """Raise unless ``value`` is an instance of one of ``kinds``.
 
-    A class in place of a value is told apart, since that is how an argument list gets lost. A
+    A class in place of a value is distinguished, since that is how an argument list gets lost. A
     ``bool`` is no ``int`` here.
 
     Args:

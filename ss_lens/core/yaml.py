@@ -38,7 +38,7 @@ def read_yaml(path: Path | str, what: str) -> dict[str, Any]:
     """The mapping in a YAML file, by its safe loader; ``what`` names the file in errors.
 
     Raises:
-        UserError: absent, no YAML, a key that stands twice, or no mapping.
+        UserError: absent, no YAML, a repeated key, or no mapping.
     """
     try:
         values = yaml.load(Path(path).read_text("utf-8"), _UniqueKeys)
@@ -75,7 +75,7 @@ class _UniqueKeys(yaml.SafeLoader):
         if len(set(keys)) < len(keys):
             twice = next(key for i, key in enumerate(keys) if key in keys[:i])
             raise yaml.constructor.ConstructorError(
-                None, None, f"the key {twice!r} stands twice", node.start_mark
+                None, None, f"the key {twice!r} appears twice", node.start_mark
             )
         return super().construct_mapping(node, deep)
 

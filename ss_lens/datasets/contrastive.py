@@ -36,7 +36,7 @@ class ContrastiveDataset:
     and in little else; methods that work on the differences of partners need that.
 
     Raises:
-        UserError: an empty class, a blank prompt, a prompt that stands twice, or paired classes of
+        UserError: an empty class, a blank prompt, a repeated prompt, or paired classes of
             different size.
     """
 
@@ -62,8 +62,8 @@ class ContrastiveDataset:
             if len(set(prompts)) < len(prompts):
                 repeated = next(p for i, p in enumerate(prompts) if p in prompts[:i])
                 raise UserError(
-                    f"the {label} prompt {_short(repeated)} of dataset {self.name!r} stands twice, "
-                    "so it could be both calibrated on and reported; keep one."
+                    f"the {label} prompt {_short(repeated)} of dataset {self.name!r} appears "
+                    "twice, so it could be both calibrated on and reported; keep one."
                 )
         if both := set(self.positive) & set(self.negative):
             raise UserError(

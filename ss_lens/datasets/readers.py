@@ -80,7 +80,7 @@ def _csv_rows(text: str, path: Path) -> Sequence[Row]:
         csv.field_size_limit(limit)
     if repeated := {name for name in header if header.count(name) > 1}:
         raise UserError(
-            f"column {min(repeated)!r} stands twice in the header of {path}; rename or remove one."
+            f"column {min(repeated)!r} appears twice in the header of {path}; rename or remove one."
         )
     for number, row in enumerate(rows, start=1):
         if None in row:

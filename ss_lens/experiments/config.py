@@ -38,7 +38,7 @@ def _some(value: tuple[Any, ...]) -> tuple[Any, ...]:
         raise UserError("this list is empty, and with it the sweep; name at least one.")
     if len(set(value)) < len(value):
         twice = next(v for i, v in enumerate(value) if v in value[:i])
-        raise UserError(f"{twice!r} stands twice; keep one.")
+        raise UserError(f"{twice!r} appears twice; keep one.")
     return value
 
 

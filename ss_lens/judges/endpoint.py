@@ -135,7 +135,7 @@ class EndpointJudge:
         Raises:
             UserError: the budget is used up, or the server refuses, stays silent or does not answer
                 sensibly for ``max_attempts`` requests. The message says how many answers are
-                judged; their verdicts are kept, and the same call goes on from there.
+                judged; their verdicts are kept, and the same call resumes there.
         """
         check_pairs(prompts, responses)
         rubric, identity, cache = read_rubric(self.rubric), self.identity(), VerdictCache()

@@ -160,7 +160,7 @@ def compute_prefix(model: TransformerBridge, ids: Tokens) -> Prefix:
     Inside a block that steers the last k tokens of each prompt, none of these may be among them.
     """
     row = torch.tensor([ids], device=device_of(model))
-    # Each prompt goes on from here to an end of its own, which is out of reach.
+    # Each prompt continues from here to its own end, which is out of reach.
     origin = Origin((0,), row.new_tensor([2**31]))
     _, cache = run(model, row, torch.ones_like(row), keep_cache=True, origin=origin)
     return Prefix(len(ids), cache)

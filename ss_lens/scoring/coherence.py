@@ -93,7 +93,7 @@ def _repeats_words(words: Sequence[str]) -> bool:
 
 
 def _repeats_characters(text: str) -> bool:
-    """A text has period ``p`` where it goes on as it began after ``p`` characters."""
+    """A text has period ``p`` where it repeats itself after ``p`` characters."""
     return any(text.startswith(text[period:]) for period in range(1, len(text) // 3 + 1))
 
 

@@ -155,7 +155,7 @@ def test_digest_is_stable_across_versions() -> None:
         (("a",), (), r"'x' has no negative prompt"),
         (("a", " \n"), ("b",), r"positive prompt 1 of dataset 'x' is blank; remove it"),
         (("a",), ("",), r"negative prompt 0 of dataset 'x' is blank"),
-        (("a", "b", "a"), ("c",), r"positive prompt 'a' of dataset 'x' stands twice.*keep one"),
+        (("a", "b", "a"), ("c",), r"positive prompt 'a' of dataset 'x' appears twice.*keep one"),
         (("a", "b"), ("c", "b"), r"prompt 'b' of dataset 'x' is in both classes; remove it"),
         (("a" * 99,), ("a" * 99,), r"prompt 'a{57}\.\.\.' of"),
     ],

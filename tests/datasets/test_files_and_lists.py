@@ -134,10 +134,10 @@ BAD_FILES: dict[str, tuple[str, str | bytes | list[dict], str]] = {
     "both classes": (
         "a.jsonl", [NEGATIVE, {"prompt": "z", "class": "positive"}], r"'z' of .* in both classes",
     ),
-    "repeated prompt": ("a.jsonl", [*ROWS, ROWS[0]], r"'how to a' of .* stands twice"),
+    "repeated prompt": ("a.jsonl", [*ROWS, ROWS[0]], r"'how to a' of .* appears twice"),
     "repeated header": (
         "a.csv", "prompt,class,prompt\nx,positive,y\n",
-        r"column 'prompt' stands twice in the header of .*a\.csv; rename or remove one",
+        r"column 'prompt' appears twice in the header of .*a\.csv; rename or remove one",
     ),
     "not utf-8": (
         "a.csv", CSV.encode() + "café,positive\n".encode("latin-1"),

@@ -122,7 +122,7 @@ def test_the_example_is_read() -> None:
         ({"selektion": "site"}, r"grid\[0\]: unknown key 'selektion' in grid; did you mean 'sele"),
         ({"selection": []}, r"grid\[0\]: selection: this list is empty.*name at least one"),
         ({"angles_deg": []}, r"angles_deg: this list is empty"),
-        ({"angles_deg": [0, 0.0]}, r"angles_deg: 0\.0 stands twice"),
+        ({"angles_deg": [0, 0.0]}, r"angles_deg: 0\.0 appears twice"),
         ({"angles_deg": [0, "x"]}, r"angles_deg\[1\] is 'x'; input should be a valid number"),
         ({"angles_deg": [True]}, r"angles_deg\[0\] is True; input should be a valid number"),
         ({"angles_deg": float("inf")}, r"angles must be finite, in degrees"),
@@ -203,7 +203,7 @@ def test_a_wrong_setting_is_an_error_that_names_it(wrong: dict[str, Any], messag
         ("a: " + "[" * 5000, r"cannot be read as YAML: it is nested too deep"),
         ("grid: {model: m, angles_deg: {step: 1, stop: .inf}}", r"stop is inf; input should be a"),
         ("grid: {model: m, angles_deg: {step: 0.00001}}", r"at most 3,600 are swept"),
-        ("split: {dev: 1}\nsplit: {dev: 2}", r"the key 'split' stands twice"),
+        ("split: {dev: 1}\nsplit: {dev: 2}", r"the key 'split' appears twice"),
         ("a: !!python/object/apply:os.getcwd []", r"cannot be read as YAML: could not determine"),
     ],
 )
