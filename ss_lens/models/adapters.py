@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from ss_lens.core.checks import described
 from ss_lens.core.errors import UserError, first_line
 from ss_lens.core.files import read_json
 from ss_lens.models.integrity import is_finite
+from ss_lens.models.lora_targets import LoraTargets
 from ss_lens.models.sources import embedded_in
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -58,7 +58,7 @@ class Adapter:
         base_sha256: checksum of that model's weight file, where the adapter records it.
         scale: alpha / rank.
         factors: module name → (A ``[rank, in]``, B ``[out, rank]``).
-        targets: the names that the adapter's modules end in, where it lists them for all layers.
+        targets: which modules its configuration gives factors to.
     """
 
     folder: Path
@@ -67,7 +67,7 @@ class Adapter:
     base_sha256: str | None
     scale: float
     factors: dict[str, tuple[Float[Tensor, "rank in"], Float[Tensor, "out rank"]]]
-    targets: tuple[str, ...] = ()
+    targets: LoraTargets
 
 
 def adapter_folder(name: str) -> Path | None:
@@ -86,6 +86,13 @@ def read_adapter(folder: Path) -> Adapter:
     """
     config = read_json(folder / CONFIG, "adapter configuration", remedy="fetch the adapter again")
     rank, alpha, base, revision = _checked(config, folder)
+    targets = LoraTargets.of(config)
+    if targets is None:
+        raise UserError(
+            f"the adapter configuration at {folder / CONFIG} is damaged: its target_modules, "
+            "exclude_modules, layers_to_transform or layers_pattern cannot be read. Fetch the "
+            "adapter again."
+        )
     tensors, metadata = _read_weights(folder)
     halves: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
@@ -122,7 +129,7 @@ def read_adapter(folder: Path) -> Adapter:
         metadata.get("base_sha256"),
         alpha / rank,
         {module: (pair["A"], pair["B"]) for module, pair in halves.items()},
-        _targets_everywhere(config),
+        targets,
     )
 
 
@@ -147,7 +154,7 @@ def _checked(config: Any, folder: Path) -> tuple[int, float, str, str | None]:
     base, revision = config.get("base_model_name_or_path"), config.get("revision")
     for key, value, fits in (
         ("r", rank, isinstance(rank, int) and rank > 0),
-        ("lora_alpha", alpha, isinstance(alpha, int | float) and math.isfinite(alpha)),
+        ("lora_alpha", alpha, isinstance(alpha, int | float) and abs(alpha) < 1e300),
         ("base_model_name_or_path", base, isinstance(base, str) and base),
         ("revision", revision, revision is None or isinstance(revision, str)),
     ):
@@ -157,15 +164,6 @@ def _checked(config: Any, folder: Path) -> tuple[int, float, str, str | None]:
                 f"{described(value)}. Fetch the adapter again."
             )
     return cast(int, rank), float(cast(float, alpha)), cast(str, base), cast(str | None, revision)
-
-
-def _targets_everywhere(config: dict[str, Any]) -> tuple[str, ...]:
-    """The target modules, where every module of such a name has factors."""
-    narrowed = ("exclude_modules", "layers_to_transform", "layers_pattern")
-    targets = config.get("target_modules")
-    if not isinstance(targets, list) or any(config.get(key) is not None for key in narrowed):
-        return ()
-    return tuple(map(str, targets))
 
 
 def merge(model: nn.Module, adapter: Adapter) -> None:
@@ -203,6 +201,11 @@ def _targets(model: nn.Module, adapter: Adapter) -> list[tuple[str, Tensor, Tens
         if module not in modules:
             raise _other_base(adapter, f"it has no module {module!r}")
         weight, wanted = getattr(modules[module], "weight", None), (b.shape[0], a.shape[1])
+        if not adapter.targets.name(module):
+            raise UserError(
+                f"the adapter at {adapter.folder} is damaged: it has factors for {module!r}, which "
+                "its configuration does not name, so PEFT would leave them out. Fetch it again."
+            )
         if not isinstance(modules[module], nn.Linear) or not isinstance(weight, nn.Parameter):
             raise _not_plain(adapter, module, f"is a {type(modules[module]).__name__}, no Linear")
         if tuple(weight.shape) != wanted:
@@ -211,7 +214,7 @@ def _targets(model: nn.Module, adapter: Adapter) -> list[tuple[str, Tensor, Tens
             raise _not_plain(adapter, module, "shares its weight with another module")
         found.append((module, a, b, weight))
     for name, module in modules.items():
-        named = any(name == t or name.endswith(f".{t}") for t in adapter.targets)
+        named = not adapter.targets.is_open and adapter.targets.name(name)
         if named and isinstance(module, nn.Linear) and name not in adapter.factors:
             raise UserError(
                 f"the adapter at {adapter.folder} is damaged: it has no factors for {name!r}, "

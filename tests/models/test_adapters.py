@@ -19,6 +19,7 @@ from ss_lens import UserError
 from ss_lens.models import adapters
 from ss_lens.models.fetching import weights_digest
 from ss_lens.models.load import identify
+from ss_lens.models.lora_targets import LoraTargets
 from ss_lens.models.sources import MODELS, SMOLLM2_135M, embedded_in
 
 TARGETS = ["q_proj", "down_proj"]
@@ -330,6 +331,10 @@ def test_an_adapter_that_lost_a_module_is_refused(adapter: Path) -> None:
         ({"r": "four"}, "damaged: r is 'four'"),
         ({"r": True}, "damaged: r is True"),
         ({"lora_alpha": None}, "damaged: lora_alpha is None"),
+        ({"lora_alpha": 10**400}, "damaged: lora_alpha is 1000"),
+        ({"target_modules": [5]}, "damaged: its target_modules.*cannot be read"),
+        ({"target_modules": "(q_proj"}, "damaged: its target_modules.*cannot be read"),
+        ({"layers_to_transform": ["0"]}, "damaged: its target_modules.*cannot be read"),
         ({"lora_alpha": float("nan")}, "damaged: lora_alpha is nan"),
         ({"base_model_name_or_path": None}, "damaged: base_model_name_or_path is None"),
         ({"revision": 5}, "damaged: revision is 5"),
@@ -381,3 +386,52 @@ def test_tensors_beside_the_factors_are_refused(adapter: Path) -> None:
     save_file({**tensors, key: torch.ones(2, 2)}, adapter / adapters.WEIGHTS)
     with pytest.raises(UserError, match=rf"holds '{key}', expected lora_A and lora_B of modules"):
         ss_lens.load_model(adapter)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": ["down_proj"]},
+        {"target_modules": []},
+        {"target_modules": r".*layers\.0\..*"},
+        {"layers_to_transform": [0]},
+        {"layers_to_transform": 1, "layers_pattern": "layers"},
+        {"layers_to_transform": [0, 1, 2], "layers_pattern": "h"},
+        {"exclude_modules": ["q_proj"]},
+        {"exclude_modules": r".*q_proj"},
+    ],
+)
+def test_factors_that_the_configuration_does_not_name_are_refused(
+    settings: dict[str, Any], adapter: Path
+) -> None:
+    """PEFT leaves them out, so that to merge them would give other logits without a word."""
+    edit_config(adapter, **settings)
+    with pytest.raises(UserError, match=r"factors for '.*', which its configuration does not name"):
+        ss_lens.load_model(adapter)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": r".*\.(q|up)_proj"},
+        {"target_modules": ["q_proj", "up_proj"], "exclude_modules": r".*layers\.0\..*"},
+        {"target_modules": TARGETS, "layers_to_transform": [0, 2]},
+        {"target_modules": TARGETS, "layers_to_transform": 1, "layers_pattern": "layers"},
+        {"target_modules": "all-linear"},
+    ],
+)
+def test_the_modules_with_factors_are_those_that_peft_gives_them_to(
+    settings: dict[str, Any], tiny_folders: dict[str, Path]
+) -> None:
+    base = AutoModelForCausalLM.from_pretrained(tiny_folders["llama"])
+    linear = [name for name, m in base.named_modules() if isinstance(m, torch.nn.Linear)]
+    trained = peft.get_peft_model(base, peft.LoraConfig(r=2, **settings))
+    with_factors = [
+        name.removeprefix("base_model.model.")
+        for name, module in trained.named_modules()
+        if hasattr(module, "lora_A")
+    ]
+    written = json.loads(json.dumps(trained.peft_config["default"].to_dict(), default=list))
+    rule = LoraTargets.of(written)
+    assert rule is not None
+    assert [name for name in linear if rule.name(name)] == with_factors
