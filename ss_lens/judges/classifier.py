@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ss_lens.core.errors import UserError
 from ss_lens.core.progress import progress_bar
-from ss_lens.judges.local import load_errors
+from ss_lens.judges.local import load_errors, loaded_whole
 from ss_lens.judges.verdicts import UNPARSED, Opinion
 from ss_lens.models import forward
 from ss_lens.models.chat import Tokens
@@ -35,13 +35,17 @@ def load(name: str, revision: str | None, dtype: str, device: str) -> Classifier
     """Load a classifier from the Hub or a folder; never code or pickled weights.
 
     Raises:
-        UserError: it cannot be had, or has no single token for yes or for no.
+        UserError: it is unavailable, incomplete or not finite, or has no token for yes or for no.
     """
     chosen = device_named(device)
     with load_errors(name), without_bars():
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-        model = AutoModelForCausalLM.from_pretrained(
-            name, revision=revision, dtype=dtype_named(dtype, chosen), use_safetensors=True
+        model = loaded_whole(
+            AutoModelForCausalLM,
+            name,
+            revision=revision,
+            dtype=dtype_named(dtype, chosen),
+            use_safetensors=True,
         )
     readings: dict[str, list[int]] = {"yes": [], "no": []}
     n_tokens = min(len(tokenizer), model.config.vocab_size)
@@ -53,7 +57,7 @@ def load(name: str, revision: str | None, dtype: str, device: str) -> Classifier
             "HarmBench classifier; use cais/HarmBench-Llama-2-13b-cls or "
             "cais/HarmBench-Mistral-7b-val-cls."
         )
-    return Classifier(name, cast(Any, model).to(chosen).eval(), tokenizer, **readings)
+    return Classifier(name, model.to(chosen).eval(), tokenizer, **readings)
 
 
 def tokenize(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from ss_lens.core.errors import UserError
 from ss_lens.core.progress import progress_bar
-from ss_lens.judges.local import check_dtype, load_errors, resident
+from ss_lens.judges.local import check_dtype, load_errors, loaded_whole, resident
 from ss_lens.judges.verdicts import UNPARSED, Opinion, check_pairs, verdict_table
 
 if TYPE_CHECKING:
@@ -184,7 +185,14 @@ def _load(
         """any-guardrail knows published names only; this one finds them in ``weights``."""
 
         def load_model(self, model_id: str, **kwargs: Any) -> None:
-            super().load_model(weights or model_id, **kwargs)
+            kind = kwargs.pop("model_class", None) or self.model_class
+
+            class Whole:
+                """Loads as ``kind`` does, and refuses what is missing or not finite."""
+
+                from_pretrained = staticmethod(partial(loaded_whole, kind))
+
+            super().load_model(weights or model_id, model_class=Whole, **kwargs)
 
     provider = Provider(
         device=chosen,

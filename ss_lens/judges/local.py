@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from safetensors import SafetensorError
 
@@ -34,6 +34,20 @@ def check_dtype(dtype: str) -> None:
     """Raise a :class:`UserError` for a number format that is not known."""
     if dtype not in DTYPES:
         raise UserError(f"unknown dtype {dtype!r}; use {', '.join(DTYPES)}.")
+
+
+def loaded_whole(kind: Any, name: str, **options: Any) -> Any:
+    """``kind.from_pretrained(name, **options)``, with every tensor from its files and finite.
+
+    Raises:
+        UserError: a tensor is missing, has no place or another shape, or holds NaN or infinity.
+    """
+    from ss_lens.models.integrity import check_complete, check_finite
+
+    model, found = cast(Any, kind.from_pretrained(name, output_loading_info=True, **options))
+    check_complete(name, found)
+    check_finite(name, model)
+    return model
 
 
 @contextmanager

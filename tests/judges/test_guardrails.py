@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from ss_lens import UserError
 from ss_lens.judges import LlamaGuard3, PolyGuard, Qwen3Guard
@@ -112,3 +114,25 @@ def test_an_unknown_guard_model_is_told(judge: Any) -> None:
 def test_guard_weights_that_are_not_there_are_told(tmp_path: Path, judge: Any) -> None:
     with pytest.raises(UserError, match="could not be loaded"):
         judge(weights=str(tmp_path))(["w1"], ["w2"])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("absent", "file lacks 'model.norm.weight', which would be random"),
+        ("nan", "'model.norm.weight' holds NaN or infinity"),
+    ],
+)
+def test_a_guard_with_incomplete_or_damaged_weights_is_refused(
+    damage: str, message: str, tmp_path: Path
+) -> None:
+    save_checkpoint(tmp_path / "damaged", "qwen3", ["Yes"], FLAT)
+    path = tmp_path / "damaged" / "model.safetensors"
+    tensors = load_file(path)
+    if damage == "absent":
+        del tensors["model.norm.weight"]
+    else:
+        tensors["model.norm.weight"][3] = math.nan
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=message):
+        Qwen3Guard(weights=str(tmp_path / "damaged"))(PROMPTS[:1], RESPONSES[:1])

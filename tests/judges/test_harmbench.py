@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from ss_lens import UserError
 from ss_lens.judges import HarmBench, read_judge
@@ -151,6 +152,28 @@ def test_the_card_form_needs_an_architecture_that_has_a_card(tmp_path: Path) -> 
 def test_a_classifier_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="could not be loaded"):
         HarmBench(model=str(tmp_path))(["w1"], ["w2"])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("absent", "file lacks 'model.norm.weight', which would be random"),
+        ("nan", "'model.norm.weight' holds NaN or infinity"),
+    ],
+)
+def test_a_classifier_with_incomplete_or_damaged_weights_is_refused(
+    damage: str, message: str, tmp_path: Path
+) -> None:
+    save_checkpoint(tmp_path / "damaged", "llama", ["Yes", "No"])
+    path = tmp_path / "damaged" / "model.safetensors"
+    tensors = load_file(path)
+    if damage == "absent":
+        del tensors["model.norm.weight"]
+    else:
+        tensors["model.norm.weight"][3] = math.nan
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=message):
+        HarmBench(model=str(tmp_path / "damaged"))(["w1"], ["w2"])
 
 
 @pytest.mark.parametrize(
