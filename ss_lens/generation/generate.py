@@ -9,9 +9,8 @@ from numbers import Integral, Real
 from transformer_lens.model_bridge import TransformerBridge
 
 from ss_lens.core.checks import check_at_least, check_is
-from ss_lens.core.errors import UserError
 from ss_lens.core.progress import progress_bar
-from ss_lens.generation.loop import continue_tokens
+from ss_lens.generation.loop import check_temperature, continue_tokens
 from ss_lens.models.chat import DEFAULT_FORMAT, ChatFormat, Prompt, check_context, tokenize
 
 
@@ -46,11 +45,7 @@ def generate(
     check_at_least("max_new_tokens", max_new_tokens)
     check_at_least("batch_size", batch_size)
     check_is("temperature", temperature, (Real,), "0 or a positive number")
-    if not (math.isfinite(temperature) and temperature >= 0):
-        raise UserError(
-            f"temperature must be 0 or a positive number; got {temperature}. Write 0 for greedy "
-            "decoding."
-        )
+    check_temperature(temperature)
     check_is("seed", seed, (Integral,), "a whole number such as 0")
     tokens = tokenize(model, prompts, chat)
     check_context(model, tokens, prompts, max_new_tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, cast
@@ -21,6 +22,24 @@ from ss_lens.models.load import device_of
 
 Choice = Callable[[Tensor], Tensor]
 """Logits ``[row, vocab]`` → token ids ``[row]``."""
+
+
+SMALLEST_TEMPERATURE = 1e-30
+"""Logits divided by less exceed the range of float32."""
+
+
+def check_temperature(temperature: float | int) -> None:
+    """Raise a :class:`UserError` for a temperature at which nothing can be drawn."""
+    if not (math.isfinite(temperature) and temperature >= 0):
+        raise UserError(
+            f"temperature must be 0 or a positive number; got {temperature}. Write 0 for greedy "
+            "decoding."
+        )
+    if 0 < temperature < SMALLEST_TEMPERATURE:
+        raise UserError(
+            f"temperature must be 0 or at least {SMALLEST_TEMPERATURE:g}; got {temperature}, at "
+            "which logits exceed the range of float32. Write 0 for greedy decoding."
+        )
 
 
 @torch.inference_mode()

@@ -42,6 +42,7 @@ def untyped() -> Iterator[None]:
         ({"batch_size": 2.0}, r"batch_size must be a whole number of at least 1; got 2\.0"),
         ({"batch_size": None}, "batch_size must be a whole number of at least 1; got None"),
         ({"temperature": "hot"}, "temperature must be 0 or a positive number; got 'hot'"),
+        ({"temperature": 1e-320}, "temperature must be 0 or at least 1e-30; got 1e-320.*greedy"),
         ({"temperature": None}, "temperature must be 0 or a positive number; got None"),
         ({"seed": None}, "seed must be a whole number such as 0; got None"),
         ({"seed": 0.5}, r"seed must be a whole number such as 0; got 0\.5"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 import threading
 import time
@@ -29,7 +28,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from ss_lens.calibration.calibration import Calibration
 from ss_lens.core.checks import check_whole
 from ss_lens.core.errors import UserError
-from ss_lens.generation.loop import continue_tokens
+from ss_lens.generation.loop import check_temperature, continue_tokens
 from ss_lens.geometry.operators import Operator
 from ss_lens.models.chat import DEFAULT_FORMAT, ChatFormat, Tokens, check_context, tokenize
 from ss_lens.steering.steer import steer
@@ -140,8 +139,7 @@ class SteeredModel(ModelAPI):
                 f"{', '.join(unsupported)}; leave those out."
             )
         temperature = config.temperature or 0.0
-        if not (math.isfinite(temperature) and temperature >= 0):
-            raise UserError(f"temperature must be 0 or a positive number; got {temperature}.")
+        check_temperature(temperature)
         seed = secrets.randbits(32) if config.seed is None else config.seed
         tokens = conversation_tokens(self._model, input, self._chat)
         wanted = config.max_tokens
