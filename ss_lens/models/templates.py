@@ -58,7 +58,7 @@ def render(
     def one(turns: Sequence[Turn]) -> str:
         return tokenizer.apply_chat_template(
             list(map(dict, turns)),
-            chat_template=_on(date, tokenizer.get_chat_template()),
+            chat_template=on_date(date, tokenizer.get_chat_template()),
             add_generation_prompt=True,
             tokenize=False,
             **arguments,
@@ -76,7 +76,7 @@ def render(
     ) from failure
 
 
-def _on(date: Date, template: str) -> str:
+def on_date(date: Date, template: str) -> str:
     """The template with its clock stopped: ``strftime_now`` becomes a macro of the template."""
     if "strftime_now" not in template:
         return template

@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from datetime import date
 from typing import Any, cast
 
 import numpy as np
@@ -17,6 +18,8 @@ from ss_lens.calibration.calibration import Calibration
 from ss_lens.core.checks import check_whole
 from ss_lens.core.errors import UserError
 from ss_lens.geometry.operators import Operator
+from ss_lens.models.chat import DEFAULT_FORMAT
+from ss_lens.models.templates import on_date
 from ss_lens.scoring.benchmarks import BASICS, load_tasks
 from ss_lens.stats.bootstrap import percentile_interval, resampled_counts
 from ss_lens.stats.intervals import mean_interval
@@ -53,7 +56,8 @@ def capability(
             between 0 and 1 of each item, higher being better.
         limit: the first items of each task only.
         chat_template: put prompts into the user's turn of the model's chat template, and a task's
-            examples into turns before it.
+            examples into turns before it; a template that reads the clock is given the date that
+            :class:`ss_lens.models.chat.ChatFormat` has by default.
         batch_size: sequences per forward pass; changes the speed, not the result.
 
     Returns:
@@ -185,12 +189,16 @@ def retention(steered: pd.DataFrame, unsteered: pd.DataFrame) -> pd.DataFrame:
 def _harness(model: TransformerBridge, batch_size: int) -> Any:
     from lm_eval.models.huggingface import HFLM
 
+    tokenizer = copy.deepcopy(model.tokenizer)  # it is given a padding token
+    if isinstance(tokenizer.chat_template, str):
+        today = date.fromisoformat(DEFAULT_FORMAT.date)
+        tokenizer.chat_template = on_date(today, tokenizer.chat_template)
     make = cast(Any, HFLM)  # its signature is lost in a decorator
     return make(
         # TransformerLens' hooks sit inside the Hugging Face model, so they act here too.
         pretrained=model.original_model,
         backend="causal",
-        tokenizer=copy.deepcopy(model.tokenizer),  # it is given a padding token
+        tokenizer=tokenizer,
         max_length=model.cfg.n_ctx,
         batch_size=batch_size,
         softmax_dtype="float32",

@@ -19,6 +19,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 import ss_lens
 from ss_lens import Calibration, ContrastiveDataset, RotateBy, Store, UserError
+from ss_lens.models.chat import DEFAULT_FORMAT
 from ss_lens.models.load import identify
 from ss_lens.scoring import benchmarks, capability
 from ss_lens.scoring.capability import accuracy, retention
@@ -181,6 +182,26 @@ def test_the_chat_template_is_used_where_it_is_asked_for(
     assert "assistant" not in plain
     assert "user <unk> w" in templated
     assert templated.count("<s>") == 1
+
+
+def test_a_template_that_reads_the_clock_is_given_a_fixed_date(
+    tiny_llama: TransformerBridge, task: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dated = tiny_llama.tokenizer.chat_template.replace("system be", "{{ strftime_now('w%d') }}")
+    monkeypatch.setattr(tiny_llama.tokenizer, "chat_template", dated)
+    seen: list[str] = []
+
+    def remember(module: object, args: tuple, kwargs: dict) -> None:
+        ids = args[0] if args else kwargs["input_ids"]
+        seen.append(tiny_llama.tokenizer.decode(ids[0]))
+
+    handle = tiny_llama.original_model.register_forward_pre_hook(remember, with_kwargs=True)
+    try:
+        capability.capability(tiny_llama, [task], limit=1, chat_template=True)
+    finally:
+        handle.remove()
+    assert f"<s> w{DEFAULT_FORMAT.date[-2:]} helpful" in seen[-1]
+    assert tiny_llama.tokenizer.chat_template == dated
 
 
 def test_a_generating_task_of_lm_evals_own_format_runs_steered(
