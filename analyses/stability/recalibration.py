@@ -69,7 +69,7 @@ def recalibrate(
     Args:
         acts: at the sites to calibrate.
         resamples: the draws.
-        advance: is told how many more draws are done.
+        advance: called with the number of draws just done.
 
     Raises:
         UserError: as ``calibrate``, where there is no direction or no plane.

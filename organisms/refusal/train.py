@@ -181,7 +181,7 @@ def main() -> None:
     try:
         run(settings, resolve_base(args.base), args.data, args.out, args.every)
     except KeyboardInterrupt:
-        print(f"\nstopped; the same command goes on from {checkpoint.latest(args.out)}")
+        print(f"\nstopped; the same command resumes from {checkpoint.latest(args.out)}")
         sys.exit(130)
     except checkpoint.OtherRunError as error:
         sys.exit(str(error))

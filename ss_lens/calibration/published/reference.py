@@ -79,7 +79,7 @@ class Agreement:
 def read_reference(path: Path | str) -> Fit:
     """A calibration as the authors of arXiv 2601.19375 publish theirs, as one of ours.
 
-    Direction and plane are computed anew from the published candidates, with the default methods
+    Direction and plane are recomputed from the published candidates, with the default methods
     and in full precision: the published basis is rounded to bfloat16, which bends the norm that
     steering should keep. The steered sites are the published ones. The report holds the numbers of
     :class:`Agreement`. The files do not identify the weights, so that the calibration fits any
