@@ -184,7 +184,7 @@ def polar(
 def main(
     folder: Annotated[Path, typer.Argument(help="What `ss-lens ablate` saved.")],
     out: Annotated[Path | None, typer.Option(help="Folder; default FOLDER/figures.")] = None,
-    formats: Annotated[list[str] | None, typer.Option("--format", help="html, pdf, …")] = None,
+    formats: output.Formats = None,
 ) -> None:
     """Draw the forest plot of each class, and the angle response on dev around the circle."""
     chosen, place = output.checked(formats), out or folder / "figures"

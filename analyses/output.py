@@ -19,10 +19,12 @@ from ss_lens.datasets.contrastive import DatasetSplit
 
 FORMATS = ("html", "pdf", "svg", "png")
 
-Model = Annotated[str, typer.Option(help="Registered name, Hub id or folder.")]
+Model = Annotated[str, typer.Option(help="Registered name, Hub id, local folder or .gguf file.")]
 Dataset = Annotated[str, typer.Option(help="Embedded name or file.")]
 Out = Annotated[Path, typer.Option(help="Folder.")]
-Formats = Annotated[list[str] | None, typer.Option("--format", help="html, pdf, …")]
+Formats = Annotated[
+    list[str] | None, typer.Option("--format", help="html, pdf, svg or png; may be repeated.")
+]
 
 
 def split(dataset: str, seed: int = 0, test: int = 24) -> DatasetSplit:

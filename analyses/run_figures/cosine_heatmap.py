@@ -72,7 +72,10 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
     drawn.update_xaxes(tickangle=60, range=[-0.5, len(names) - 0.5], **ticks)
     drawn.update_yaxes(range=[len(names) - 0.5, -0.5], **ticks)
     drawn = style.layout(
-        drawn, "Cosine similarity of the candidate directions", subtitle, height=800
+        drawn,
+        "Cosine similarity of the candidate directions (grey: no direction)",
+        subtitle,
+        height=800,
     )
     drawn.update_layout(plot_bgcolor="#dddddd")  # shows where a site has no direction
     return drawn.update_xaxes(constrain="domain").update_yaxes(scaleanchor="x")

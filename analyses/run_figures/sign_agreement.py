@@ -138,7 +138,12 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
     streams = " then ".join(dict.fromkeys(site.stream for site in sites[:8]))
     drawn.update_xaxes(range=[x[0] - 2 * half, x[-1] + 2 * half])
     drawn.update_xaxes(title_text=f"layer (within each: {streams})", row=2, col=1)
-    return style.layout(drawn, "Sign agreement: steered sites are shaded", subtitle, height=580)
+    return style.layout(
+        drawn,
+        "Sign agreement (shaded: steered; open marker: sign not settled)",
+        subtitle,
+        height=580,
+    )
 
 
 def _product(positive: np.ndarray, negative: np.ndarray, axis: int) -> np.ndarray:

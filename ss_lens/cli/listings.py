@@ -41,7 +41,7 @@ def datasets(as_json: options.Json = False) -> None:
 
 @keeps(UNCHANGED)
 def store_ls(as_json: options.Json = False) -> None:
-    """List what the store holds; ``weights`` tells models of one name apart."""
+    """List what the store holds; the column weights distinguishes models of one name."""
     rows = [
         (
             entry.key[:12],

@@ -22,7 +22,7 @@ DEFAULT_RULE = "site"
 EIGHT_ANGLES = "0,45,90,135,180,225,270,315"
 
 Model = Annotated[str, typer.Option(help="Registered name, Hub id, local folder or .gguf file.")]
-Dataset = Annotated[str, typer.Option(help="Embedded name or .jsonl/.json/.csv/.txt file.")]
+Dataset = Annotated[str, typer.Option(help="Embedded name or .jsonl/.json/.csv file.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 Rule = Annotated[

@@ -44,6 +44,11 @@ def read_yaml(path: Path | str, what: str) -> dict[str, Any]:
         values = yaml.load(Path(path).read_text("utf-8"), _UniqueKeys)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise UserError(f"there is no {what} {path}; check the path.") from None
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8 (byte {error.start} is {error.object[error.start]:#04x}); "
+            "save it as UTF-8."
+        ) from error
     except (yaml.YAMLError, ValueError) as error:  # a scalar like 2001-99-99 is a ValueError
         where = " ".join(str(error).split())
         raise UserError(f"{path} cannot be read as YAML: {where}.") from error

@@ -90,7 +90,7 @@ class ContrastiveDataset:
     def head(self, n: int) -> ContrastiveDataset:
         """The first ``n`` prompts of each class."""
         if not isinstance(n, int) or n < 1:
-            raise UserError(f"head needs at least one prompt per class; got {n}.")
+            raise UserError(f"a subset needs at least one prompt per class; got {n}.")
         return ContrastiveDataset(self.name, self.positive[:n], self.negative[:n], self.paired)
 
     def split(self, *, dev: int | float, test: int | float, seed: int) -> DatasetSplit:
@@ -229,13 +229,13 @@ def _load_both(
         if dataset_files.is_file(source, (".txt",)) and _exists(source):
             raise UserError(
                 f"{str(source)!r} holds one class, one prompt per line; give it as positive= or "
-                "negative=, beside the other class."
+                "negative= of load_dataset, or write both classes into one .jsonl file."
             )
         if not dataset_files.is_file(source):
             raise UserError(
                 f"{str(source)!r} is neither an embedded dataset ({', '.join(EMBEDDED)}) nor a "
                 ".jsonl, .json or .csv file. A Hub dataset holds one class: give it as positive= "
-                "or negative=."
+                "or negative= of load_dataset."
             )
         rows, name = dataset_files.read_rows(Path(source)), Path(source).name
     classes: dict[str, list[str]] = {"positive": [], "negative": []}

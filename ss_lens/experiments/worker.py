@@ -253,7 +253,10 @@ def _is_of_one_model(score: str) -> bool:
 def _tell(group: CellGroup) -> None:
     arm, prompts = group.arm, f"{group.part} {group.prompt_class} prompts"
     selection = shorten(arm.selection.replace(",", ", "), 60, placeholder=" …")
-    logger.info("sweep: %s, %s, %s on %s", arm.operator, selection, arm.plane, prompts)
+    angles = shorten(", ".join(f"{angle:g}°" for angle in group.angles_deg), 60, placeholder=" …")
+    logger.info(
+        "sweep: %s, %s, %s at %s on %s", arm.operator, selection, arm.plane, angles, prompts
+    )
 
 
 def _missing(

@@ -81,6 +81,15 @@ def check_gguf(path: Path) -> None:
         )
 
 
+def check_folder(path: Path) -> None:
+    """Raise if ``path`` is a folder without a model's configuration."""
+    if path.is_dir() and not (path / "config.json").exists():
+        raise UserError(
+            f"model '{path}' could not be loaded: the folder holds no config.json. Name a folder "
+            "that `save_pretrained` wrote, or a .gguf file."
+        )
+
+
 def check_complete(name: str, found: Mapping[str, Any]) -> None:
     """Raise unless the files held exactly the tensors of the model.
 

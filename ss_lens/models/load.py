@@ -21,7 +21,13 @@ from ss_lens.core.checks import described
 from ss_lens.core.errors import UserError, first_line
 from ss_lens.models import adapters
 from ss_lens.models.fetching import fetch, weights_digest
-from ss_lens.models.integrity import check_complete, check_finite, check_gguf, load_errors
+from ss_lens.models.integrity import (
+    check_complete,
+    check_finite,
+    check_folder,
+    check_gguf,
+    load_errors,
+)
 from ss_lens.models.sources import DEFAULT_MODEL, MODELS, Hub, unknown_model
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -86,6 +92,8 @@ def load_model(
     source = _resolve(str(name), revision) if adapter is None else _base_of(adapter, revision)
     chosen_device = device_named(device)
     chosen_dtype = dtype_named(dtype, chosen_device)
+    if source.gguf_file is None:
+        check_folder(Path(source.place))
     with load_errors(str(name), source.place, DEFAULT_MODEL), without_bars():
         tokenizer = AutoTokenizer.from_pretrained(
             source.place, trust_remote_code=trust_remote_code, **source.arguments()

@@ -199,6 +199,7 @@ def test_a_wrong_setting_is_an_error_that_names_it(wrong: dict[str, Any], messag
         ("- a\n- b", r"is no sweep file: it must hold keys with values, and holds \['a', 'b'\]"),
         ("", r"is no sweep file: .* holds nothing"),
         ("1: 2", r"is no sweep file"),
+        (b"a: \xe9", r"sweep\.yaml is not UTF-8 \(byte 3 is 0xe9\); save it as UTF-8"),
         ("split: {dev: 2001-99-99}", r"cannot be read as YAML: month must be in 1..12"),
         ("a: " + "[" * 5000, r"cannot be read as YAML: it is nested too deep"),
         ("grid: {model: m, angles_deg: {step: 1, stop: .inf}}", r"stop is inf; input should be a"),
@@ -207,9 +208,11 @@ def test_a_wrong_setting_is_an_error_that_names_it(wrong: dict[str, Any], messag
         ("a: !!python/object/apply:os.getcwd []", r"cannot be read as YAML: could not determine"),
     ],
 )
-def test_a_wrong_file_is_an_error_that_names_it(text: str, message: str, tmp_path: Path) -> None:
+def test_a_wrong_file_is_an_error_that_names_it(
+    text: str | bytes, message: str, tmp_path: Path
+) -> None:
     path = tmp_path / "sweep.yaml"
-    path.write_text(text)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError, match=r"sweep\.yaml") as caught:
         load_sweep_config(path)
     assert caught.match(message)

@@ -78,7 +78,8 @@ def test_a_missing_gpu_is_an_error_that_names_the_alternatives(
 
 
 def test_a_folder_without_a_model_is_an_error_that_names_it(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"model '{tmp_path}' could not be loaded"):
+    message = f"model '{tmp_path}' could not be loaded: the folder holds no config.json. Name a"
+    with pytest.raises(UserError, match=message):
         ss_lens.load_model(tmp_path)
 
 
