@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -87,6 +88,19 @@ def check_folder(path: Path) -> None:
         raise UserError(
             f"model '{path}' could not be loaded: the folder holds no config.json. Name a folder "
             "that `save_pretrained` wrote, or a .gguf file."
+        )
+
+
+def check_gguf_layers(path: Path, n_layers: int) -> None:
+    """Raise where a GGUF file holds layers beyond ``n_layers``, which transformers passes over."""
+    from gguf import GGUFReader
+
+    names = [tensor.name for tensor in GGUFReader(path).tensors]
+    held = {int(match[1]) for name in names if (match := re.match(r"blk\.(\d+)\.", name))}
+    if held and max(held) >= n_layers:
+        raise UserError(
+            f"the weights of model '{path}' do not fit its configuration: it says {n_layers} "
+            f"layers and holds tensors of layer {max(held)}. Copy or fetch it again."
         )
 
 

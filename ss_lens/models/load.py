@@ -26,6 +26,7 @@ from ss_lens.models.integrity import (
     check_finite,
     check_folder,
     check_gguf,
+    check_gguf_layers,
     load_errors,
 )
 from ss_lens.models.sources import DEFAULT_MODEL, MODELS, Hub, unknown_model
@@ -109,6 +110,11 @@ def load_model(
             ),
         )
         check_complete(str(name), found)
+        if source.gguf_file is not None:
+            check_gguf_layers(
+                Path(source.place) / source.gguf_file,
+                hf_model.config.get_text_config().num_hidden_layers,
+            )
         if adapter is not None:
             adapters.merge(hf_model, adapter)
         check_finite(str(name), hf_model)

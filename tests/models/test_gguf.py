@@ -72,3 +72,16 @@ def test_a_tensor_under_another_name_is_missed(
     path.write_bytes(data.replace(b"blk.1.ffn_up.weight", b"blk.1.ffn_xx.weight"))
     with pytest.raises(UserError, match=r"lacks 'model\.layers\.1\.mlp\.up_proj\.weight'"):
         ss_lens.load_model(path)
+
+
+def test_a_gguf_file_that_says_fewer_layers_than_it_holds_is_refused(
+    tiny_gguf: tuple[Path, LlamaForCausalLM], tmp_path: Path
+) -> None:
+    """transformers would leave the layers beyond out, without a word."""
+    data, key = tiny_gguf[0].read_bytes(), b"llama.block_count"
+    at = data.index(key) + len(key) + 4  # after the type of the value
+    assert data[at : at + 4] == (2).to_bytes(4, "little")
+    path = tmp_path / "fewer.gguf"
+    path.write_bytes(data[:at] + (1).to_bytes(4, "little") + data[at + 4 :])
+    with pytest.raises(UserError, match="says 1 layers and holds tensors of layer 1"):
+        ss_lens.load_model(path)
