@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,7 +17,7 @@ from ss_lens.calibration.separation import (
     fisher_direction,
     logistic_direction,
 )
-from ss_lens.core.checks import check_one_of
+from ss_lens.core.checks import check_one_of, is_finite
 from ss_lens.core.errors import NotApplicable, UserError
 from ss_lens.models.sites import Site
 
@@ -114,7 +113,7 @@ class Logistic:
     c: float | int = 1.0
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.c, float | int) and math.isfinite(self.c) and self.c > 0):
+        if not (isinstance(self.c, float | int) and is_finite(self.c) and self.c > 0):
             raise UserError(f"c must be a positive, finite number; got {self.c!r}.")
 
     def candidates(self, acts: Activations) -> Candidates:

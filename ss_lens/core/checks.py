@@ -60,6 +60,14 @@ def _call(kind: type) -> str:
     return f"{kind.__name__}({', '.join(f'{name}=...' for name in needed)})"
 
 
+def is_finite(number: float | int) -> bool:
+    """Whether a number is neither NaN nor infinite, nor an integer beyond the largest float."""
+    try:
+        return math.isfinite(number)
+    except OverflowError:
+        return False
+
+
 def check_whole(name: str, value: object, at_least: int) -> None:
     """Raise unless ``value`` is an ``int`` (no ``bool``) from ``at_least`` on."""
     if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
@@ -94,7 +102,7 @@ def check_texts(name: str, texts: object) -> None:
 def check_positive(name: str, value: object) -> None:
     """Raise unless ``value`` is a finite number above zero."""
     number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
-    if not (math.isfinite(number) and number > 0):
+    if not (is_finite(number) and number > 0):
         raise UserError(f"{name} must be a finite number above 0; got {value!r}.")
 
 

@@ -8,10 +8,11 @@ import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from platformdirs import user_cache_path
 
@@ -101,8 +102,8 @@ def atomic_path(target: Path) -> Iterator[Path]:
         try:
             new = holder / target.name
             yield new
-            if target.exists() and target.is_dir() != new.is_dir():
-                kinds = ("folder", "file") if target.is_dir() else ("file", "folder")
+            kinds = _kind(target), _kind(new)
+            if None not in kinds and kinds[0] != kinds[1]:
                 raise UserError(
                     f"{target} is a {kinds[0]}, and a {kinds[1]} would be put in its place; choose "
                     "another name, or remove it."
@@ -120,11 +121,24 @@ def _check_target(target: Path) -> None:
             f"replaced; name a new one, for instance {target / 'result'}."
         )
     with disk_errors(target):
-        if target.exists() and not target.is_dir() and not target.is_file():
+        if _kind(target) == "other":
             raise UserError(
                 f"{target} is a device, a pipe or a socket, where nothing can be kept; choose "
                 "another name."
             )
+
+
+def _kind(path: Path) -> Literal["folder", "file", "other"] | None:
+    """What is there, from one look: another writer may replace it between two."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise
+        return None
+    if stat.S_ISDIR(mode):
+        return "folder"
+    return "file" if stat.S_ISREG(mode) else "other"
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +11,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple, cast
 
-from ss_lens.core.checks import check_is, described
+from ss_lens.core.checks import check_is, described, is_finite
 from ss_lens.core.errors import UserError
 from ss_lens.core.files import sha256_of_json
 from ss_lens.datasets import readers as dataset_files
@@ -106,7 +105,7 @@ class ContrastiveDataset:
             UserError: a part would be empty.
         """
         for name, part in (("dev", dev), ("test", test)):
-            if not isinstance(part, int | float) or not math.isfinite(part):
+            if not isinstance(part, int | float) or not is_finite(part):
                 raise UserError(
                     f"{name} must be prompts per class (a whole number) or a share (below 1); got "
                     f"{described(part)}."

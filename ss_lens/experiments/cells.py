@@ -73,7 +73,8 @@ class CellStore:
 
     def check_format(self) -> None:
         """Raise a :class:`UserError` unless the folder holds sweeps of this format."""
-        found = read_json(self.folder / "sweep.json", "sweep (sweep.json)").get("format")
+        content = read_json(self.folder / "sweep.json", "sweep (sweep.json)")
+        found = content.get("format") if isinstance(content, dict) else None
         if found != FORMAT:
             raise UserError(
                 f"the sweep at {self.folder} has format {found}, this version reads {FORMAT}; "

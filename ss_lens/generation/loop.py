@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, cast
@@ -14,6 +13,7 @@ from tqdm import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.utilities.statistics import derive_generator
 
+from ss_lens.core.checks import is_finite
 from ss_lens.core.errors import UserError
 from ss_lens.models import forward
 from ss_lens.models.chat import Tokens
@@ -30,7 +30,7 @@ SMALLEST_TEMPERATURE = 1e-30
 
 def check_temperature(temperature: float | int) -> None:
     """Raise a :class:`UserError` for a temperature at which nothing can be drawn."""
-    if not (math.isfinite(temperature) and temperature >= 0):
+    if not (is_finite(temperature) and temperature >= 0):
         raise UserError(
             f"temperature must be 0 or a positive number; got {temperature}. Write 0 for greedy "
             "decoding."

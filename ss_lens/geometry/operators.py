@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ss_lens import geometry
+from ss_lens.core.checks import is_finite
 from ss_lens.core.errors import UserError
 from ss_lens.geometry.plane import Plane
 from ss_lens.geometry.strengths import Strengths, angles, each, radians, strength, validated
@@ -160,7 +161,7 @@ class SetAngle(AngularOperator):
     def __post_init__(self) -> None:
         super().__post_init__()
         number = self.magnitude if isinstance(self.magnitude, float | int) else math.nan
-        if not (math.isfinite(number) and number >= 0):
+        if not (is_finite(number) and number >= 0):
             raise UserError(f"magnitude must be finite and not negative; got {self.magnitude!r}.")
 
     @property
@@ -276,7 +277,7 @@ class ActAdd(Operator):
         Raises:
             UserError: the length is not finite and positive.
         """
-        if not (math.isfinite(length) and length > 0):
+        if not (is_finite(length) and length > 0):
             raise UserError(
                 f"ActAdd needs the length of a mean difference; got {length!r}. A published "
                 "calibration does not say it; calibrate on your own activations, or use Add."

@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 from ss_lens import RotateTo, UserError
-from ss_lens.core.checks import check_at_least, check_is, check_texts, described
+from ss_lens.core.checks import (
+    check_at_least,
+    check_is,
+    check_positive,
+    check_texts,
+    described,
+    is_finite,
+)
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,13 @@ def test_a_count_that_is_no_whole_number_is_named(value: object) -> None:
     message = r"batch_size must be a whole number of at least 1; got .* Write an integer such as"
     with pytest.raises(UserError, match=message):
         check_at_least("batch_size", value)
+
+
+def test_a_number_beyond_every_float_is_not_finite() -> None:
+    with pytest.raises(UserError, match="limit must be a finite number above 0; got 1000"):
+        check_positive("limit", 10**400)
+    assert not is_finite(-(10**400))
+    assert is_finite(10**300)
 
 
 def test_a_count_may_be_a_whole_number_of_numpy() -> None:

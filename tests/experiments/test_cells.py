@@ -253,3 +253,9 @@ def test_a_chat_format_makes_other_cells_and_its_absence_keeps_the_keys(
     assert default.groups["key"].tolist() == plain.groups["key"].tolist()
     assert not {*changed.groups["key"]} & {*plain.groups["key"]}
     assert load_sweep(tmp_path).config == changed.config
+
+
+def test_a_mark_of_another_shape_is_no_sweep(tmp_path: Path) -> None:
+    (tmp_path / "sweep.json").write_text("1.5")
+    with pytest.raises(UserError, match="has format None, this version reads"):
+        load_sweep(tmp_path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Mapping
 from datetime import date as Date
 from functools import lru_cache
@@ -14,6 +13,7 @@ from typing import Any
 from transformer_lens.model_bridge import TransformerBridge
 
 from ss_lens.calibration.calibration import Calibration
+from ss_lens.core.checks import is_finite
 from ss_lens.core.errors import UserError
 from ss_lens.core.values import read_value
 from ss_lens.geometry.operators import AngularOperator, Operator
@@ -153,7 +153,7 @@ def read_operator(
     if angle_deg is not None:
         if not isinstance(angle_deg, float | int) or isinstance(angle_deg, bool):
             raise UserError(f"angle_deg is one number of degrees; got {angle_deg!r}.")
-        if not math.isfinite(angle_deg):
+        if not is_finite(angle_deg):
             raise UserError(f"angle_deg must be finite; got {angle_deg!r}. Give degrees, like 120.")
         name = "RotateBy" if operator is None else operator
         if not isinstance(name, str) or "(" in name:
