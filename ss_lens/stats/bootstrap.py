@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 from scipy import stats
-from transformer_lens.utilities.statistics import derive_generator
 
 CONFIDENCE = 0.95
 N_RESAMPLES = 2000
@@ -35,6 +34,9 @@ class Bootstrap:
 
 def derive_rng(seed: int, *labels: object) -> np.random.Generator:
     """Return NumPy's generator of a seed and labels, the same in every process."""
+    # Imported here, since judges behind an endpoint count intervals without torch.
+    from transformer_lens.utilities.statistics import derive_generator
+
     return np.random.default_rng(derive_generator(seed, *labels).initial_seed())
 
 

@@ -278,7 +278,8 @@ def test_a_damaged_file_is_noticed_and_measured_again(
 ) -> None:
     config = SweepConfig(**{**asked, "scores": "answers"})
     first = run_sweep(config, tmp_path)
-    path = min((tmp_path / "cells").glob("*/answers-*.parquet"))
+    key = first.groups["key"].min()  # not the unsteered model's, which lies beside the arms'
+    path = min((tmp_path / "cells" / key).glob("answers-*.parquet"))
     data = bytearray(path.read_bytes())
     data[40] ^= 0xFF
     path.write_bytes(bytes(data))
