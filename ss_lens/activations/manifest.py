@@ -4,7 +4,8 @@ A set is a folder named by the key of its specification. ``manifest.json`` holds
 and the plan (the prompts of each shard) under a seal. Each shard is a safetensors file with the
 SHA-256 of the key, the plan, the shard's number and the values together, so that a shard is read
 only as the part of the set that it was written for. Format 1 had no seal, and digests of the values
-alone; it is read where its specification gives the key and its plan names each prompt once.
+alone; it is read where its specification gives the key and its plan names each prompt once. This
+module needs no torch; :mod:`ss_lens.activations.shards` reads and writes the values.
 """
 
 from __future__ import annotations
@@ -16,13 +17,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
-
 from ss_lens.activations.spec import CaptureSpec
 from ss_lens.core.errors import UserError
-from ss_lens.core.files import json_text, read_json, write_safetensors
+from ss_lens.core.files import json_text, read_json
 from ss_lens.core.sealed import read_sealed_json, write_sealed_json
 
 FORMAT = 2
@@ -93,33 +90,9 @@ class Manifest:
     def shard_path(self, folder: Path, number: int) -> Path:
         return folder / f"shard-{number:05d}.safetensors"
 
-    def write_shard(self, folder: Path, number: int, values: Tensor) -> None:
-        values = values.contiguous()
-        digest = self._digest(number, values)
-        write_safetensors(self.shard_path(folder, number), {"values": values}, {"sha256": digest})
-
-    def read_shard(self, folder: Path, number: int) -> Tensor | None:
-        """The values of a shard; ``None`` where it is absent or not what was written."""
-        try:
-            with safe_open(self.shard_path(folder, number), framework="pt") as file:
-                values = file.get_tensor("values")
-                expected = (file.metadata() or {}).get("sha256")
-        except (SafetensorError, FileNotFoundError):
-            return None
-        shape = (len(self.plan[number]), len(self.spec.sites), self.spec.model.d_model)
-        if values.shape != shape or values.dtype != torch.float32:
-            return None
-        return values if self._digest(number, values) == expected else None
-
-    def _digest(self, number: int, values: Tensor) -> str:
-        digest = hashlib.sha256()
-        if self.format != 1:
-            digest.update(f"{self._identity}:{number}:{tuple(values.shape)}:".encode())
-        digest.update(values.numpy().data)
-        return digest.hexdigest()
-
     @cached_property
-    def _identity(self) -> str:
+    def identity(self) -> str:
+        """SHA-256 of the key and the plan, which each shard's digest is over beside its values."""
         return hashlib.sha256(json_text([self.spec.key, self.plan]).encode()).hexdigest()
 
 

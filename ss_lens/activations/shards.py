@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ss_lens.activations.manifest import NAME, Manifest, check_format
 from ss_lens.activations.spec import CaptureSpec
 from ss_lens.core.errors import UserError
+from ss_lens.core.files import write_safetensors
 from ss_lens.core.progress import progress_bar
 from ss_lens.core.replace import remove_leftovers
 
@@ -35,11 +38,40 @@ def read_whole(folder: Path, wanted: Manifest | None = None) -> Tensor | None:
         return None
     rows = _empty_rows(manifest)
     for number, indices in enumerate(manifest.plan):
-        values = manifest.read_shard(folder, number)
+        values = read_shard(manifest, folder, number)
         if values is None:
             return None
         rows[list(indices)] = values
     return rows
+
+
+def read_shard(manifest: Manifest, folder: Path, number: int) -> Tensor | None:
+    """The values of a shard; ``None`` where it is absent or not what was written."""
+    try:
+        with safe_open(manifest.shard_path(folder, number), framework="pt") as file:
+            values = file.get_tensor("values")
+            expected = (file.metadata() or {}).get("sha256")
+    except (SafetensorError, FileNotFoundError):
+        return None
+    spec = manifest.spec
+    shape = (len(manifest.plan[number]), len(spec.sites), spec.model.d_model)
+    if values.shape != shape or values.dtype != torch.float32:
+        return None
+    return values if _digest(manifest, number, values) == expected else None
+
+
+def _write_shard(manifest: Manifest, folder: Path, number: int, values: Tensor) -> None:
+    values = values.contiguous()
+    digest = _digest(manifest, number, values)
+    write_safetensors(manifest.shard_path(folder, number), {"values": values}, {"sha256": digest})
+
+
+def _digest(manifest: Manifest, number: int, values: Tensor) -> str:
+    digest = hashlib.sha256()
+    if manifest.format != 1:
+        digest.update(f"{manifest.identity}:{number}:{tuple(values.shape)}:".encode())
+    digest.update(values.numpy().data)
+    return digest.hexdigest()
 
 
 def _agree(stored: Manifest, wanted: Manifest) -> bool:
@@ -79,7 +111,7 @@ def completed(folder: Path, manifest: Manifest, compute: ComputeShard, *, quiet:
     with progress_bar(spec.n_prompts, f"capture {spec.dataset_name}", "prompt") as bar:
         for number, indices in enumerate(manifest.plan):
             path = manifest.shard_path(folder, number)
-            values = manifest.read_shard(folder, number)
+            values = read_shard(manifest, folder, number)
             if values is None:
                 if path.exists() and not quiet:
                     warnings.warn(
@@ -88,7 +120,7 @@ def completed(folder: Path, manifest: Manifest, compute: ComputeShard, *, quiet:
                         stacklevel=4,
                     )
                 values = compute(indices)
-                manifest.write_shard(folder, number, values)
+                _write_shard(manifest, folder, number, values)
                 computed += 1
             rows[list(indices)] = values
             bar.update(len(indices))

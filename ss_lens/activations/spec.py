@@ -10,7 +10,7 @@ from typing import Any, Literal
 from ss_lens.core.errors import UserError
 from ss_lens.core.files import sha256_of_json
 from ss_lens.models.chat import DEFAULT_FORMAT, ChatFormat
-from ss_lens.models.load import ModelIdentity
+from ss_lens.models.identity import ModelIdentity
 from ss_lens.models.sites import Site
 
 Position = int | Literal["mean", "prompt_mean"]

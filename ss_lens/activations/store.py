@@ -11,16 +11,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from ss_lens.activations.activations import Activations, stacked
 from ss_lens.activations.manifest import NAME, Manifest
-from ss_lens.activations.shards import ComputeShard, claimed, completed, place_of, read_whole
 from ss_lens.activations.spec import CaptureSpec
 from ss_lens.core.errors import UserError
 from ss_lens.core.files import cache_root, disk_errors, make_folder
 from ss_lens.core.replace import new_holder, remove_leftovers
+
+if TYPE_CHECKING:
+    from ss_lens.activations.activations import Activations
+    from ss_lens.activations.shards import ComputeShard
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +46,7 @@ class Store:
     complete, so a killed capture resumes where it stopped. What is served was checked against the
     specification that was asked for; see :mod:`ss_lens.activations.manifest`. Reading needs no lock
     and writes nothing, so a read-only store serves what it holds. A lock lets one process capture
-    while others that want the same set wait.
+    while others that want the same set wait. Listing and removing need no torch.
     """
 
     def __init__(self, root: Path | str | None = None) -> None:
@@ -62,6 +65,9 @@ class Store:
         Warns:
             UserWarning: what was damaged, and is captured again.
         """
+        from ss_lens.activations.activations import stacked
+        from ss_lens.activations.shards import claimed, completed, place_of, read_whole
+
         folder, wanted = self.root / spec.key, Manifest.of(spec, plan)
         stored = read_whole(folder, wanted)
         if stored is not None:
@@ -80,6 +86,9 @@ class Store:
         Raises:
             UserError: it is absent, incomplete or damaged.
         """
+        from ss_lens.activations.activations import stacked
+        from ss_lens.activations.shards import read_whole
+
         folder = self._folder(key)
         manifest = Manifest.read(folder)
         stored = read_whole(folder)
@@ -142,6 +151,8 @@ class Store:
 
     def verify(self, key: str) -> list[str]:
         """What is wrong with a set, one line per shard; empty when it is whole."""
+        from ss_lens.activations.shards import read_shard
+
         folder = self._folder(key)
         try:
             manifest = Manifest.read(folder)
@@ -152,7 +163,7 @@ class Store:
             path = manifest.shard_path(folder, number)
             if not path.exists():
                 problems.append(f"{path.name} is missing")
-            elif manifest.read_shard(folder, number) is None:
+            elif read_shard(manifest, folder, number) is None:
                 problems.append(f"{path.name} is damaged")
         return problems
 

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 from weakref import WeakKeyDictionary
@@ -21,6 +21,7 @@ from ss_lens.core.checks import described
 from ss_lens.core.errors import UserError, first_line
 from ss_lens.models import adapters
 from ss_lens.models.fetching import fetch, weights_digest
+from ss_lens.models.identity import ModelIdentity
 from ss_lens.models.integrity import (
     check_complete,
     check_finite,
@@ -32,21 +33,6 @@ from ss_lens.models.integrity import (
 from ss_lens.models.sources import DEFAULT_MODEL, MODELS, Hub, unknown_model
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass(frozen=True)
-class ModelIdentity:
-    """What must agree before activations or calibrations of two models may be combined."""
-
-    name: str
-    revision: str | None
-    fingerprint: str | None
-    n_layers: int
-    d_model: int
-    dtype: str
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)

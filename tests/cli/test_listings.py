@@ -11,9 +11,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import torch
 
+from ss_lens import Site
+from ss_lens.activations.manifest import Manifest
 from ss_lens.models.sources import MODELS
 from tests.cli.command import CommandLine, assert_one_clear_line
+from tests.conftest import made_activations
 
 VERBS = ("run", "capture", "calibrate", "steer", "generate", "models", "datasets", "store")
 
@@ -36,7 +40,7 @@ print("LOADED", sorted(heavy & set(sys.modules)))
     [
         ("--help",),
         *((verb, "--help") for verb in VERBS),
-        *(("store", "rm", "--help"), ("models",), ("datasets",)),
+        *(("store", "rm", "--help"), ("models",), ("datasets",), ("store", "ls")),
     ],
     ids=" ".join,
 )
@@ -49,6 +53,21 @@ def test_help_answers_without_loading_torch(arguments: tuple[str, ...]) -> None:
     assert done.stdout.endswith("LOADED []\n")
     assert "Usage:" in done.stdout or arguments[-1] != "--help"
     assert time.monotonic() - start < 10  # importing torch and its company takes longer
+
+
+def test_a_store_with_sets_is_listed_without_loading_torch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = Site(0, "ln1_out")
+    spec = made_activations(torch.ones(1, 1, 2), torch.zeros(1, 1, 2), (site,)).spec
+    Manifest.of(spec, [range(spec.n_prompts)]).write(tmp_path / "store" / spec.key)
+    monkeypatch.setenv("SS_LENS_HOME", str(tmp_path))
+    done = subprocess.run(
+        [sys.executable, "-c", HELP, "store", "ls"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert spec.key[:12] in done.stdout
+    assert done.stdout.endswith("LOADED []\n")
 
 
 def test_help_lists_every_verb(ss: CommandLine) -> None:

@@ -20,7 +20,7 @@ from ss_lens.calibration.recipe import Fit, Recipe
 from ss_lens.calibration.site_selection import Explicit
 from ss_lens.core.errors import UserError
 from ss_lens.geometry.plane import Plane
-from ss_lens.models.load import ModelIdentity
+from ss_lens.models.identity import ModelIdentity
 from ss_lens.models.sites import Site
 
 UNIT_TOLERANCE = 0.01
