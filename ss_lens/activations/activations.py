@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ss_lens.activations.spec import CaptureSpec, range_of
+from ss_lens.core.checks import check_is, described
 from ss_lens.core.errors import UserError
 from ss_lens.models.sites import Site, Stream
 
@@ -49,14 +50,16 @@ class Activations:
         Raises:
             UserError: a stream was not captured.
         """
+        made = "a list of streams such as ['ln1_out', 'ln2_out']"
+        check_is("streams", streams, (list, tuple), made)
         captured = dict.fromkeys(site.stream for site in self.sites)
         if not streams:
             raise UserError(f"no stream was asked for; captured are {', '.join(captured)}.")
         for stream in streams:
-            if stream not in captured:
+            if not isinstance(stream, str) or stream not in captured:
                 raise UserError(
-                    f"stream {stream!r} is not among the captured ones ({', '.join(captured)}); "
-                    f"capture it with streams=(..., {stream!r})."
+                    f"stream {described(stream)} is not among the captured ones "
+                    f"({', '.join(captured)}); capture it with streams=(..., {stream!r})."
                 )
         keep = [i for i, site in enumerate(self.sites) if site.stream in set(streams)]
         if len(keep) == len(self.sites):
@@ -69,6 +72,7 @@ class Activations:
 
     def at(self, site: Site) -> tuple[Tensor, Tensor]:
         """``(positive, negative)``, each ``[prompt, d_model]``, at one site."""
+        check_is("site", site, (Site,), "a site such as ss_lens.Site(12, 'ln1_out')")
         if site not in self.sites:
             raise UserError(f"{site} was not captured; captured are {range_of(self.sites)}.")
         index = self.sites.index(site)
@@ -96,6 +100,10 @@ class Evidence:
     neutral: Activations | None = None
 
     def __post_init__(self) -> None:
+        made = "activations from ss_lens.capture(model, dataset)"
+        check_is("train", self.train, (Activations,), made)
+        for name, part in (("held_out", self.held_out), ("neutral", self.neutral)):
+            check_is(name, part, (Activations, type(None)), f"{made}, or None")
         mine = self.train.spec
         for what, other in (("held_out", self.held_out), ("neutral", self.neutral)):
             if other is None:

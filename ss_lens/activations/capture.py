@@ -16,7 +16,7 @@ from ss_lens.activations.readers import Reader, last_token_reader, span_mean_rea
 from ss_lens.activations.shards import ComputeShard
 from ss_lens.activations.spec import CaptureSpec, Position, prompt_digest
 from ss_lens.activations.store import Store
-from ss_lens.core.checks import check_at_least
+from ss_lens.core.checks import check_at_least, check_is, described
 from ss_lens.core.errors import UserError
 from ss_lens.datasets.contrastive import ContrastiveDataset
 from ss_lens.models import forward
@@ -77,6 +77,10 @@ def capture(
             position; a prompt longer than the context or shorter than ``position``; activations
             that are not finite (it names the site and the prompt).
     """
+    check_is("model", model, (TransformerBridge,), "a model from ss_lens.load_model(...)")
+    made = "a dataset from ss_lens.load_dataset(...)"
+    check_is("dataset", dataset, (ContrastiveDataset,), made)
+    check_is("store", store, (Store, type(None)), "a ss_lens.Store(), or None")
     check_unhooked(model, "what is captured now would be stored as the model's own")
     sites = sites_of(model, streams, layers)
     check_at_least("batch_size", batch_size)
@@ -102,7 +106,7 @@ def capture(
     plan = [order[start : start + SHARD_SIZE] for start in range(0, len(order), SHARD_SIZE)]
     spans = prompt_spans(model, prompts, chat) if position == "prompt_mean" else None
     compute = _shard_computer(model, spec, tokens, prompts, batch_size, spans)
-    return (store or Store()).fetch(spec, plan, compute)
+    return (Store() if store is None else store).fetch(spec, plan, compute)
 
 
 _LIBRARIES = ("torch", "transformer-lens", "transformers")
@@ -119,13 +123,13 @@ def check_unhooked(model: TransformerBridge, consequence: str) -> None:
 
 
 def _check_position(position: Position, tokens: Sequence[Tokens], prompts: Sequence[str]) -> None:
-    if position in ("mean", "prompt_mean"):
+    if isinstance(position, str) and position in ("mean", "prompt_mean"):
         return
     if not isinstance(position, int) or isinstance(position, bool) or position >= 0:
         raise UserError(
             "position must be a negative token index, 'mean' or 'prompt_mean'; got "
-            f"{position!r}. Prompts differ "
-            "in length, so tokens are counted from the end: −1 is the last."
+            f"{described(position)}. Prompts differ in length, so tokens are counted from the end: "
+            "−1 is the last."
         )
     shortest = min(range(len(tokens)), key=lambda i: len(tokens[i]))
     if len(tokens[shortest]) < -position:

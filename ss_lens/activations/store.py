@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from ss_lens.activations.manifest import NAME, Manifest
 from ss_lens.activations.spec import CaptureSpec
+from ss_lens.core.checks import check_is, check_path
 from ss_lens.core.errors import UserError
 from ss_lens.core.files import cache_root, disk_errors, make_folder
 from ss_lens.core.replace import new_holder, remove_leftovers
@@ -50,6 +51,8 @@ class Store:
     """
 
     def __init__(self, root: Path | str | None = None) -> None:
+        if root is not None:
+            check_path("root", root)
         self.root = Path(root) if root is not None else cache_root() / "store"
 
     def fetch(
@@ -130,6 +133,7 @@ class Store:
         Raises:
             UserError: none or several do.
         """
+        check_is("prefix", prefix, (str,), "the first characters of a key, as text")
         matches = [key for key in self.stored_keys() if key.startswith(prefix)]
         if len(matches) != 1 or not prefix:
             raise UserError(
@@ -168,6 +172,7 @@ class Store:
         return problems
 
     def _folder(self, key: str) -> Path:
+        check_is("key", key, (str,), "a key of the store, as text")
         folder = self.root / key
         if not key or not (folder / NAME).exists():
             raise UserError(

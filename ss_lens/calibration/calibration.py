@@ -24,7 +24,7 @@ from ss_lens.calibration.recipe import Fit, Recipe
 from ss_lens.calibration.selection import Selection, SelectionRule
 from ss_lens.calibration.site_selection import as_rule
 from ss_lens.calibration.stored import read_calibration, write_calibration
-from ss_lens.core.checks import check_is
+from ss_lens.core.checks import check_flag, check_is, check_path
 from ss_lens.core.errors import UserError
 from ss_lens.geometry.plane import Plane
 from ss_lens.models.load import identify, is_identified_by
@@ -179,6 +179,8 @@ class Calibration:
         Raises:
             UserError: the folder holds another calibration, or something else.
         """
+        check_path("folder", folder)
+        check_flag("overwrite", overwrite)
         write_calibration(Path(folder), self._fit, overwrite=overwrite)
 
     @classmethod
@@ -188,6 +190,7 @@ class Calibration:
         Raises:
             UserError: absent, damaged, edited, or of another format.
         """
+        check_path("folder", folder)
         return cls(*read_calibration(Path(folder)))
 
     @classmethod
@@ -196,10 +199,12 @@ class Calibration:
 
         Everything is computed from its candidates; see :mod:`ss_lens.calibration.published`.
         """
+        check_path("folder", folder)
         return cls(*read_reference(folder))
 
     def to_reference(self, folder: Path | str) -> None:
         """Write the published layout; see :mod:`ss_lens.calibration.published`."""
+        check_path("folder", folder)
         write_reference(
             folder,
             candidates=self.candidates,

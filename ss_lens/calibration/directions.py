@@ -17,7 +17,7 @@ from ss_lens.calibration.separation import (
     fisher_direction,
     logistic_direction,
 )
-from ss_lens.core.checks import check_one_of, is_finite
+from ss_lens.core.checks import check_one_of, described, is_finite
 from ss_lens.core.errors import NotApplicable, UserError
 from ss_lens.models.sites import Site
 
@@ -114,7 +114,7 @@ class Logistic:
 
     def __post_init__(self) -> None:
         if not (isinstance(self.c, float | int) and is_finite(self.c) and self.c > 0):
-            raise UserError(f"c must be a positive, finite number; got {self.c!r}.")
+            raise UserError(f"c must be a positive, finite number; got {described(self.c)}.")
 
     def candidates(self, acts: Activations) -> Candidates:
         """Raises a :class:`UserError` where the regression does not converge."""

@@ -15,6 +15,7 @@ from ss_lens.calibration.candidates import (
     mean_cosine,
 )
 from ss_lens.calibration.separation import auroc, cohens_d, first_singular_direction
+from ss_lens.core.checks import check_flag
 from ss_lens.core.errors import NotApplicable, UserError
 from ss_lens.models.sites import Site
 
@@ -121,6 +122,9 @@ class Consensus:
     """
 
     weighted: bool = True
+
+    def __post_init__(self) -> None:
+        check_flag("weighted", self.weighted)
 
     def choose(self, candidates: Candidates, evidence: Evidence) -> GlobalDirection:
         """Raises a :class:`UserError` for fewer than two candidates, or when they cancel out."""

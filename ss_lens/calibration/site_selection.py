@@ -24,7 +24,7 @@ from ss_lens.calibration.separation import (
     cohens_d,
     projections,
 )
-from ss_lens.core.checks import check_is, check_one_of, check_seed, check_whole
+from ss_lens.core.checks import check_is, check_one_of, check_seed, check_whole, described
 from ss_lens.core.errors import NotApplicable, UserError
 from ss_lens.core.values import read_value
 from ss_lens.geometry.plane import Plane
@@ -62,10 +62,10 @@ class Discriminative(SelectionRule):
         check_one_of("rule", self.rule, ("site", "block"))
         number = isinstance(self.margin, int | float) and not isinstance(self.margin, bool)
         if not (number and 0 <= self.margin < 1):
-            raise UserError(f"margin is a cosine from 0 to below 1; got {self.margin!r}.")
+            raise UserError(f"margin is a cosine from 0 to below 1; got {described(self.margin)}.")
         object.__setattr__(self, "margin", float(self.margin))
         if not isinstance(self.centred, bool):
-            raise UserError(f"centred is True or False; got {self.centred!r}.")
+            raise UserError(f"centred is True or False; got {described(self.centred)}.")
 
     @property
     def needs(self) -> Literal["neutral"] | None:
@@ -278,7 +278,9 @@ class Explicit(SelectionRule):
 
     def __post_init__(self) -> None:
         if not isinstance(self.sites, str) or not self.sites.strip():
-            raise UserError(f"sites must be text like 'L3.ln1_out,L5.ln2_out'; got {self.sites!r}.")
+            raise UserError(
+                f"sites must be text like 'L3.ln1_out,L5.ln2_out'; got {described(self.sites)}."
+            )
         named = {Site.parse(part.strip()) for part in self.sites.split(",")}
         object.__setattr__(self, "sites", ",".join(str(site) for site in sorted(named)))
 

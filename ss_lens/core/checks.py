@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterable
-from numbers import Integral
+import os
+from collections.abc import Collection, Iterable, Mapping, Set
+from numbers import Integral, Real
 from pathlib import Path
+from typing import cast
 
 from ss_lens.core.errors import UserError
 
@@ -38,11 +40,14 @@ def check_is(name: str, value: object, kinds: tuple[type, ...], expected: str) -
     raise UserError(f"{name} must be {expected}; got {described(value)}.")
 
 
+_PLAIN = (str, bytes, int, float, complex, list, tuple, dict, Path)
+
+
 def described(value: object) -> str:
     """A value as an error names it: plain values as they print, shortened; others by their type."""
     if isinstance(value, type):
         return f"the class {value.__name__}"
-    if value is None or isinstance(value, str | int | float | complex | list | tuple | dict | Path):
+    if value is None or isinstance(value, _PLAIN):
         text = " ".join(repr(value).split())
         return text if len(text) <= 60 else f"{text[:59]}…"
     kind = type(value).__name__
@@ -71,7 +76,9 @@ def is_finite(number: float | int) -> bool:
 def check_whole(name: str, value: object, at_least: int) -> None:
     """Raise unless ``value`` is an ``int`` (no ``bool``) from ``at_least`` on."""
     if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
-        raise UserError(f"{name} must be a whole number from {at_least} on; got {value!r}.")
+        raise UserError(
+            f"{name} must be a whole number from {at_least} on; got {described(value)}."
+        )
 
 
 def check_at_least(name: str, value: object, least: int = 1) -> None:
@@ -103,13 +110,49 @@ def check_positive(name: str, value: object) -> None:
     """Raise unless ``value`` is a finite number above zero."""
     number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
     if not (is_finite(number) and number > 0):
-        raise UserError(f"{name} must be a finite number above 0; got {value!r}.")
+        raise UserError(f"{name} must be a finite number above 0; got {described(value)}.")
 
 
 def check_one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
     """Raise unless ``value`` is one of ``choices``."""
-    if value not in choices:
-        raise UserError(f"{name} must be one of {', '.join(choices)}; got {value!r}.")
+    if not isinstance(value, str) or value not in choices:
+        raise UserError(f"{name} must be one of {', '.join(choices)}; got {described(value)}.")
+
+
+def check_flag(name: str, value: object) -> None:
+    """Raise unless ``value`` is ``True`` or ``False``."""
+    check_is(name, value, (bool,), "True or False")
+
+
+def check_share(name: str, value: object) -> None:
+    """Raise unless ``value`` is a number from 0 to 1."""
+    number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    if not 0 <= number <= 1:
+        raise UserError(f"{name} is a share, between 0 and 1; got {described(value)}.")
+
+
+def check_path(name: str, value: object) -> None:
+    """Raise unless ``value`` is a path, or a text that a file system can hold as one."""
+    check_is(name, value, (str, os.PathLike), "a path such as 'runs/refusal'")
+    try:
+        encoded = os.fsencode(value)  # type: ignore[arg-type]  # checked above
+    except UnicodeEncodeError:
+        encoded = b"\0"
+    if b"\0" in encoded:
+        raise UserError(f"{name} must be a path; got {described(value)}, which no file can have.")
+
+
+def check_numbers(name: str, value: object) -> None:
+    """Raise unless ``value`` is a list of finite numbers, at least one."""
+    unordered = isinstance(value, str | bytes | Set | Mapping)
+    numbers = [*value] if isinstance(value, Collection) and not unordered else []
+    if not numbers or not all(
+        isinstance(one, Real) and not isinstance(one, bool) and is_finite(cast(float, one))
+        for one in numbers
+    ):
+        raise UserError(
+            f"{name} must be a list of finite numbers such as [0, 90]; got {described(value)}."
+        )
 
 
 def check_seed(what: str, value: object) -> None:

@@ -49,6 +49,10 @@ def read_yaml(path: Path | str, what: str) -> dict[str, Any]:
             f"{path} is not UTF-8 (byte {error.start} is {error.object[error.start]:#04x}); "
             "save it as UTF-8."
         ) from error
+    except OSError as error:  # no permission, a loop of links, a name that is too long
+        raise UserError(
+            f"the {what} {str(path)[:80]} cannot be read ({error.strerror}); check the path."
+        ) from error
     except (yaml.YAMLError, ValueError) as error:  # a scalar like 2001-99-99 is a ValueError
         where = " ".join(str(error).split())
         raise UserError(f"{path} cannot be read as YAML: {where}.") from error

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
+from numbers import Integral
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple, cast
 
-from ss_lens.core.checks import check_is, described, is_finite
+from ss_lens.core.checks import check_flag, check_is, check_one_of, described, is_finite
 from ss_lens.core.errors import UserError
 from ss_lens.core.files import sha256_of_json
 from ss_lens.datasets import readers as dataset_files
@@ -45,6 +46,8 @@ class ContrastiveDataset:
     paired: bool = False
 
     def __post_init__(self) -> None:
+        check_is("name", self.name, (str,), "a text that names the dataset")
+        check_flag("paired", self.paired)
         object.__setattr__(self, "positive", _as_prompts("positive", self.positive))
         object.__setattr__(self, "negative", _as_prompts("negative", self.negative))
         for label, prompts in (("positive", self.positive), ("negative", self.negative)):
@@ -104,14 +107,11 @@ class ContrastiveDataset:
         Raises:
             UserError: a part would be empty.
         """
-        for name, part in (("dev", dev), ("test", test)):
-            if not isinstance(part, int | float) or not is_finite(part):
-                raise UserError(
-                    f"{name} must be prompts per class (a whole number) or a share (below 1); got "
-                    f"{described(part)}."
-                )
+        check_part("dev", dev)
+        check_part("test", test)
+        check_is("seed", seed, (Integral,), "a whole number such as 0")
         order = list(range(max(len(self.positive), len(self.negative))))
-        Random(seed).shuffle(order)
+        Random(int(seed)).shuffle(order)
         parts: dict[str, dict[str, list[str]]] = {"train": {}, "dev": {}, "test": {}}
         for label, prompts in (("positive", self.positive), ("negative", self.negative)):
             shuffled = [prompts[i] for i in order if i < len(prompts)]
@@ -143,6 +143,16 @@ class DatasetSplit(NamedTuple):
     train: ContrastiveDataset
     dev: ContrastiveDataset
     test: ContrastiveDataset
+
+
+def check_part(name: str, part: object) -> None:
+    """Raise unless ``part`` is a number of prompts, or a share of them."""
+    number = part if isinstance(part, int | float) and not isinstance(part, bool) else math.nan
+    if not is_finite(number):
+        raise UserError(
+            f"{name} must be prompts per class (a whole number) or a share (below 1); got "
+            f"{described(part)}."
+        )
 
 
 def load_dataset(
@@ -184,11 +194,17 @@ def load_dataset(
         UserError: the source is unknown, unreadable, or lacks what the mapping names; or it is said
             to be paired and its classes differ in size.
     """
+    for argument, column in (("prompt_column", prompt_column), ("class_column", class_column)):
+        check_is(argument, column, (str,), "the name of a column, as text")
+    check_flag("paired", paired)
     if prompt_column == class_column:
         raise UserError(
             f"column {prompt_column!r} is mapped twice, as prompt and as class; name two columns."
         )
     check_is("class_values", class_values, (Mapping,), "a mapping from value to class")
+    for value, label in class_values.items():
+        check_is("a value in class_values", value, (str,), "a text")
+        check_one_of(f"class_values[{value!r}]", label, ("positive", "negative"))
     if source is not None:
         check_is(
             "source", source, (str, Path), "a name or a path, or lists as positive= and negative="
@@ -254,6 +270,8 @@ def _load_both(
 def _load_class(
     label: str, source: str | Path | Sequence[str], prompt_column: str
 ) -> tuple[str, ...]:
+    if isinstance(source, str) and not source.strip():
+        raise UserError(f"{label} is blank; give a list of prompts, a file or a Hub id.")
     if not isinstance(source, str | Path):
         return _as_prompts(label, source)
     if dataset_files.is_file(source, (".txt",)):

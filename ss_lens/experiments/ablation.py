@@ -10,7 +10,7 @@ from typing import Any, cast
 import pandas as pd
 
 from ss_lens.activations.store import Store
-from ss_lens.core.checks import check_whole
+from ss_lens.core.checks import check_is, check_path, check_whole
 from ss_lens.core.errors import UserError
 from ss_lens.core.files import atomic_path, check_replaceable, read_json
 from ss_lens.core.sealed import read_sealed_json, write_sealed_json
@@ -171,6 +171,8 @@ def run_ablations(
     def swept(grids: Mapping[Item, Grid], part: Part, scores: tuple[str, ...]) -> SweepResult:
         return run_sweep(config.sweep(grids.values(), part, scores), folder, store=store)
 
+    check_is("config", config, (AblationConfig,), "an AblationConfig(model=...)")
+    check_path("folder", folder)
     full = swept({(FULL, 0): config.grid(FULL)}, "dev", SCANNED)
     sites = f"Explicit(sites={full.groups['steered_sites'].iloc[0]!r})"
     items = [(variant, draw) for variant in VARIANTS for draw in config.draws_of(variant)]
@@ -218,6 +220,7 @@ def load_ablations(folder: Path | str) -> AblationResult:
     Raises:
         UserError: none there, not finished, damaged, or of another format.
     """
+    check_path("folder", folder)
     place = Path(folder) / "ablations"
     path, what = place / "ablations.json", "ablation (ablations/ablations.json)"
     found = read_json(path, what)

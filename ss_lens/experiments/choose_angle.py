@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ss_lens.core.checks import check_one_of
+from ss_lens.core.checks import check_is, check_one_of, check_share
 from ss_lens.core.errors import UserError
 from ss_lens.geometry.strengths import reduced
 from ss_lens.scoring.coherence import CollapseRule, collapse
@@ -57,11 +57,7 @@ class AngleCriterion:
         check_one_of("score", self.score, tuple(all_columns()))
         check_one_of("goal", self.goal, ("minimise", "maximise"))
         check_one_of("prompt_class", self.prompt_class, _CLASSES)
-        number = isinstance(self.max_collapsed, int | float)
-        if isinstance(self.max_collapsed, bool) or not (number and 0 <= self.max_collapsed <= 1):
-            raise UserError(
-                f"max_collapsed is a share, between 0 and 1; got {self.max_collapsed!r}."
-            )
+        check_share("max_collapsed", self.max_collapsed)
         _ = self.rule  # rejects a limit out of its range
 
     @property
@@ -204,10 +200,14 @@ _NUMBERS = (
 
 def _checked(table: pd.DataFrame, criterion: AngleCriterion) -> pd.DataFrame:
     """The table with its angles from 0 to below 360."""
+    check_is("table", table, (pd.DataFrame,), "a DataFrame such as load_sweep(...).table")
+    made = "a criterion such as AngleCriterion(score='refused', goal='minimise', ...)"
+    check_is("criterion", criterion, (AngleCriterion,), made)
     missing = [name for name in (*_NEEDED, criterion.score) if name not in table]
     if missing:
         raise UserError(
-            f"the table has no column {', '.join(missing)}; it has {', '.join(table.columns)}."
+            f"the table has no column {', '.join(missing)}; it has "
+            f"{', '.join(map(str, table.columns))}."
         )
     table = table.assign(angle_deg=table["angle_deg"].astype(float).map(reduced))
     parts = {part: table.query("part == @part") for part in ("dev", "test")}

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from ss_lens.core.checks import check_path
 from ss_lens.core.errors import UserError
 from ss_lens.core.yaml import Section, read_yaml, unknown_key
 from ss_lens.experiments.choose_angle import AngleCriterion
@@ -275,6 +276,7 @@ def load_sweep_config(path: Path | str) -> SweepConfig:
         UserError: absent, not YAML, an unknown key (the nearest valid one is named), an empty axis,
             or a value that cannot be read; the message names file and key.
     """
+    check_path("path", path)
     values = read_yaml(path, "sweep file")
     try:
         return SweepConfig(**values)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
+from numbers import Integral
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,13 +17,13 @@ from ss_lens.activations.capture import capture
 from ss_lens.activations.store import Store
 from ss_lens.calibration.calibration import Calibration
 from ss_lens.calibration.site_selection import as_rule
-from ss_lens.core.checks import check_at_least
+from ss_lens.core.checks import check_at_least, check_is, check_numbers, check_path
 from ss_lens.core.errors import UserError
 from ss_lens.core.files import atomic_path, read_json, sha256_of_file
 from ss_lens.core.progress import progress_bar
 from ss_lens.core.replace import holds_nothing, remove_leftovers
 from ss_lens.core.sealed import read_sealed_json, write_sealed_json
-from ss_lens.datasets.contrastive import ContrastiveDataset
+from ss_lens.datasets.contrastive import ContrastiveDataset, check_part
 from ss_lens.experiments.cells import CellStore
 from ss_lens.experiments.config import Grid, Split, SweepConfig
 from ss_lens.experiments.grid import CellGroup
@@ -62,6 +63,12 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         as_rule(self.rule)
+        check_is("rule", self.rule, (str,), "the text of a rule, such as 'site'")
+        check_part("dev", self.dev)
+        check_part("test", self.test)
+        check_is("seed", self.seed, (Integral,), "a whole number such as 0")
+        check_is("chat", self.chat, (ChatFormat,), "a ChatFormat(system=...)")
+        check_numbers("angles_deg", self.angles_deg)
         check_at_least("max_new_tokens", self.max_new_tokens)
         angles = tuple(map(reduced, self.angles_deg))
         if len(set(angles)) < len(angles):
@@ -139,7 +146,14 @@ def run_main_job(
         UserError: whatever capture, calibration or generation object to, or a ``run_dir`` that
             holds something else.
     """
-    config, store = config or RunConfig(), store or Store()
+    check_is("model", model, (TransformerBridge,), "a model from ss_lens.load_model(...)")
+    made = "a dataset from ss_lens.load_dataset(...)"
+    check_is("dataset", dataset, (ContrastiveDataset,), made)
+    check_path("run_dir", run_dir)
+    check_is("config", config, (RunConfig, type(None)), "a RunConfig(...), or None")
+    check_is("store", store, (Store, type(None)), "a ss_lens.Store(), or None")
+    config = RunConfig() if config is None else config
+    store = Store() if store is None else store
     folder = Path(run_dir)
     asked = check_run_dir(folder, dataset, config)  # before the slow part
     sweep = config.sweep(str(model.cfg.model_name), dataset.name)
@@ -188,6 +202,7 @@ def load_run(run_dir: Path | str) -> Run:
         UserError: it is not one, is unfinished or damaged, or was written by another version's
             format.
     """
+    check_path("run_dir", run_dir)
     folder = Path(run_dir)
     path = folder / "run.json"
     found = read_json(path, "run (run.json)")

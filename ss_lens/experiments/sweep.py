@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from ss_lens.activations.store import Store
+from ss_lens.core.checks import check_is, check_path
 from ss_lens.core.errors import UserError
 from ss_lens.core.files import atomic_path, check_replaceable
 from ss_lens.core.progress import progress_bar
@@ -90,7 +91,10 @@ def run_sweep(
             dataset, a prompt beyond the context, a full disk, or a grid no arm of which can be
             calibrated.
     """
-    cells, store = CellStore.claim(folder), store or Store()
+    check_is("config", config, (SweepConfig,), "a configuration from load_sweep_config(...)")
+    check_path("folder", folder)
+    check_is("store", store, (Store, type(None)), "a ss_lens.Store(), or None")
+    cells, store = CellStore.claim(folder), Store() if store is None else store
     _check_result(cells)  # before the slow part
     groups = config.groups()
     outcomes = _finished(config, groups, cells, store)
@@ -122,6 +126,7 @@ def load_sweep(folder: Path | str) -> SweepResult:
     Raises:
         UserError: no sweep, none that is finished, damaged, or of another format.
     """
+    check_path("folder", folder)
     cells = CellStore(Path(folder))
     cells.check_format()
     path = cells.folder / "result"

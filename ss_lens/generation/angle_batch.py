@@ -17,7 +17,7 @@ from tqdm import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from ss_lens.calibration.calibration import Calibration
-from ss_lens.core.checks import check_at_least, check_is
+from ss_lens.core.checks import check_at_least, check_is, described
 from ss_lens.core.errors import UserError
 from ss_lens.core.progress import progress_bar
 from ss_lens.generation import reuse as shared_work
@@ -167,8 +167,12 @@ def checked_angles(
             f"{made.__name__} has no angle; sweep one of "
             f"{', '.join(kind.__name__ for kind in AngularOperator.kinds())}."
         )
-    degrees = at_angles(operator, np.asarray(angles_deg, dtype=float)).angle_deg
-    assert isinstance(degrees, tuple)
+    degrees = at_angles(operator, angles_deg).angle_deg
+    if not isinstance(degrees, tuple):
+        raise UserError(
+            f"angles_deg must be a list of degrees such as [0, 60, 120]; got "
+            f"{described(angles_deg)}."
+        )
     if len(set(degrees)) < len(degrees):
         repeated = next(angle for angle in degrees if degrees.count(angle) > 1)
         alike = [angle for angle in np.ravel(angles_deg) if reduced(angle) == repeated]

@@ -56,7 +56,7 @@ def generate(
             tokens,
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
-            temperature=temperature,
+            temperature=float(temperature),
             seed=seed,
             bar=bar,
         )

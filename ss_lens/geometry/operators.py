@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ss_lens import geometry
-from ss_lens.core.checks import is_finite
+from ss_lens.core.checks import described, is_finite
 from ss_lens.core.errors import UserError
 from ss_lens.geometry.plane import Plane
 from ss_lens.geometry.strengths import Strengths, angles, each, radians, strength, validated
@@ -162,7 +162,9 @@ class SetAngle(AngularOperator):
         super().__post_init__()
         number = self.magnitude if isinstance(self.magnitude, float | int) else math.nan
         if not (is_finite(number) and number >= 0):
-            raise UserError(f"magnitude must be finite and not negative; got {self.magnitude!r}.")
+            raise UserError(
+                f"magnitude must be finite and not negative; got {described(self.magnitude)}."
+            )
 
     @property
     def lipschitz(self) -> float:
@@ -187,7 +189,8 @@ class RotateScale(AngularOperator):
         object.__setattr__(self, "scale", validated("scale", self.scale))
         if np.min(self.scale) < 0:
             raise UserError(
-                f"scale must not be negative; got {self.scale!r}. Add 180 to angle_deg instead."
+                f"scale must not be negative; got {described(self.scale)}. Add 180 to "
+                "angle_deg instead."
             )
         turned, scaled = (len(v) if isinstance(v, tuple) else None for v in self._pair)
         if None not in (turned, scaled) and turned != scaled:

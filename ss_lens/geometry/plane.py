@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ss_lens.core.checks import check_is
 from ss_lens.core.errors import UserError
 from ss_lens.geometry.blockwise import full_precision, widened
 
@@ -27,6 +28,13 @@ class Plane:
     b2: Float[Tensor, "d_model"]
 
     def __post_init__(self) -> None:
+        for name, vector in (("b1", self.b1), ("b2", self.b2)):
+            check_is(name, vector, (Tensor,), "a vector, as a torch tensor")
+        if self.b1.ndim != 1 or self.b1.shape != self.b2.shape:
+            raise UserError(
+                f"b1 and b2 must be two vectors of one length; got the shapes "
+                f"{tuple(self.b1.shape)} and {tuple(self.b2.shape)}."
+            )
         with torch.inference_mode(False):  # what is made there could carry no gradient anywhere
             for name, vector in (("b1", self.b1), ("b2", self.b2)):
                 if vector.is_inference():

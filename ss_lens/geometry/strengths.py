@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ss_lens.core.checks import described
 from ss_lens.core.errors import UserError
 from ss_lens.geometry.blockwise import wide_dtype
 
@@ -33,13 +34,13 @@ def validated(name: str, value: Strengths) -> float | tuple[float, ...]:
         rows = given.astype(float)
     except (TypeError, ValueError, OverflowError):
         raise UserError(
-            f"{name} must be one number, or one per batch row; got {value!r}. Write it like "
-            f"{name}=90, or {name}=[0, 90] for two rows."
+            f"{name} must be one number, or one per batch row; got {described(value)}. Write it "
+            f"like {name}=90, or {name}=[0, 90] for two rows."
         ) from None
     if rows.ndim > 1 or rows.size == 0:
         raise UserError(f"{name} has shape {rows.shape}; give one number, or one per batch row.")
     if not np.isfinite(rows).all():
-        raise UserError(f"{name} must be finite; got {value!r}.")
+        raise UserError(f"{name} must be finite; got {described(value)}.")
     return float(rows) if rows.ndim == 0 else tuple(rows.tolist())
 
 

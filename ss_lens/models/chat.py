@@ -16,6 +16,7 @@ from datetime import date as Date
 from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakSet
 
+from ss_lens.core.checks import described
 from ss_lens.core.errors import UserError
 from ss_lens.models import templates
 from ss_lens.models.templates import Turn
@@ -72,13 +73,13 @@ class ChatFormat:
         except (TypeError, ValueError):
             valid = False
         if not valid:
-            raise UserError(f"date must be written like {DATE}; got {self.date!r}.")
+            raise UserError(f"date must be written like {DATE}; got {described(self.date)}.")
         try:
             pairs = tuple(sorted(dict(self.template_arguments).items()))
         except (TypeError, ValueError):
             raise UserError(
                 "template_arguments must map names to values, like {'enable_thinking': False}; "
-                f"got {self.template_arguments!r}."
+                f"got {described(self.template_arguments)}."
             ) from None
         for name, value in pairs:
             _check_argument(name, value)
@@ -181,7 +182,9 @@ def _encoded(model: TransformerBridge, texts: list[str], **options: bool) -> Any
 def _texts(model: TransformerBridge, prompts: Sequence[Prompt], chat: ChatFormat) -> list[str]:
     """What the model reads for each prompt, before it is split into tokens."""
     if not isinstance(chat, ChatFormat):
-        raise UserError(f"chat must be a ChatFormat; got {chat!r}. Write ChatFormat(system=...).")
+        raise UserError(
+            f"chat must be a ChatFormat; got {described(chat)}. Write ChatFormat(system=...)."
+        )
     conversations = [_turns(one, i) for i, one in enumerate(_checked_list(prompts))]
     if not conversations:
         return []
@@ -293,7 +296,9 @@ def _turns(prompt: Prompt, index: int) -> list[Turn]:
 
 def _check_text(text: object, what: str, remedy: str) -> None:
     if not isinstance(text, str):
-        raise UserError(f"{what} is {text!r:.60} ({type(text).__name__}), expected text; {remedy}")
+        raise UserError(
+            f"{what} is {described(text)} ({type(text).__name__}), expected text; {remedy}"
+        )
     if not text.strip():
         raise UserError(f"{what} is blank; {remedy}")
     try:
@@ -317,8 +322,8 @@ def _check_argument(name: object, value: object) -> None:
         isinstance(value, float) and not math.isfinite(value)
     ):
         raise UserError(
-            f"the template argument {name} is {value!r:.60}; use a text, a finite number, True, "
-            "False or None."
+            f"the template argument {name} is {described(value)}; use a text, a finite number, "
+            "True, False or None."
         )
 
 

@@ -17,7 +17,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from ss_lens.core.checks import described
+from ss_lens.core.checks import check_flag, check_is, described
 from ss_lens.core.errors import UserError, first_line
 from ss_lens.models import adapters
 from ss_lens.models.fetching import fetch, weights_digest
@@ -73,6 +73,11 @@ def load_model(
             incomplete, or holds numbers that are not finite; an adapter is damaged, more than a
             plain LoRA, or belongs to another base.
     """
+    check_is("name", name, (str, Path), "a name or a path, such as 'smollm2-135m-refusal'")
+    check_is("device", device, (str,), "a text: auto, cpu, cuda, cuda:N or mps")
+    check_is("dtype", dtype, (str,), f"a text: auto, {', '.join(_DTYPES)}")
+    check_is("revision", revision, (str, type(None)), "a commit, branch or tag, or None")
+    check_flag("trust_remote_code", trust_remote_code)
     _check_name(str(name))
     folder = adapters.adapter_folder(str(name))
     adapter = adapters.read_adapter(folder) if folder else None

@@ -6,8 +6,10 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import total_ordering
+from numbers import Integral
 from typing import Literal, Protocol, cast, get_args, runtime_checkable
 
+from ss_lens.core.checks import described
 from ss_lens.core.errors import UserError
 
 Stream = Literal[
@@ -53,8 +55,10 @@ class Site:
 
     def __post_init__(self) -> None:
         _check_stream(self.stream)
-        if self.layer < 0:
-            raise UserError(f"a layer is counted from 0; got {self.layer}.")
+        if not isinstance(self.layer, int) or isinstance(self.layer, bool) or self.layer < 0:
+            raise UserError(
+                f"a layer is a whole number, counted from 0; got {described(self.layer)}."
+            )
 
     def __str__(self) -> str:
         return f"L{self.layer}.{self.stream}"
@@ -99,9 +103,9 @@ class Site:
         return cls(int(match[1]), cast(Stream, match[2]))
 
 
-def _check_stream(name: str) -> None:
-    if name not in STREAMS:
-        raise UserError(f"unknown stream {name!r}; streams are {', '.join(STREAMS)}.")
+def _check_stream(name: object) -> None:
+    if not isinstance(name, str) or name not in STREAMS:
+        raise UserError(f"unknown stream {described(name)}; streams are {', '.join(STREAMS)}.")
 
 
 def n_layers_of(model: HookedModel) -> int:
@@ -117,6 +121,19 @@ def available_streams(model: HookedModel) -> tuple[Stream, ...]:
     return tuple(stream for stream in STREAMS if Site(0, stream).hook_name in hooks)
 
 
+def _whole_layers(layers: object) -> list[int]:
+    """Layer indices, NumPy's included, in their order and once each."""
+    chosen = [*layers] if isinstance(layers, Iterable) and not isinstance(layers, str) else None
+    if chosen is None or not all(
+        isinstance(layer, Integral) and not isinstance(layer, bool) for layer in chosen
+    ):
+        raise UserError(
+            f"layers must be a list of layer indices such as [0, 1], or None for all; got "
+            f"{described(layers)}."
+        )
+    return sorted({*map(int, chosen)})
+
+
 def sites_of(
     model: HookedModel, streams: Sequence[Stream], layers: Iterable[int] | None = None
 ) -> tuple[Site, ...]:
@@ -126,16 +143,21 @@ def sites_of(
         UserError: a stream that this architecture lacks, or a layer out of range.
     """
     present = available_streams(model)
+    if isinstance(streams, str) or not isinstance(streams, Sequence):
+        raise UserError(
+            f"streams must be a list of streams such as ['ln1_out', 'ln2_out']; got "
+            f"{described(streams)}."
+        )
     if not streams:
         raise UserError(f"no stream was asked for; this model has {', '.join(present)}.")
     for stream in streams:
         if stream not in present:
             raise UserError(
-                f"stream {stream!r} does not exist on this architecture; "
+                f"stream {described(stream)} does not exist on this architecture; "
                 f"it has {', '.join(present)}."
             )
     n_layers = n_layers_of(model)
-    chosen = range(n_layers) if layers is None else sorted(set(layers))
+    chosen = range(n_layers) if layers is None else _whole_layers(layers)
     if not chosen:
         raise UserError(f"no layer was asked for; valid: 0–{n_layers - 1}.")
     for layer in chosen:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pandas as pd
 import regex
 
-from ss_lens.core.checks import check_at_least, check_positive, check_texts
+from ss_lens.core.checks import check_at_least, check_positive, check_share, check_texts
 from ss_lens.core.errors import UserError
 from ss_lens.scoring.registry import Column, Score
 
@@ -150,8 +150,8 @@ class CollapseRule:
             check_positive("max_compression_ratio", self.max_compression_ratio)
         for name in ("max_repetition", "max_non_latin_share"):
             share = getattr(self, name)
-            if share is not None and not 0 <= share <= 1:
-                raise UserError(f"{name} is a share, between 0 and 1; got {share}.")
+            if share is not None:
+                check_share(name, share)
 
     @property
     def limits(self) -> dict[str, float | int]:
