@@ -156,7 +156,8 @@ def refuse_beside(option: str, **others: object) -> None:
 def free_folder(folder: Path) -> Path:
     """A folder where a calibration may be saved."""
     from ss_lens.calibration.stored import JSON, TENSORS
-    from ss_lens.core.files import check_replaceable
+    from ss_lens.core.files import check_can_be_made, check_replaceable
 
     check_replaceable(folder, {JSON, TENSORS}, "calibration")
+    check_can_be_made(folder)
     return folder

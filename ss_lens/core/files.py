@@ -10,7 +10,7 @@ import re
 import shutil
 import stat
 from collections.abc import Iterator, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -75,6 +75,23 @@ def make_folder(folder: Path) -> None:
         raise UserError(
             f"{folder} cannot be made ({error.strerror}); choose another folder."
         ) from error
+
+
+def check_can_be_made(folder: Path) -> None:
+    """Raise unless ``folder`` is there or can be made; nothing stays of the trial.
+
+    Raises:
+        UserError: a part of the path is a file, or the place cannot be written.
+    """
+    absent = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+    try:
+        make_folder(folder)
+        if not os.access(folder, os.W_OK):
+            raise UserError(f"{folder} cannot be written; choose another folder.")
+    finally:
+        for path in absent:
+            with suppress(OSError):  # never made, or something is in it already
+                path.rmdir()
 
 
 @contextmanager

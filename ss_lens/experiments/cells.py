@@ -20,6 +20,7 @@ from ss_lens.core.errors import UserError, first_line
 from ss_lens.core.files import (
     atomic_path,
     disk_errors,
+    make_folder,
     read_json,
     sha256_of_json,
     write_json,
@@ -57,13 +58,10 @@ class CellStore:
             UserError: it holds something else, or cannot be written.
         """
         place = Path(folder)
-        try:
-            with disk_errors(place):
-                place.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError):
-            raise UserError(f"{place} is a file or below one; choose another folder.") from None
+        make_folder(place)
         cells = cls(place)
         with cells.exclusive():
+            remove_leftovers(place)
             if not (place / "sweep.json").exists():
                 if any(not path.name.startswith(".") for path in place.iterdir()):
                     raise UserError(f"{place} is not empty and holds no sweep; choose another.")
@@ -73,11 +71,11 @@ class CellStore:
 
     def check_format(self) -> None:
         """Raise a :class:`UserError` unless the folder holds sweeps of this format."""
-        content = read_json(self.folder / "sweep.json", "sweep (sweep.json)")
-        found = content.get("format") if isinstance(content, dict) else None
-        if found != FORMAT:
+        found = read_json(self.folder / "sweep.json", "sweep (sweep.json)")
+        known = found.get("format") if isinstance(found, dict) else None
+        if known != FORMAT:
             raise UserError(
-                f"the sweep at {self.folder} has format {found}, this version reads {FORMAT}; "
+                f"the sweep at {self.folder} has format {known}, this version reads {FORMAT}; "
                 "choose another folder, or remove that one."
             )
 

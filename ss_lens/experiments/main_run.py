@@ -19,7 +19,7 @@ from ss_lens.calibration.calibration import Calibration
 from ss_lens.calibration.site_selection import as_rule
 from ss_lens.core.checks import check_at_least, check_is, check_numbers, check_path
 from ss_lens.core.errors import UserError
-from ss_lens.core.files import atomic_path, read_json, sha256_of_file
+from ss_lens.core.files import atomic_path, check_can_be_made, read_json, sha256_of_file
 from ss_lens.core.progress import progress_bar
 from ss_lens.core.replace import holds_nothing, remove_leftovers
 from ss_lens.core.sealed import read_sealed_json, write_sealed_json
@@ -191,6 +191,7 @@ def check_run_dir(run_dir: Path, dataset: ContrastiveDataset, config: RunConfig)
         "dataset": {"name": dataset.name, "digest": dataset.digest},
         "ss_lens": version("ss_lens"),
     }
+    check_can_be_made(run_dir)
     _check_same(run_dir, asked)
     return asked
 

@@ -79,11 +79,11 @@ def load_model(
     check_is("revision", revision, (str, type(None)), "a commit, branch or tag, or None")
     check_flag("trust_remote_code", trust_remote_code)
     _check_name(str(name))
+    chosen_device = device_named(device)
+    chosen_dtype = dtype_named(dtype, chosen_device)
     folder = adapters.adapter_folder(str(name))
     adapter = adapters.read_adapter(folder) if folder else None
     source = _resolve(str(name), revision) if adapter is None else _base_of(adapter, revision)
-    chosen_device = device_named(device)
-    chosen_dtype = dtype_named(dtype, chosen_device)
     if source.gguf_file is None:
         check_folder(Path(source.place))
     with load_errors(str(name), source.place, DEFAULT_MODEL), without_bars():

@@ -293,3 +293,25 @@ def test_a_device_in_place_of_the_out_folder_is_one_line(
         options = (config,)
     failed = ss(verb, *options, "--out", "/dev/null")
     assert_one_clear_line(only_errors(failed), "/dev/null")
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [
+        ("loop/x", "leads in a circle of symbolic links"),
+        ("file/x", "is a file or below one"),
+        ("new/" + "x" * 300, "is longer than the disk allows"),
+        ("/proc/x", "cannot be made"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["run", "calibrate"])
+def test_an_out_folder_that_cannot_be_made_is_refused_before_a_model_is_loaded(
+    ss: CommandLine, data: Path, tmp_path: Path, verb: str, place: str, reason: str
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    sizes = ("--dev", "2", "--test", "3") if verb == "run" else ()
+    failed = ss(verb, "--dataset", data, *sizes, "--out", tmp_path / place)
+    assert_one_clear_line(failed, reason)
+    assert not (tmp_path / "new").exists()

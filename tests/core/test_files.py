@@ -15,6 +15,7 @@ from ss_lens import UserError
 from ss_lens.core.files import (
     atomic_path,
     cache_root,
+    check_can_be_made,
     disk_errors,
     read_json,
     sha256_of_file,
@@ -199,3 +200,19 @@ def test_the_cache_folder_can_be_chosen(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert cache_root() == tmp_path / "here"
     monkeypatch.delenv("SS_LENS_HOME")
     assert cache_root().name == "ss_lens"
+
+
+def test_whether_a_folder_can_be_made_is_known_before_and_leaves_nothing(tmp_path: Path) -> None:
+    check_can_be_made(tmp_path)
+    check_can_be_made(tmp_path / "a" / "b")
+    assert names_in(tmp_path) == []
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    for name, message in (
+        ("file/x", "is a file or below one"),
+        ("loop/x", "leads in a circle of symbolic links"),
+        ("a/" + "x" * 300, "is longer than the disk allows"),
+    ):
+        with pytest.raises(UserError, match=message):
+            check_can_be_made(tmp_path / name)
+    assert names_in(tmp_path) == ["file", "loop"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import random
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -259,3 +260,37 @@ def test_a_mark_of_another_shape_is_no_sweep(tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text("1.5")
     with pytest.raises(UserError, match="has format None, this version reads"):
         load_sweep(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["[1]", "null", "5", '"1"', '{"format": [1]}', "{}"])
+def test_a_sweep_file_of_another_shape_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "sweep.json").write_text(content)
+    for opened in (CellStore.claim, load_sweep):
+        with pytest.raises(UserError, match=r"has format .*, this version reads"):
+            opened(tmp_path)
+
+
+def test_what_a_killed_claim_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    CellStore.claim(tmp_path)
+    kept = {path.name for path in tmp_path.iterdir()}
+    with subprocess.Popen([sys.executable, "-c", _LEFT, str(tmp_path)]) as killed:
+        killed.wait()
+    assert {path.name for path in tmp_path.iterdir()} > kept
+    CellStore.claim(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == kept
+
+
+_LEFT = """
+import os, sys
+from pathlib import Path
+from ss_lens.core.replace import new_holder
+new_holder(Path(sys.argv[1]) / "sweep.json")
+os._exit(9)
+"""
+
+
+def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    for place in (tmp_path / "loop" / "x", Path("/proc/x")):
+        with pytest.raises(UserError, match="choose another"):
+            CellStore.claim(place)

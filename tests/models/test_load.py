@@ -69,6 +69,15 @@ def test_what_cannot_be_loaded_is_named_with_what_can(
         ss_lens.load_model(**{"name": str(tiny_folders["llama"]), **asked})
 
 
+@pytest.mark.parametrize("asked", [{"device": "abacus"}, {"dtype": "float8"}])
+def test_device_and_dtype_are_refused_before_a_model_is_fetched(
+    asked: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ss_lens.models.load.fetch", None)
+    with pytest.raises(UserError, match=r"abacus|float8"):
+        ss_lens.load_model(**asked)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_missing_gpu_is_an_error_that_names_the_alternatives(
     tiny_folders: dict[str, Path],
