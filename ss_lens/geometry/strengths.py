@@ -44,7 +44,7 @@ def validated(name: str, value: Strengths) -> float | tuple[float, ...]:
     return float(rows) if rows.ndim == 0 else tuple(rows.tolist())
 
 
-def reduced(degrees: float | int) -> float:
+def reduced(degrees: float | int | np.integer) -> float:
     """The same angle in [0, 360): 360 is 0 and −90 is 270.
 
     >>> reduced(-90), reduced(360), reduced(-1e-20)

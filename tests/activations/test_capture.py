@@ -247,6 +247,7 @@ def test_capture_inside_steer_is_never_served_as_unsteered(
         ({"batch_size": 0}, "batch_size must be at least 1; got 0"),
     ],
 )
+@pytest.mark.usefixtures("unchecked_types")
 def test_what_cannot_be_captured_is_named_with_what_can(
     wrong: dict[str, object],
     message: str,

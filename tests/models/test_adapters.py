@@ -340,6 +340,7 @@ def test_an_adapter_that_lost_a_module_is_refused(adapter: Path) -> None:
         ({"revision": 5}, "damaged: revision is 5"),
     ],
 )
+@pytest.mark.usefixtures("unchecked_types")
 def test_a_damaged_configuration_is_refused(
     settings: dict[str, Any], message: str, adapter: Path
 ) -> None:
