@@ -23,3 +23,12 @@ class NotApplicable(UserError):
     A sweep reports it as the result of an arm and measures the others. A missing package, a damaged
     file or an argument out of its range is a plain :class:`UserError`, which ends the sweep.
     """
+
+
+class Unavailable(UserError):
+    """A model that cannot be had on this machine, though nothing is wrong with what was asked for.
+
+    Raised where no source of a registered model delivers it (no network, none that answers, none
+    with the pinned weights), and where memory or disk is too small for it. A caller may fall back
+    on a smaller model. Damaged files and unknown names are plain :class:`UserError`\\ s.
+    """
