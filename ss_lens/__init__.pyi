@@ -26,6 +26,7 @@ from .calibration.planes import (
     PC1 as PC1,
     ClassMeans as ClassMeans,
     Grassmann as Grassmann,
+    MatchedRandomPlane as MatchedRandomPlane,
     NextBest as NextBest,
     RandomPlane as RandomPlane,
     RandomSecond as RandomSecond,

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from ss_lens.activations.activations import Evidence
 from ss_lens.calibration.candidates import Candidates, first_principal_component
+from ss_lens.calibration.energy import Spectrum, in_plane_energy, matched_draw, unit_rows
 from ss_lens.calibration.global_direction import GlobalDirection
 from ss_lens.calibration.grassmann import Separation, ascend
+from ss_lens.calibration.site_selection import Explicit
 from ss_lens.core.checks import check_one_of, check_positive, check_seed, check_whole
 from ss_lens.core.errors import NotApplicable
 from ss_lens.geometry.plane import Plane
@@ -87,6 +89,55 @@ class RandomPlane:
     ) -> FittedPlane:
         first, second = _gaussian_rows(self.seed, 2, len(direction.vector))
         return FittedPlane(Plane.from_span(first, second))
+
+
+@dataclass(frozen=True)
+class MatchedRandomPlane:
+    r"""Both axes drawn, with the in-plane energy of PC1's plane: the control of the edit's size.
+
+    A rotation by :math:`\theta` changes an activation by :math:`2 \sin(\theta/2)` times the length
+    of its part in the plane. A uniformly drawn plane holds next to nothing of an activation, so
+    turning in it hardly changes anything (:class:`RandomPlane`). This one holds as much of the
+    unit-normalised activations as ``b1`` and PC1 do, on average over prompts of both classes and
+    over ``sites``; see :mod:`ss_lens.calibration.energy`. Select the sites as for
+    :class:`RandomPlane`.
+
+    Report: ``energy``, ``target_energy`` (of PC1's plane) and ``isotropic_energy`` (of a uniform
+    draw, on average), as shares of the activations' own; ``exponent``, by which the draw leans to
+    directions of high energy.
+
+    Attributes:
+        seed: of the draw; there is no default, so that a draw can always be repeated.
+        sites: where energies are matched, like ``"L3.ln1_out,L5.ln2_out"``: those that are to be
+            steered. ``None`` is all calibrated sites.
+    """
+
+    seed: int | None = None
+    sites: str | None = None
+
+    def __post_init__(self) -> None:
+        check_seed("random plane", self.seed)
+        if self.sites is not None:
+            object.__setattr__(self, "sites", Explicit(self.sites).sites)
+
+    def build(
+        self, direction: GlobalDirection, candidates: Candidates, evidence: Evidence
+    ) -> FittedPlane:
+        """Raises a :class:`UserError` where no drawn plane holds as much, and as PC1 does."""
+        own = PC1().build(direction, candidates, evidence).plane
+        mask = None if self.sites is None else Explicit(self.sites).select(evidence, own).mask
+        rows = unit_rows(evidence.train, mask)
+        target = in_plane_energy(rows, own.basis)
+        drawn = matched_draw(Spectrum.of(rows), target, np.random.default_rng(self.seed))
+        return FittedPlane(
+            Plane.from_span(*drawn.basis),
+            {
+                "energy": drawn.energy,
+                "target_energy": target,
+                "isotropic_energy": 2 / rows.shape[1],
+                "exponent": drawn.exponent,
+            },
+        )
 
 
 @dataclass(frozen=True)
@@ -231,7 +282,9 @@ class Grassmann:
             )
 
 
-PlaneMethod = PC1 | RandomSecond | RandomPlane | NextBest | ClassMeans | Grassmann
+PlaneMethod = (
+    PC1 | RandomSecond | RandomPlane | MatchedRandomPlane | NextBest | ClassMeans | Grassmann
+)
 
 
 def _gaussian_rows(seed: int | None, rows: int, d_model: int) -> Float[Tensor, "rows d_model"]:

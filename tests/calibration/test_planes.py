@@ -21,6 +21,7 @@ from ss_lens.calibration.planes import (
     ClassMeans,
     FittedPlane,
     Grassmann,
+    MatchedRandomPlane,
     NextBest,
     PlaneMethod,
     RandomPlane,
@@ -36,6 +37,8 @@ METHODS: list[Any] = [
     PC1(),
     RandomSecond(seed=1),
     RandomPlane(seed=1),
+    MatchedRandomPlane(seed=1),
+    MatchedRandomPlane(seed=1, sites="L1.ln1_out,L2.ln2_out"),
     NextBest(),
     ClassMeans(),
     FEW_STEPS,
@@ -103,7 +106,9 @@ def test_every_plane_is_orthonormal_and_repeats_bit_for_bit(method: Any, seed: i
 
 
 @pytest.mark.parametrize(
-    "method", [m for m in METHODS if not isinstance(m, RandomPlane | Grassmann)], ids=repr
+    "method",
+    [m for m in METHODS if not isinstance(m, RandomPlane | MatchedRandomPlane | Grassmann)],
+    ids=repr,
 )
 @pytest.mark.parametrize("choice", [MaxMeanCosine(), AtSite(site="L1.ln2_out")], ids=repr)
 def test_angle_zero_is_the_global_direction(method: Any, choice: Any) -> None:
@@ -140,6 +145,7 @@ def test_only_those_that_measure_report() -> None:
         PC1: set(),
         RandomSecond: set(),
         RandomPlane: set(),
+        MatchedRandomPlane: {"energy", "target_energy", "isotropic_energy", "exponent"},
         NextBest: {"site_index", "score", "angle_deg", "skipped"},
         ClassMeans: {"positive_outside", "negative_outside"},
         Grassmann: {
@@ -192,7 +198,7 @@ def test_a_random_axis_is_at_right_angles_and_decided_by_its_seed(seed: int, d: 
     np.testing.assert_allclose(plane.b2, rest / np.linalg.norm(rest), atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", [RandomSecond, RandomPlane])
+@pytest.mark.parametrize("kind", [RandomSecond, RandomPlane, MatchedRandomPlane])
 def test_other_seeds_give_other_planes(kind: Any) -> None:
     evidence = evidence_of()
     planes = [built(kind(seed=s), evidence)[0].plane for s in range(5)]
@@ -216,7 +222,7 @@ def test_a_random_plane_has_nothing_to_do_with_the_direction() -> None:
     assert np.mean(squares) == pytest.approx(1 / D, rel=0.3)
 
 
-@pytest.mark.parametrize("kind", [RandomSecond, RandomPlane])
+@pytest.mark.parametrize("kind", [RandomSecond, RandomPlane, MatchedRandomPlane])
 def test_a_random_plane_needs_a_seed(kind: Any) -> None:
     with pytest.raises(UserError, match=r"a random plane needs a seed, .*; pass seed=0"):
         kind()
