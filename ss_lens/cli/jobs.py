@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -98,3 +98,44 @@ def ablate(
     )
     ss_lens.load_dataset(dataset).split(dev=dev, test=test, seed=seed)
     tables.print_ablations(ss_lens.run_ablations(config, out_dir), out_dir, as_json)
+
+
+@keeps(RESUMES)
+def paper(
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder.")],
+    model: options.Model = options.DEFAULT_MODEL,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            help="Both classes: embedded name or file.", show_default=options.DEFAULT_DATASET
+        ),
+    ] = None,
+    positive: Annotated[
+        str | None, typer.Option(help="Harmful prompts: a file; beside --negative.")
+    ] = None,
+    negative: Annotated[
+        str | None, typer.Option(help="Harmless prompts: a file; beside --positive.")
+    ] = None,
+    size: Annotated[str, typer.Option(help="small or full.")] = "small",
+    seed: options.SplitSeed = 0,
+    workers: Annotated[int, typer.Option(help="Processes or jobs that share the work.")] = 1,
+    cluster: Annotated[
+        Literal["local", "slurm"] | None, typer.Option(help="local or slurm.")
+    ] = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+) -> None:
+    """The tables of the paper on one model, with the controls that it lacks."""
+    from ss_lens.core.checks import check_one_of
+    from ss_lens.experiments.paper import run_paper
+    from ss_lens.experiments.paper_plan import SIZES, PaperConfig
+
+    check_one_of("--size", size, tuple(SIZES))
+    config = PaperConfig(model, SIZES[size], seed, device, dtype, workers, cluster)
+    if positive is None and negative is None:
+        data = ss_lens.load_dataset(dataset or options.DEFAULT_DATASET)
+    else:
+        options.refuse_beside("--positive or --negative", dataset=dataset)
+        data = ss_lens.load_dataset(positive=positive, negative=negative)
+    tables_dir = run_paper(config, data, out_dir)
+    console.line(f"tables in {tables_dir}; draw them with: python -m analyses.paper {out_dir}")

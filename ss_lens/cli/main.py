@@ -14,7 +14,7 @@ from ss_lens.core.errors import UserError
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 store_app = typer.Typer(no_args_is_help=True, help="List, remove and verify captured activations.")
 for verb in (
-    *(jobs.run, jobs.sweep, jobs.ablate),
+    *(jobs.run, jobs.sweep, jobs.ablate, jobs.paper),
     *(steps.capture, steps.calibrate, steps.steer, steps.generate),
     *(listings.models, listings.datasets),
 ):

@@ -16,7 +16,7 @@ from ss_lens.core.files import atomic_path, check_replaceable, read_json
 from ss_lens.core.sealed import read_sealed_json, write_sealed_json
 from ss_lens.experiments.cells import CellStore, read_table, write_table
 from ss_lens.experiments.choose_angle import AngleCriterion, choose_angle, rank_angles
-from ss_lens.experiments.config import SCORES, SEED, Grid, Part, Split, SweepConfig
+from ss_lens.experiments.config import SEED, USUAL, Grid, Part, Split, SweepConfig
 from ss_lens.experiments.grid import ARM_COLUMNS
 from ss_lens.experiments.sweep import SweepResult, run_sweep
 from ss_lens.scoring.coherence import collapse
@@ -206,7 +206,7 @@ def run_ablations(
         for r in choices.query("chosen").to_dict("records")
     }
     chosen = {item: chosen[item] for item in items if item in chosen}
-    tested = swept(chosen, "test", SCORES)
+    tested = swept(chosen, "test", USUAL)
     result = AblationResult(
         config, _compared(tested, chosen, config.seed), scan, choices, _problem_table(problems)
     )

@@ -26,6 +26,8 @@ SEED = "{seed}"
 
 SCORES = measured_names()
 """All that can be measured, each after what it builds on."""
+USUAL = tuple(name for name in SCORES if not parts_of(name)[0].on_request)
+"""What is measured unless a configuration names something else."""
 Part = Literal["dev", "test"]
 PromptClass = Literal["positive", "negative"]
 
@@ -194,7 +196,7 @@ class SweepConfig(Section):
     split: Split = Field(default_factory=Split)
     parts: OneOrMore[Part] = ("test",)
     prompt_class: OneOrMore[PromptClass] = get_args(PromptClass)
-    scores: OneOrMore[Annotated[str, AfterValidator(_measured)]] = SCORES
+    scores: OneOrMore[Annotated[str, AfterValidator(_measured)]] = USUAL
     max_new_tokens: Annotated[int, Field(ge=1)] = 48
     choose: Annotated[AngleCriterion | None, BeforeValidator(_criterion)] = None
     chat: Annotated[ChatFormat, BeforeValidator(_chat)] = DEFAULT_FORMAT
@@ -256,7 +258,7 @@ class SweepConfig(Section):
         angles: dict[Arm, dict[float, None]] = {}
         for grid in self.grid:
             for arm in grid.arms():
-                angles.setdefault(arm, {}).update(dict.fromkeys(grid.angles_deg))
+                angles.setdefault(arm, {}).update(dict.fromkeys(arm.angles_of(grid.angles_deg)))
         return tuple(
             CellGroup(arm, part, prompt_class, tuple(of_arm))
             for arm, of_arm in angles.items()

@@ -10,7 +10,8 @@ from ss_lens.calibration.selection import SelectionRule
 from ss_lens.calibration.site_selection import as_rule, rule_name
 from ss_lens.core.errors import UserError
 from ss_lens.core.values import read_value
-from ss_lens.geometry.operators import AngularOperator
+from ss_lens.generation.angle_batch import NO_ANGLE
+from ss_lens.geometry.operators import AngularOperator, Operator
 from ss_lens.geometry.strengths import reduced
 
 
@@ -24,7 +25,8 @@ class Arm:
     Attributes:
         model: as :func:`ss_lens.load_model` takes it.
         dataset: as :func:`ss_lens.load_dataset` takes it.
-        operator: one with an angle, written without it.
+        operator: one with an angle, written without it, or one that has none, such as ``Ablate``
+            or ``Add(alpha=-4)``: a single cell, which tables place at 0 degrees.
         selection: shorthand or text of a selection rule.
         plane: text of a plane method.
         labels: the classes as they are, or ``shuffled`` among the prompts to calibrate on.
@@ -58,18 +60,23 @@ class Arm:
             object.__setattr__(self, name, text)
 
     @property
-    def operator_value(self) -> AngularOperator:
-        """The operator at angle 0."""
+    def operator_value(self) -> Operator:
+        """The operator, at angle 0 where it has one."""
         name, parenthesis, rest = self.operator.strip().partition("(")
+        if name not in (kind.__name__ for kind in AngularOperator.kinds()):
+            kinds = (*AngularOperator.kinds(), *_WITHOUT_ANGLE)
+            return _one_strength(read_value(self.operator, kinds, "operator"))
         if "angle_deg" in rest:
             raise UserError(
                 f"operator {self.operator!r} holds an angle; the angles of a sweep are angles_deg."
             )
         whole = f"{name}(angle_deg=0.0, {rest}" if parenthesis else f"{name}(angle_deg=0.0)"
         value = read_value(whole, AngularOperator.kinds(), "operator")
-        if value.rows is not None:
-            raise UserError(f"operator {self.operator!r} holds several strengths; give one number.")
-        return value
+        return _one_strength(value)
+
+    def angles_of(self, angles_deg: tuple[float, ...]) -> tuple[float, ...]:
+        """The angles to sweep: those given, or the one place of an operator without an angle."""
+        return angles_deg if isinstance(self.operator_value, AngularOperator) else NO_ANGLE
 
     @property
     def rule(self) -> SelectionRule:
@@ -110,7 +117,21 @@ class CellGroup:
 ARM_COLUMNS = tuple(field.name for field in fields(Arm))
 
 
-def _operator_text(operator: AngularOperator) -> str:
+_WITHOUT_ANGLE = tuple(
+    kind
+    for kind in Operator.kinds()
+    if kind not in AngularOperator.kinds() and not kind.needs_length
+)
+"""One that needs a length acts at one site alone, whatever the arm selects."""
+
+
+def _one_strength(operator: Operator) -> Operator:
+    if operator.rows is not None:
+        raise UserError(f"operator {operator!r} holds several strengths; give one number.")
+    return operator
+
+
+def _operator_text(operator: Operator) -> str:
     """``SetAngle(magnitude=4.0)``: the fields but the angle, or the bare name without any."""
     others = [field.name for field in fields(operator) if field.name != "angle_deg"]
     values = ", ".join(f"{name}={float(getattr(operator, name))!r}" for name in others)

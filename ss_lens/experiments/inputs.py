@@ -19,7 +19,7 @@ from ss_lens.datasets.contrastive import ContrastiveDataset, DatasetSplit, load_
 from ss_lens.experiments.config import SweepConfig
 from ss_lens.experiments.grid import Arm, CellGroup
 from ss_lens.generation.loop import stop_ids
-from ss_lens.geometry.operators import AngularOperator
+from ss_lens.geometry.operators import Operator
 from ss_lens.models.chat import ChatFormat, tokenize, tokens_digest
 from ss_lens.models.load import load_model
 
@@ -33,7 +33,7 @@ class Setting:
 
     model: TransformerBridge
     calibration: Calibration
-    operator: AngularOperator
+    operator: Operator
     prompts: tuple[str, ...]
     chat: ChatFormat
     max_new_tokens: int
@@ -80,7 +80,7 @@ class Workbench:
             self._made.clear()
             self._model_name = arm.model
         texts = getattr(getattr(self._split(arm.dataset), group.part), group.prompt_class)[prompts]
-        train, held_out = (self._activations(arm, part) for part in ("train", "dev"))
+        train, held_out = (self.activations(arm, part) for part in ("train", "dev"))
         answered = {
             "tokens": tokens_digest(tokenize(self._model(), texts, config.chat)),
             "max_new_tokens": config.max_new_tokens,
@@ -128,7 +128,9 @@ class Workbench:
         split = self._config.split
         return dataset.split(dev=split.dev, test=split.test, seed=split.seed)
 
-    def _activations(self, arm: Arm, part: Literal["train", "dev"]) -> Activations:
+    def activations(self, arm: Arm, part: Literal["train", "dev"]) -> Activations:
+        """What an arm of the model at hand is calibrated on, or chooses on."""
+
         def make() -> Activations:
             data = getattr(self._split(arm.dataset), part)
             acts = capture(self._model(), data, store=self._store, chat=self._config.chat)
@@ -141,7 +143,7 @@ class Workbench:
         return self._once(("activations", arm.dataset, part, arm.labels, drawn), make)
 
     def _calibration(self, arm: Arm) -> Calibration:
-        train, held_out = (self._activations(arm, part) for part in ("train", "dev"))
+        train, held_out = (self.activations(arm, part) for part in ("train", "dev"))
 
         def make() -> Calibration:
             return calibrate(train, plane=arm.plane_method, rule=arm.rule, held_out=held_out)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 
 import pandas as pd
@@ -21,6 +21,7 @@ from ss_lens.experiments.choose_angle import AngleChoice, choose_angle
 from ss_lens.experiments.cluster import finish_on_cluster
 from ss_lens.experiments.config import SweepConfig
 from ss_lens.experiments.grid import ARM_COLUMNS, Arm, CellGroup
+from ss_lens.experiments.inputs import Workbench
 from ss_lens.experiments.worker import (
     Outcome,
     finish_groups,
@@ -71,7 +72,11 @@ class SweepResult:
 
 
 def run_sweep(
-    config: SweepConfig, folder: Path | str, *, store: Store | None = None
+    config: SweepConfig,
+    folder: Path | str,
+    *,
+    store: Store | None = None,
+    bench: Workbench | None = None,
 ) -> SweepResult:
     """Measure all cells of a grid; those that ``folder`` has already are not computed again.
 
@@ -85,6 +90,8 @@ def run_sweep(
         config: the grid and how it is measured.
         folder: new, empty, or of an earlier sweep.
         store: of activations; ``None`` is the user's store.
+        bench: what sweeps of one process share: the model, activations and calibrations. It was
+            made for a configuration that differs in grid, parts, classes and scores at most.
 
     Raises:
         UserError: a folder of another format or with something else in it, an unavailable model or
@@ -97,7 +104,7 @@ def run_sweep(
     cells, store = CellStore.claim(folder), Store() if store is None else store
     _check_result(cells)  # before the slow part
     groups = config.groups()
-    outcomes = _finished(config, groups, cells, store)
+    outcomes = _finished(config, groups, cells, store, bench)
     table = _table(config, groups, outcomes, cells)
     choices = _choices(config, table)
     if config.choose is not None and "test" not in config.parts:
@@ -108,7 +115,7 @@ def run_sweep(
             for prompt_class in config.prompt_class
         ]
         if later:
-            outcomes_later = _finished(config, later, cells, store)
+            outcomes_later = _finished(config, later, cells, store, bench)
             table = pd.concat(
                 [table, _table(config, later, outcomes_later, cells)], ignore_index=True
             )
@@ -180,9 +187,14 @@ def unsteered_by_class(unsteered: pd.DataFrame) -> pd.DataFrame:
 
 
 def _finished(
-    config: SweepConfig, groups: Sequence[CellGroup], cells: CellStore, store: Store
+    config: SweepConfig,
+    groups: Sequence[CellGroup],
+    cells: CellStore,
+    store: Store,
+    bench: Workbench | None,
 ) -> list[Outcome]:
-    finish = finish_groups if config.cluster is None else finish_on_cluster
+    here = partial(finish_groups, bench=bench)
+    finish = here if config.cluster is None else finish_on_cluster
     with progress_bar(sum(len(group.angles_deg) for group in groups), "sweep", "cell") as bar:
 
         def finished(place: int) -> None:

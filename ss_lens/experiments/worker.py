@@ -61,6 +61,7 @@ def finish_groups(
     *,
     finished: Callable[[int], None],
     first: int = 0,
+    bench: Workbench | None = None,
 ) -> list[Outcome]:
     """Compute what the store lacks, and return when every group is finished.
 
@@ -74,6 +75,7 @@ def finish_groups(
         store: of activations.
         finished: called with the place of each group that is finished.
         first: place of the group to begin with; processes that begin apart seldom meet.
+        bench: with what it has already; ``None`` is a new one.
 
     Raises:
         UserError: an unavailable model or dataset, a prompt beyond the context, a full disk.
@@ -81,7 +83,8 @@ def finish_groups(
     # By model, since the bench holds one at a time.
     places = sorted(range(len(groups)), key=lambda i: groups[i].arm.model)
     places = places[first:] + places[:first]
-    bench, outcomes = Workbench(config, store), dict[int, Outcome]()
+    bench = Workbench(config, store) if bench is None else bench
+    outcomes = dict[int, Outcome]()
     for wait in (False, True):
         for place in [place for place in places if place not in outcomes]:
             outcome = _finish(config, groups[place], cells, bench, wait)
@@ -254,9 +257,8 @@ def _tell(group: CellGroup) -> None:
     arm, prompts = group.arm, f"{group.part} {group.prompt_class} prompts"
     selection = shorten(arm.selection.replace(",", ", "), 60, placeholder=" …")
     angles = shorten(", ".join(f"{angle:g}°" for angle in group.angles_deg), 60, placeholder=" …")
-    logger.info(
-        "sweep: %s, %s, %s at %s on %s", arm.operator, selection, arm.plane, angles, prompts
-    )
+    plane = shorten(arm.plane.replace(",", ", "), 60, placeholder=" …")
+    logger.info("sweep: %s, %s, %s at %s on %s", arm.operator, selection, plane, angles, prompts)
 
 
 def _missing(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -23,7 +23,7 @@ from ss_lens.core.progress import progress_bar
 from ss_lens.generation import reuse as shared_work
 from ss_lens.generation.loop import check_logits, continue_tokens, decode, greedy
 from ss_lens.generation.reuse import Reach, SharedPrefix
-from ss_lens.geometry.operators import AngularOperator
+from ss_lens.geometry.operators import AngularOperator, Operator
 from ss_lens.geometry.strengths import Strengths, reduced
 from ss_lens.models import forward
 from ss_lens.models.chat import (
@@ -41,8 +41,13 @@ from ss_lens.steering.steer import steer
 
 BATCH_ROWS = 48
 
-Angled = type[AngularOperator] | AngularOperator
-"""A class of operators with an angle, or one of its values, whose own angle is not used."""
+Angled = type[AngularOperator] | Operator
+"""A class of operators with an angle, or one of its values, whose own angle is not used.
+
+A value without an angle is taken as it is; it is swept at 0 degrees alone (:data:`NO_ANGLE`).
+"""
+NO_ANGLE = (0.0,)
+"""The angles of an operator that has none: tables have to say one."""
 Pair = tuple[int, int]
 """A prompt and an angle, by their places."""
 
@@ -159,15 +164,18 @@ def checked_angles(
     """Return the angles as floats; reject a bad sweep before any work is done.
 
     Raises:
-        UserError: the operator has no angle, or the angles are empty, not finite, or repeat.
+        UserError: the operator has no angle and the angles are others than :data:`NO_ANGLE`, or
+            the angles are empty, not finite, or repeat.
     """
     made = operator if isinstance(operator, type) else type(operator)
     if made not in AngularOperator.kinds():
+        if isinstance(operator, Operator) and tuple(np.ravel(angles_deg)) == NO_ANGLE:
+            return NO_ANGLE
         raise UserError(
             f"{made.__name__} has no angle; sweep one of "
             f"{', '.join(kind.__name__ for kind in AngularOperator.kinds())}."
         )
-    degrees = at_angles(operator, angles_deg).angle_deg
+    degrees = cast("AngularOperator", at_angles(operator, angles_deg)).angle_deg
     if not isinstance(degrees, tuple):
         raise UserError(
             f"angles_deg must be a list of degrees such as [0, 60, 120]; got "
@@ -184,10 +192,12 @@ def checked_angles(
     return degrees
 
 
-def at_angles(operator: Angled, angles_deg: Strengths) -> AngularOperator:
-    """The operator at other angles; what else it holds stays."""
+def at_angles(operator: Angled, angles_deg: Strengths) -> Operator:
+    """The operator at other angles; what else it holds stays, and one without an angle as well."""
     if isinstance(operator, type):
         return operator(angle_deg=angles_deg)
+    if not isinstance(operator, AngularOperator):
+        return operator
     return replace(operator, angle_deg=angles_deg)
 
 

@@ -100,6 +100,7 @@ class Score:
             score of answers returns the rows of ``answers`` in their order, and the others bring
             the columns of :data:`ROW`.
         place: of its columns in tables, from left to right.
+        on_request: a sweep measures it only where its configuration names it.
         version: raised when the function gives other numbers; stored cells of earlier versions are
             measured again. A score of texts is computed whenever a table is made, and needs none.
     """
@@ -109,6 +110,7 @@ class Score:
     needs: Needs
     measure: Callable[[ScoreInput], pd.DataFrame] | Callable[[Sequence[str]], pd.DataFrame]
     place: int = field(default=100, kw_only=True)
+    on_request: bool = field(default=False, kw_only=True)
     version: int = field(default=1, kw_only=True)
 
     @property

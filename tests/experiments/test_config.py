@@ -139,7 +139,7 @@ def test_the_example_is_read() -> None:
         ({"selection": "RandomSites()"}, r"random selection needs a seed"),
         ({"selection": "Discriminative(centred=True)"}, r"needs neutral prompts, which a sweep"),
         ({"operator": "RotateBye"}, r"unknown operator 'RotateBye'; did you mean RotateBy"),
-        ({"operator": "Ablate"}, r"unknown operator 'Ablate'"),
+        ({"operator": "Abate"}, r"unknown operator 'Abate'"),
         ({"operator": "RotateBy(angle_deg=9)"}, r"holds an angle; the angles of a sweep are angl"),
         ({"operator": "RotateScale(scale=(1, 2))"}, r"holds several strengths; give one number"),
         ({"operator": "SetAngle(size=1)"}, r"does not fit: .*'size'"),

@@ -1,0 +1,374 @@
+"""The paper as one command: a preset over the sweep engine, with the controls that the paper lacks.
+
+What the cells of ``small`` cost on a model of 1.5 B on 2 cores, as planned (:data:`STAGES`):
+
+======================  ==========================================================  =======
+stage                   cells                                                       minutes
+======================  ==========================================================  =======
+capture                 192 + 32 prompts; the template variant once more            3
+scan on dev             one pass at 8 angles: 7 methods, 13 controls, 9 rules       20
+answers on dev          32 per variant and try, 32 tokens, perplexity               30
+answers on test         48 per variant at its angle, 32 tokens, two perplexities    35
+nulls                   99 planes and 99 site sets, one pass of 24 prompts each     22
+capability              80 items for 6 models, where lm-eval is installed           10
+======================  ==========================================================  =======
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from ss_lens.activations.capture import capture
+from ss_lens.activations.store import Store
+from ss_lens.calibration.calibration import calibrate
+from ss_lens.calibration.site_selection import Explicit
+from ss_lens.core.checks import check_is, check_path
+from ss_lens.core.errors import NotApplicable
+from ss_lens.core.files import atomic_path, check_can_be_made, make_folder, write_json
+from ss_lens.core.replace import remove_leftovers
+from ss_lens.datasets.contrastive import ContrastiveDataset, load_dataset
+from ss_lens.experiments.choose_angle import choose_angle
+from ss_lens.experiments.config import Part, PromptClass
+from ss_lens.experiments.grid import Arm, CellGroup
+from ss_lens.experiments.inputs import Workbench
+from ss_lens.experiments.paper_plan import (
+    CENTRED,
+    CRITERION,
+    FULL,
+    PUBLISHED,
+    PUBLISHED_WRAP,
+    SELECTIONS,
+    UNSTEERED,
+    PaperConfig,
+    Variant,
+    full_method,
+    matched_plane,
+    variants,
+)
+from ss_lens.experiments.paper_tables import Chosen, Measured, rows_of, write_tables
+from ss_lens.experiments.sweep import SweepResult, run_sweep
+from ss_lens.scoring.registry import ANSWERS
+
+STAGES: Mapping[str, float] = {
+    "capture and the method's sites": 5,
+    "scan of the angles on dev": 20,
+    "answers on dev": 30,
+    "answers on test": 35,
+    "random planes and site sets": 22,
+    "capability": 10,
+}
+"""Stages in their order and the minutes that are planned for each."""
+ON_DEV = (ANSWERS, "perplexity", "refusal_score")
+ON_TEST = (ANSWERS, "perplexity", "perplexity_steered", "refusal_score")
+ONE_PASS = ("refusal_score",)
+BOTH: tuple[PromptClass, ...] = ("positive", "negative")
+HARMFUL: tuple[PromptClass, ...] = ("positive",)
+Cells = Mapping[Arm, tuple[float, ...]]
+logger = logging.getLogger(__name__)
+
+
+def run_paper(
+    config: PaperConfig,
+    dataset: ContrastiveDataset,
+    folder: Path | str,
+    *,
+    store: Store | None = None,
+) -> Path:
+    """Measure everything and write the tables; stopped at any moment, the same call resumes.
+
+    Angles and strengths are chosen on dev alone, and everything else is reported on test. Prompts
+    and answers stay in ``folder``; its tables hold numbers only.
+
+    Args:
+        config: the model and how much.
+        dataset: of which the first prompts of each class are taken, as many as the size needs.
+        folder: new, empty, or of an earlier run.
+        store: of activations; ``None`` is the user's store.
+
+    Returns:
+        The folder of the tables.
+
+    Raises:
+        UserError: a dataset that cannot be split so, a model without discriminative sites, or what
+            :func:`ss_lens.run_sweep` raises.
+    """
+    check_is("config", config, (PaperConfig,), "a PaperConfig(model=...)")
+    check_is("dataset", dataset, (ContrastiveDataset,), "a dataset from load_dataset(...)")
+    check_path("folder", folder)
+    work = _Work.prepared(config, dataset, Path(folder), Store() if store is None else store)
+    clock = _Clock()
+    with clock.stage("capture and the method's sites"):
+        plan = work.planned()
+    with clock.stage("scan of the angles on dev"):
+        scan, others = work.scan(plan)
+    with clock.stage("answers on dev"):
+        chosen = work.choose(plan, scan)
+    with clock.stage("answers on test"):
+        tested = work.test(chosen)
+    (full,) = (made for made in chosen if made.variant.name == FULL and made.table == "methods")
+    with clock.stage("random planes and site sets"):
+        nulls = work.nulls(full)
+    with clock.stage("capability"):
+        items = work.capability(chosen)
+    measured = Measured(scan, others, chosen, tested, nulls, items, work.facts())
+    return write_tables(config, measured, work.folder)
+
+
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """What the stages share."""
+
+    config: PaperConfig
+    folder: Path
+    store: Store
+    dataset: str
+    wrapped: str
+    bench: Workbench
+
+    @classmethod
+    def prepared(
+        cls, config: PaperConfig, dataset: ContrastiveDataset, folder: Path, store: Store
+    ) -> _Work:
+        size = config.size
+        if size.train is not None:
+            dataset = dataset.head(size.train + size.dev + size.test)
+        dataset.split(dev=size.dev, test=size.test, seed=config.seed)
+        check_can_be_made(folder)
+        make_folder(folder)
+        remove_leftovers(folder)
+        negative = tuple(PUBLISHED_WRAP.replace("{prompt}", text) for text in dataset.negative)
+        wrapped = ContrastiveDataset(f"{dataset.name} wrapped", dataset.positive, negative)
+        paths = {"data.jsonl": dataset, "data_wrapped.jsonl": wrapped}
+        for name, data in paths.items():
+            _write_dataset(data, folder / name)
+        first = full_method(config, str(folder / "data.jsonl"))
+        bench = Workbench(config.sweep({first: (0.0,)}, "dev", ONE_PASS, BOTH), store)
+        plain, changed = (str(folder / name) for name in paths)
+        return cls(config, folder, store, plain, changed, bench)
+
+    def sweep(
+        self,
+        cells: Cells,
+        part: Part,
+        scores: tuple[str, ...],
+        prompt_class: tuple[PromptClass, ...] = BOTH,
+    ) -> SweepResult:
+        config = self.config.sweep(cells, part, scores, prompt_class)
+        bench = self.bench if config.cluster is None else None
+        return run_sweep(config, self.folder / "sweep", store=self.store, bench=bench)
+
+    @property
+    def full(self) -> Arm:
+        return full_method(self.config, self.dataset)
+
+    def planned(self) -> tuple[Variant, ...]:
+        """All variants; what the sizes of additions and the sites of controls refer to."""
+        setting = self.bench.setting(CellGroup(self.full, "dev", "positive", (0.0,)))
+        calibration, acts = setting.calibration, self.bench.activations(self.full, "train")
+        calibration.save(self.folder / "calibration", overwrite=True)
+        gaps = {
+            str(site): float((positive.mean(dim=0) - negative.mean(dim=0)) @ calibration.plane.b1)
+            for site in calibration.sites
+            for positive, negative in [acts.at(site)]
+        }
+        steered = [str(site) for site in calibration.selected_sites]
+        own = [gaps[site] for site in steered]
+        return variants(
+            self.config,
+            self.dataset,
+            Explicit(",".join(steered)).sites,
+            sum(own) / len(own),
+            sum(gaps.values()) / len(gaps),
+        )
+
+    def scan(self, plan: tuple[Variant, ...]) -> tuple[SweepResult, SweepResult]:
+        """Refusal scores on dev at all angles: of the variants, and of rules and the template."""
+        methods = _union(variant for variant in plan if variant.table == "methods")
+        self.sweep(methods, "dev", ONE_PASS)
+        found = self.sweep(_union(plan), "dev", ONE_PASS, HARMFUL)
+        angles = self.config.size.angles_deg
+        model, dataset = self.config.model, self.dataset
+        rules = [Arm(model=model, dataset=dataset, selection=rule) for rule in SELECTIONS]
+        rules += [*self.centred(), full_method(self.config, self.wrapped)]
+        cells = dict.fromkeys(rules, angles)
+        return found, self.sweep(cells, "dev", ONE_PASS, HARMFUL)
+
+    def centred(self) -> tuple[Arm, ...]:
+        """The sites of ``centred=True`` with the prompts of both classes as the neutral ones."""
+        acts = self.bench.activations(self.full, "train")
+        try:
+            made = calibrate(acts, rule=CENTRED, neutral=acts)
+        except NotApplicable as error:
+            logger.warning("not computed: %s, since %s", CENTRED, error)
+            return ()
+        sites = Explicit(",".join(map(str, made.selected_sites)))
+        return (Arm(model=self.config.model, dataset=self.dataset, selection=repr(sites)),)
+
+    def choose(self, plan: tuple[Variant, ...], scan: SweepResult) -> tuple[Chosen, ...]:
+        """Each variant's best cell on dev whose answers have not collapsed.
+
+        Where none of the first ``tries`` is, it is the best one, and the tables say so.
+        """
+        ranked = {variant: _ranked(variant, scan) for variant in plan}
+        pending = {variant: cells for variant, cells in ranked.items() if cells}
+        chosen: dict[Variant, Chosen] = {}
+        tried: dict[Variant, list[Chosen]] = {variant: [] for variant in pending}
+        for rank in range(self.config.size.tries):
+            at = {v: cells[rank] for v, cells in pending.items() if rank < len(cells)}
+            at = {v: cell for v, cell in at.items() if v not in chosen}
+            if not at:
+                break
+            cells = _cells(((arm, angle) for arm, angle, _ in at.values()))
+            answered = self.sweep(cells, "dev", ON_DEV).table
+            for variant, (arm, angle, _) in at.items():
+                rows = rows_of(answered, arm, angle)
+                choice = choose_angle(rows, CRITERION)
+                numbers = choice.dev.to_dict("records")[0]
+                found = Chosen(variant, arm, angle, choice.angle_deg is not None, numbers)
+                tried[variant].append(found)
+                if found.admissible:
+                    chosen[variant] = found
+        return tuple(chosen.get(variant) or tried[variant][0] for variant in pending)
+
+    def test(self, chosen: tuple[Chosen, ...]) -> SweepResult:
+        return self.sweep(_cells((made.arm, made.angle_deg) for made in chosen), "test", ON_TEST)
+
+    def nulls(self, full: Chosen) -> dict[str, SweepResult]:
+        """Random planes at the method's sites and random site sets in its plane, at its angle."""
+        setting = self.bench.setting(CellGroup(self.full, "test", "positive", (0.0,)))
+        sites = Explicit(",".join(map(str, setting.calibration.selected_sites))).sites
+        model, dataset, at = self.config.model, self.dataset, (full.angle_deg,)
+        seeds = range(self.config.size.nulls)
+        plane, count = matched_plane(sites), len(sites.split(","))
+        drawn: dict[str, list[Arm]] = {
+            "random planes": [
+                Arm(
+                    model=model,
+                    dataset=dataset,
+                    selection=f"Explicit(sites={sites!r})",
+                    plane=plane.format(seed),
+                )
+                for seed in seeds
+            ],
+            "random site sets": [
+                Arm(
+                    model=model,
+                    dataset=dataset,
+                    selection=f"RandomSites(seed={seed}, count={count})",
+                )
+                for seed in seeds
+            ],
+        }
+        return {
+            name: self.sweep(dict.fromkeys(arms, at), "test", ONE_PASS, HARMFUL)
+            for name, arms in drawn.items()
+        }
+
+    def capability(self, chosen: tuple[Chosen, ...]) -> dict[str, pd.DataFrame]:
+        """The embedded items under each published method; nothing where lm-eval is missing."""
+        from ss_lens.experiments.paper_capability import is_available, items
+
+        if not is_available():
+            logger.warning("capability is not measured: it needs the extra 'capability'")
+            return {}
+        methods = [made for made in chosen if made.variant.name in PUBLISHED]
+        place = self.folder / "capability"
+        found = {UNSTEERED: items(self.bench, self.full, None, place)}
+        for made in methods:
+            found[made.variant.name] = items(self.bench, made.arm, made.angle_deg, place)
+        return found
+
+    def facts(self) -> dict[str, Any]:
+        """What the calibrations with and without the published template have in common."""
+        plain, wrapped = (
+            self.bench.setting(
+                CellGroup(full_method(self.config, data), "dev", "positive", (0.0,))
+            ).calibration
+            for data in (self.dataset, self.wrapped)
+        )
+        cosines = plain.plane.basis.double() @ wrapped.plane.basis.double().T
+        both = set(plain.selected_sites) & set(wrapped.selected_sites)
+        split = load_dataset(self.dataset).split(
+            dev=self.config.size.dev, test=self.config.size.test, seed=self.config.seed
+        )
+        model = self.bench.setting(CellGroup(self.full, "test", "positive", (0.0,))).model
+        shown = capture(model, split.test, store=self.store)  # for the figures
+        train = self.bench.activations(self.full, "train")
+        write_json(
+            self.folder / "paper.json",
+            {
+                "config": self.config.as_json(),
+                "activations": {"train": train.spec.key, "test": shown.spec.key},
+            },
+        )
+        return {
+            "n_train": train.spec.n_positive,
+            "n_layers": train.spec.model.n_layers,
+            "n_calibrated_sites": len(plain.sites),
+            "cos_b1_wrapped": float(cosines[0, 0]),
+            "shared_sites_wrapped": len(both),
+            "cos_largest_wrapped": float(cosines.svd().S[0]),
+        }
+
+
+class _Clock:
+    """Says at each stage how much is left, by the pace of what was computed so far."""
+
+    def __init__(self) -> None:
+        self._spent = self._planned = 0.0
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        names = [*STAGES]
+        place = names.index(name)
+        left = sum(STAGES[later] for later in names[place:])
+        pace = self._spent / self._planned if self._planned else None
+        told = "" if pace is None else f", about {left * pace / 60:.0f} min left"
+        logger.info("paper: %s (%d of %d%s)", name, place + 1, len(names), told)
+        began = time.monotonic()
+        yield
+        spent = time.monotonic() - began
+        if spent > 0.02 * 60 * STAGES[name]:  # else it was there already
+            self._spent, self._planned = self._spent + spent, self._planned + STAGES[name]
+
+
+def _ranked(variant: Variant, scan: SweepResult) -> list[tuple[Arm, float, float]]:
+    """Arms and angles from the lowest mean refusal score of harmful dev prompts on."""
+    found = []
+    for arm, angles in variant.cells.items():
+        rows = rows_of(scan.table, arm).query("prompt_class == 'positive'")
+        means = rows.groupby("angle_deg")["refusal_score"].agg("mean").to_dict()
+        found += [(arm, angle, means[angle]) for angle in angles if angle in means]
+    return sorted(found, key=lambda cell: (cell[2], min(cell[1], -cell[1] % 360), cell[1]))
+
+
+def _cells(pairs: Any) -> dict[Arm, tuple[float, ...]]:
+    found: dict[Arm, dict[float, None]] = {}
+    for arm, angle in pairs:
+        found.setdefault(arm, {})[angle] = None
+    return {arm: tuple(angles) for arm, angles in found.items()}
+
+
+def _union(plan: Any) -> dict[Arm, tuple[float, ...]]:
+    return _cells(
+        (arm, angle)
+        for variant in plan
+        for arm, angles in variant.cells.items()
+        for angle in angles
+    )
+
+
+def _write_dataset(data: ContrastiveDataset, path: Path) -> None:
+    labels: tuple[Literal["positive", "negative"], ...] = ("positive", "negative")
+    rows = [{"prompt": text, "class": label} for label in labels for text in getattr(data, label)]
+    with atomic_path(path) as temporary:
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")

@@ -1,0 +1,307 @@
+"""The tables of a paper run, as CSV files that hold numbers and no text of prompts or answers."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ss_lens.core.files import atomic_path, make_folder
+from ss_lens.experiments.grid import Arm
+from ss_lens.experiments.paper_plan import (
+    CENTRED,
+    CRITERION,
+    FULL,
+    SELECTIONS,
+    UNSTEERED,
+    PaperConfig,
+    Variant,
+)
+from ss_lens.experiments.sweep import SweepResult
+from ss_lens.models.sites import Site
+from ss_lens.scoring.capability import accuracy, retention
+from ss_lens.scoring.coherence import collapse
+from ss_lens.stats.paired import compare
+
+METRICS = (
+    *("refused", "answered", "refusal_score", "opening_mass", "collapsed"),
+    *("perplexity", "perplexity_steered", "compression_ratio", "repetition", "non_latin_share"),
+)
+"""``answered``: neither refused nor collapsed, as near as one gets to success without a judge."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What dev chose for a variant.
+
+    Attributes:
+        admissible: whether few enough of its dev answers collapse; else it is the best by score.
+        dev: the row of :attr:`ss_lens.AngleChoice.dev`.
+    """
+
+    variant: Variant
+    arm: Arm
+    angle_deg: float
+    admissible: bool
+    dev: Mapping[str, float]
+
+    @property
+    def table(self) -> str:
+        return self.variant.table
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What the stages of a paper run found.
+
+    Attributes:
+        scan: one pass over dev at all angles, of all variants.
+        others: the same for rules of selection and the template variant.
+        chosen: in the order of the plan.
+        tested: the chosen cells on test.
+        nulls: one pass over the harmful test prompts per random draw, by kind.
+        items: of capability, by method and ``unsteered``; empty where it was not measured.
+        facts: numbers that stand alone.
+    """
+
+    scan: SweepResult
+    others: SweepResult
+    chosen: Sequence[Chosen]
+    tested: SweepResult
+    nulls: Mapping[str, SweepResult]
+    items: Mapping[str, pd.DataFrame]
+    facts: Mapping[str, Any]
+
+
+def write_tables(config: PaperConfig, measured: Measured, folder: Path) -> Path:
+    """Write ``folder/tables`` and return it."""
+    place = folder / "tables"
+    make_folder(place)
+    full = next(made for made in measured.chosen if made.variant.name == FULL)
+    tables = {
+        "methods": compared(config, measured, "methods"),
+        "ablations": compared(config, measured, "ablations"),
+        "choices": choices(measured),
+        "curves": curves(measured),
+        "nulls": null_draws(measured),
+        "null_ranks": null_ranks(measured, full),
+        "selection": selection(measured),
+        "capability": capabilities(measured.items),
+        "facts": facts(config, measured),
+    }
+    for name, table in tables.items():
+        with atomic_path(place / f"{name}.csv") as temporary:
+            table.to_csv(temporary, index=False, float_format="%.6g")
+    return place
+
+
+def compared(config: PaperConfig, measured: Measured, table: str) -> pd.DataFrame:
+    """Every variant on test: levels with intervals, and paired differences from the full method."""
+    parts = []
+    places = []
+    for made in measured.chosen:
+        if made.table != table:
+            continue
+        rows = rows_of(measured.tested.table, made.arm, made.angle_deg)
+        name, draw = made.variant.name, made.variant.draw
+        parts.append(rows.assign(variant=name, draw=draw))
+        groups = rows_of(measured.tested.groups, made.arm)
+        places.append(
+            {
+                "variant": name,
+                "operator": made.arm.operator,
+                "n_sites": int(groups["n_sites"].iloc[0]),
+                "angle_deg": made.angle_deg,
+                "admissible": made.admissible,
+            }
+        )
+    parts.append(measured.tested.unsteered.assign(variant=UNSTEERED, draw=0))
+    wanted = [name for name in METRICS if name not in ("collapsed", "answered")]
+    keys = ["variant", "draw", "prompt_class", "prompt_index", "empty", "loop"]
+    cells = pd.concat([part[[*keys, *wanted]] for part in parts], ignore_index=True)
+    cells["collapsed"] = collapse(cells, CRITERION.rule)["collapsed"]
+    cells["answered"] = ~(cells["collapsed"] | cells["refused"].astype(bool))
+    found = compare(cells, METRICS, FULL, seed=config.seed)
+    placed = pd.DataFrame(places).groupby("variant", sort=False).agg(_joined).reset_index()
+    return found.merge(placed, how="left", on="variant")
+
+
+def _joined(values: pd.Series) -> str:
+    """One text per draw, or the one that all share."""
+    texts = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
+    return texts[0] if len(set(texts)) == 1 else "; ".join(texts)
+
+
+def choices(measured: Measured) -> pd.DataFrame:
+    """What dev chose, and by what."""
+    rows = [
+        {
+            "table": made.table,
+            "variant": made.variant.name,
+            "draw": made.variant.draw,
+            "operator": made.arm.operator,
+            "angle_deg": made.angle_deg,
+            "admissible": made.admissible,
+            "refusal_score": made.dev["score"],
+            "low": made.dev["low"],
+            "high": made.dev["high"],
+            "collapsed": made.dev["collapsed"],
+        }
+        for made in measured.chosen
+    ]
+    return pd.DataFrame(rows)
+
+
+def curves(measured: Measured) -> pd.DataFrame:
+    """Mean scores on dev at every angle that was scanned; several strengths are several curves."""
+    found = []
+    for made in measured.chosen:
+        for arm in made.variant.cells:
+            rows = rows_of(measured.scan.table, arm)
+            means = _means(rows)
+            found.append(
+                means.assign(
+                    table=made.table,
+                    variant=made.variant.name,
+                    draw=made.variant.draw,
+                    operator=arm.operator,
+                )
+            )
+    return pd.concat(found, ignore_index=True)
+
+
+def _means(rows: pd.DataFrame) -> pd.DataFrame:
+    groups = rows.groupby(["prompt_class", "angle_deg"], sort=True)
+    means = groups.agg({"refusal_score": "mean", "opening_mass": "mean", "prompt": "size"})
+    return means.rename(columns={"prompt": "n"}).reset_index()
+
+
+def null_draws(measured: Measured) -> pd.DataFrame:
+    """A row per random draw: mean scores of the harmful test prompts."""
+    found = []
+    for name, swept in measured.nulls.items():
+        keys = ["selection", "plane"]
+        means = swept.table.groupby(keys, sort=False).agg(
+            {"refusal_score": "mean", "opening_mass": "mean"}
+        )
+        means = means.reset_index(drop=True)
+        found.append(means.assign(null=name, draw=range(len(means))))
+    table = pd.concat(found, ignore_index=True)
+    return table.filter(["null", "draw", "refusal_score", "opening_mass"])
+
+
+def null_ranks(measured: Measured, full: Chosen) -> pd.DataFrame:
+    """Where the method stands among the draws: p = (1 + draws that lower as much) / (1 + draws)."""
+    harmful = "prompt_class == 'positive'"
+    method = rows_of(measured.tested.table, full.arm, full.angle_deg).query(harmful)
+    score = float(method["refusal_score"].mean())
+    base = float(measured.tested.unsteered.query(harmful)["refusal_score"].mean())
+    rows = []
+    for name, draws in null_draws(measured).groupby("null", sort=False):
+        as_low = int((draws["refusal_score"] <= score).sum())
+        rows.append(
+            {
+                "null": name,
+                "angle_deg": full.angle_deg,
+                "unsteered": base,
+                "method": score,
+                "draws": len(draws),
+                "draw_mean": draws["refusal_score"].mean(),
+                "draw_low": draws["refusal_score"].min(),
+                "draw_high": draws["refusal_score"].max(),
+                "draws_as_low": as_low,
+                "p_value": (1 + as_low) / (1 + len(draws)),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def selection(measured: Measured) -> pd.DataFrame:
+    """A row per rule of selection, and one for the published template: sites and depth of the dial.
+
+    The depth is the lowest mean refusal score of harmful dev prompts at any angle.
+    """
+    names = {rule: rule for rule in SELECTIONS}
+    rows = []
+    groups = measured.others.groups.drop_duplicates(["dataset", "selection"])
+    for group in groups.to_dict("records"):
+        wrapped = str(group["dataset"]).endswith("data_wrapped.jsonl")
+        name = names.get(group["selection"], CENTRED)
+        row: dict[str, Any] = {
+            "rule": "site, published template" if wrapped else name,
+            "n_sites": group["n_sites"],
+            "blocks": _blocks(group["steered_sites"]),
+            "problem": group["problem"],
+        }
+        if not group["problem"]:
+            here = "dataset == @group['dataset'] and selection == @group['selection']"
+            means = _means(measured.others.table.query(here)).set_index("angle_deg")
+            lowest = means["refusal_score"].idxmin()
+            row |= {
+                "angle_deg": lowest,
+                "refusal_score": means.loc[lowest, "refusal_score"],
+                "opening_mass": means.loc[lowest, "opening_mass"],
+                "refusal_score_at_0": means["refusal_score"].get(0.0),
+            }
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _blocks(steered_sites: str) -> str:
+    """``3, 15–26``"""
+    layers = sorted({Site.parse(text).layer for text in steered_sites.split(",") if text})
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
+
+
+def capabilities(items: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Accuracy per method, and the share of the unsteered model's that is left."""
+    rows = []
+    for name, of_method in items.items():
+        level = accuracy(of_method).to_dict("records")[0]
+        kept = retention(of_method, items[UNSTEERED]).to_dict("records")[0]
+        rows.append(
+            {
+                "variant": name,
+                "n": level["n"],
+                "accuracy": level["accuracy"],
+                "low": level["low"],
+                "high": level["high"],
+                "retention": kept["retention"],
+                "retention_low": kept["low"],
+                "retention_high": kept["high"],
+            }
+        )
+    columns = ("variant", "n", "accuracy", "low", "high")
+    return pd.DataFrame(rows, columns=[*columns, "retention", "retention_low", "retention_high"])
+
+
+def facts(config: PaperConfig, measured: Measured) -> pd.DataFrame:
+    """Numbers that stand alone, and what was asked for."""
+    said = {**config.as_json(), **asdict(config.size), **measured.facts}
+    del said["size"]
+    angles = said.pop("angles_deg")
+    said["angles_deg"] = " ".join(f"{angle:g}" for angle in angles)
+    said["ss_lens"] = importlib.metadata.version("ss_lens")
+    for name in ("torch", "transformers", "transformer-lens"):
+        said[name] = importlib.metadata.version(name)
+    return pd.DataFrame({"fact": [*said], "value": [str(value) for value in said.values()]})
+
+
+def rows_of(table: pd.DataFrame, arm: Arm, angle: float | None = None) -> pd.DataFrame:
+    """The rows of one arm of a sweep, at one angle or all."""
+    here = pd.Series(True, index=table.index)
+    for name, value in asdict(arm).items():
+        here &= table[name].isna() if value is None else table[name] == value
+    if angle is not None:
+        here &= table["angle_deg"] == angle
+    return table.loc[here]
