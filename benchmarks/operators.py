@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from benchmarks.speed import ROUNDS, alternating
+from benchmarks.timing import ROUNDS, alternating
 from ss_lens.geometry.operators import (
     AngularOperator,
     Operator,

@@ -15,7 +15,7 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 import ss_lens
-from benchmarks.speed import ROUNDS, alternating
+from benchmarks.timing import ROUNDS, alternating
 from ss_lens import Calibration
 from ss_lens.generation.angle_batch import BATCH_ROWS
 from ss_lens.models.chat import tokenize

@@ -53,7 +53,7 @@ class Reach:
         blocks = model.cfg.n_layers
         first = min((site.layer for site in sites), default=blocks)
         return cls(
-            shares=_keeps_every_key(model) and not is_hooked(model),
+            shares=keeps_every_key(model) and not is_hooked(model),
             prefix=first if isinstance(positions, AllPositions | PromptOnly) else blocks,
             prompt=blocks if isinstance(positions, GeneratedOnly) else first,
             answer=isinstance(positions, AllPositions | GeneratedOnly),
@@ -68,7 +68,7 @@ class Reach:
         return tokens[0][: shared_prefix_length(tokens, self.keep)]
 
 
-def _keeps_every_key(model: TransformerBridge) -> bool:
+def keeps_every_key(model: TransformerBridge) -> bool:
     """Return whether each layer caches the keys of its own tokens.
 
     Recurrent layers keep a state in place of keys; in some models a layer uses another's keys.

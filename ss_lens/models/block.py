@@ -12,6 +12,7 @@ import signal
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
 from types import FrameType, TracebackType
 from weakref import WeakKeyDictionary
 
@@ -23,8 +24,24 @@ _OPEN: WeakKeyDictionary[TransformerBridge, list[Block]] = WeakKeyDictionary()
 _GUARD = threading.RLock()
 
 
+@dataclass(frozen=True)
+class Evenly:
+    """Says of a block that its hooks treat a token alike in every row and every pass.
+
+    Attributes:
+        hooks: how many hooks the block placed.
+        keep: at how many last tokens of a prompt they ask how far away its end is.
+    """
+
+    hooks: int
+    keep: int
+
+
 class Block(AbstractContextManager[TransformerBridge]):
     """Hooks on a model from entering the block to leaving it.
+
+    Attributes:
+        evenly: set by ``place`` where it is true of the hooks; ``None`` says nothing of them.
 
     Args:
         model: what is hooked.
@@ -47,6 +64,7 @@ class Block(AbstractContextManager[TransformerBridge]):
         self._stack = ExitStack()
         self._thread: int | None = None
         self._interrupt = _DeferredInterrupt(self)
+        self.evenly: Evenly | None = None
 
     def __enter__(self) -> TransformerBridge:
         if self._thread is not None:
@@ -102,6 +120,21 @@ class Block(AbstractContextManager[TransformerBridge]):
                 "pass; expected passes of that thread alone. Wait for its block to end, share a "
                 "lock, or load the model once per thread."
             )
+
+
+def kept_apart(model: TransformerBridge) -> int | None:
+    """How many last tokens of each prompt must run with the prompt, under the hooks in force.
+
+    The tokens before them may run once for several prompts. ``None`` where a hook may depend on
+    rows or passes: one that no open block answers for, such as a user's, or a block's own.
+    """
+    found = [block.evenly for block in _OPEN.get(model, [])]
+    stated = [evenly for evenly in found if evenly is not None]
+    points = {id(point): point for point in model.hook_dict.values()}
+    hooks = sum(len(point.fwd_hooks) for point in points.values())
+    if len(stated) < len(found) or hooks != sum(evenly.hooks for evenly in stated):
+        return None
+    return max((evenly.keep for evenly in stated), default=1)
 
 
 class _DeferredInterrupt:

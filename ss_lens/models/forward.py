@@ -17,6 +17,8 @@ from ss_lens.models.chat import Tokens
 from ss_lens.models.load import device_of
 
 Row = TypeVar("Row")
+PRICE_OF_A_BATCH = 20
+"""What a forward pass of a small model costs beside its tokens, in tokens."""
 
 
 @dataclass(frozen=True)
@@ -83,15 +85,16 @@ def equal_groups(rows: Sequence[Row], size: int) -> list[Sequence[Row]]:
 def thrifty_groups(tokens: Sequence[Tokens], rows: Sequence[int], size: int) -> list[Sequence[int]]:
     """Rows of ascending length in groups of at most ``size`` that cost the least work.
 
-    Work is counted in tokens, padding included, plus a fixed price per batch (a forward pass of a
-    small model costs about as much beside its tokens as 20 tokens do). Dynamic programming over
-    where the last batch begins.
+    Work is counted in tokens, padding included, plus :data:`PRICE_OF_A_BATCH`. Dynamic programming
+    over where the last batch begins.
     """
-    price = 20
     cost, begin = [0], [0]
     for end in range(1, len(rows) + 1):
         width = len(tokens[rows[end - 1]])
-        costs = {i: cost[i] + width * (end - i) + price for i in range(max(0, end - size), end)}
+        costs = {
+            i: cost[i] + width * (end - i) + PRICE_OF_A_BATCH
+            for i in range(max(0, end - size), end)
+        }
         best = min(costs, key=costs.__getitem__)
         cost.append(costs[best])
         begin.append(best)
@@ -184,16 +187,19 @@ def run_after(model: TransformerBridge, prefix: Prefix | None, batch: Batch) -> 
 def run_all(
     model: TransformerBridge,
     ids: Int[Tensor, "row token"],
-    mask: Int[Tensor, "row token"],
+    mask: Int[Tensor, "row past_and_token"],
     *,
     keep: int,
+    cache: Any = None,
     origin: Origin | None = None,
 ) -> Float[Tensor, "row kept vocab"]:
-    """One forward pass without a cache; returns the logits of the last ``keep`` columns.
+    """One forward pass; returns the logits of the last ``keep`` columns.
 
-    ``origin`` is as in :func:`run`. The unembedding runs on those columns only.
+    ``mask``, ``cache`` and ``origin`` are as in :func:`run`. The unembedding runs on those columns
+    only.
     """
-    return _pass(model, ids, mask, origin, keep, use_cache=False)[0]
+    past = {} if cache is None else {"past_key_values": cache}
+    return _pass(model, ids, mask, origin, keep, use_cache=cache is not None, **past)[0]
 
 
 def _pass(

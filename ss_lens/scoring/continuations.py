@@ -13,10 +13,11 @@ from transformer_lens.model_bridge import TransformerBridge
 from ss_lens.core.checks import check_at_least, check_texts
 from ss_lens.core.errors import UserError
 from ss_lens.core.progress import progress_bar
+from ss_lens.generation.shared_start import SharedStart
 from ss_lens.geometry.operators import Operator
 from ss_lens.models import forward
 from ss_lens.models.chat import DEFAULT_FORMAT, ChatFormat, Tokens, check_context, tokenize
-from ss_lens.models.forward import Batch, Origin
+from ss_lens.models.forward import Batch
 from ss_lens.models.load import device_of
 
 BATCH_SIZE = 32
@@ -58,14 +59,17 @@ class Pass:
     batch: Batch
     continuations: tuple[Continuation, ...]
 
-    def logits(self, model: TransformerBridge) -> list[Float[Tensor, "prediction vocab"]]:
-        """Of each row, the logits at its wanted positions; views of one tensor."""
+    def logits(
+        self, model: TransformerBridge, start: SharedStart
+    ) -> list[Float[Tensor, "prediction vocab"]]:
+        """Of each row, the logits at its wanted positions; views of one tensor.
+
+        ``start`` is that of :func:`start_of`.
+        """
         contexts = [len(continuation.context) for continuation in self.continuations]
-        origin = Origin(self.batch.rows, self.batch.mask.new_tensor(contexts))
         wanted = [continuation.predictions for continuation in self.continuations]
-        whole = forward.run_all(
-            model, self.batch.ids, self.batch.mask, keep=max(wanted), origin=origin
-        )
+        lengths = self.batch.mask.new_tensor(contexts)
+        whole = start.logits(model, self.batch, lengths, keep=max(wanted))
         return [row[-n:] for row, n in zip(whole, wanted, strict=True)]
 
 
@@ -104,6 +108,13 @@ def answers(
                 f"response; the context of {model.cfg.model_name} is {limit}. Shorten the response."
             )
     return found
+
+
+def start_of(
+    model: TransformerBridge, continuations: Sequence[Continuation], rows: Sequence[int]
+) -> SharedStart:
+    """What the contexts of the given rows start with, run once under the hooks in force."""
+    return SharedStart.of(model, [continuations[row].context for row in rows])
 
 
 def passes(

@@ -15,6 +15,7 @@ from ss_lens.activations.capture import check_unhooked
 from ss_lens.calibration.calibration import Calibration
 from ss_lens.core.errors import UserError
 from ss_lens.generation.angle_batch import Angled, at_angles, checked_angles
+from ss_lens.generation.shared_start import SharedStart
 from ss_lens.geometry.operators import Operator
 from ss_lens.models.chat import DEFAULT_FORMAT, ChatFormat
 from ss_lens.scoring.continuations import (
@@ -24,6 +25,7 @@ from ss_lens.scoring.continuations import (
     check_one_strength,
     log_probabilities,
     passes,
+    start_of,
 )
 from ss_lens.scoring.registry import Column, Score
 from ss_lens.steering.positions import ALL_POSITIONS, GeneratedOnly, Positions
@@ -125,11 +127,15 @@ def _divergences(
     read = 2 if isinstance(positions, GeneratedOnly) else 0
     rows = [row for row, continuation in enumerate(given) if len(continuation.scored) >= read]
     first, total = np.zeros((2, len(operators), len(given)))
+    start = start_of(model, given, rows)
+    starts: dict[int, SharedStart] = {}  # made with the first pass of each operator
     for run in passes(model, given, rows, batch_size, "divergence"):
-        plain = run.logits(model)
+        plain = run.logits(model, start)
         for place, operator in enumerate(operators):
             with steer(model, calibration, operator, positions=positions):
-                steered = run.logits(model)
+                if place not in starts:
+                    starts[place] = start_of(model, given, rows)
+                steered = run.logits(model, starts[place])
             for row, before, after in zip(run.batch.rows, plain, steered, strict=True):
                 kl = _kl(before, after)
                 if torch.isnan(kl).any():

@@ -22,6 +22,7 @@ from ss_lens.scoring.continuations import (
     answers,
     log_probabilities,
     passes,
+    start_of,
 )
 from ss_lens.scoring.registry import Column, Score, ScoreInput
 
@@ -142,8 +143,9 @@ def score(
     counts = np.array([len(continuation.scored) for continuation in continuations], dtype=int)
     nll = np.zeros(len(continuations))
     rows = [int(row) for row in counts.nonzero()[0]]
+    start = start_of(model, continuations, rows)
     for run in passes(model, continuations, rows, batch_size, "perplexity"):
-        found = zip(run.batch.rows, run.logits(model), run.continuations, strict=True)
+        found = zip(run.batch.rows, run.logits(model, start), run.continuations, strict=True)
         for row, logits, continuation in found:
             nll[row] = _nll(logits, continuation.scored)
     if not np.isfinite(nll).all():

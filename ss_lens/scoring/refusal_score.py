@@ -16,6 +16,7 @@ from ss_lens.core.checks import check_at_least
 from ss_lens.core.errors import UserError
 from ss_lens.generation.angle_batch import BATCH_ROWS, Angled, sweep_first_logits
 from ss_lens.generation.loop import check_logits
+from ss_lens.generation.shared_start import SharedStart
 from ss_lens.models import forward
 from ss_lens.models.chat import DEFAULT_FORMAT, ChatFormat, check_context, tokenize
 from ss_lens.models.load import device_of
@@ -70,7 +71,8 @@ def refusal_score(
 ) -> pd.DataFrame:
     """Score each prompt by log P(refusal opening) − log P(compliance opening).
 
-    One forward pass over each prompt; steered when called inside :func:`ss_lens.steer`.
+    One forward pass over each prompt; what all prompts start with runs once. Steered when called
+    inside :func:`ss_lens.steer`.
 
     Args:
         model: the model.
@@ -92,6 +94,7 @@ def refusal_score(
     tokens = tokenize(model, prompts, chat)
     check_context(model, tokens, prompts)
     measure, scores = _measure_of(model), np.empty((len(_COLUMNS), len(prompts)))
+    start = SharedStart.of(model, tokens)
     for batch in forward.batches(
         tokens,
         forward.equal_groups(forward.order_by_length(tokens), batch_size),
@@ -99,8 +102,7 @@ def refusal_score(
         pad_id=forward.pad_id_of(model),
         device=device_of(model),
     ):
-        origin = forward.Origin(batch.rows, batch.lengths)
-        logits, _ = forward.run(model, batch.ids, batch.mask, origin=origin)
+        logits = start.logits(model, batch, batch.lengths, keep=1)[:, 0]
         check_logits(model, logits)
         scores[:, list(batch.rows)] = [*measure(logits).values()]
     return pd.DataFrame(dict(zip(_COLUMNS, scores, strict=True)))

@@ -16,11 +16,17 @@ from ss_lens.calibration.calibration import Calibration
 from ss_lens.core.checks import check_is, described
 from ss_lens.core.errors import UserError
 from ss_lens.geometry.operators import Operator
-from ss_lens.models.block import Block
+from ss_lens.models.block import Block, Evenly
 from ss_lens.models.load import device_of
 from ss_lens.models.sites import Site
 from ss_lens.steering.edits import MAX_OVERLAP, Edit, check_overlaps, places
-from ss_lens.steering.positions import ALL_POSITIONS, AllPositions, Positions, Watch
+from ss_lens.steering.positions import (
+    ALL_POSITIONS,
+    AllPositions,
+    LastPrompt,
+    Positions,
+    Watch,
+)
 from ss_lens.steering.trace import Trace
 
 Change = Callable[[Tensor], Tensor]
@@ -132,6 +138,9 @@ def steer_all(
                 change = _change(edit, site, fired, block, watch, trace)
                 mid = site.stream == "resid_mid"
                 hooks += _mid_hooks(site, change) if mid else [_hook(site, change)]
+        if trace is None and all(edit.operator.rows is None for edit in bound):
+            keep = positions.k if isinstance(positions, LastPrompt) else 1
+            block.evenly = Evenly(len(hooks), keep)
         if trace is not None:
             stack.enter_context(trace.recording())
         if watch is not None and hooks:

@@ -411,7 +411,7 @@ def test_a_model_that_suits_no_sharing_is_swept_alike(
 ) -> None:
     calibration = fitted("llama", 1)
     alone = one_by_one(tiny_llama, calibration, RotateBy, PROMPTS, positions)
-    monkeypatch.setattr(shared_work, "_keeps_every_key", lambda model: False)
+    monkeypatch.setattr(shared_work, "keeps_every_key", lambda model: False)
     with counted_rows(tiny_llama) as passes:
         assert swept(tiny_llama, calibration, RotateBy, PROMPTS, positions) == alone
     assert {rows for seen in passes for rows, _ in seen} == {ROWS}
