@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from ss_lens.activations.manifest import NAME, Manifest
+from ss_lens.activations.manifest import FORMAT, NAME, Manifest
 from ss_lens.activations.spec import CaptureSpec
 from ss_lens.core.checks import check_is, check_path
 from ss_lens.core.errors import UserError
@@ -88,6 +88,9 @@ class Store:
 
         Raises:
             UserError: it is absent, incomplete or damaged.
+
+        Warns:
+            UserWarning: it is of format 1, which does not vouch for the order of the prompts.
         """
         from ss_lens.activations.activations import stacked
         from ss_lens.activations.shards import read_whole
@@ -104,10 +107,22 @@ class Store:
                 "missing or damaged; run the command that captured them again, which computes only "
                 "that."
             )
+        if manifest.format != FORMAT:
+            warnings.warn(
+                f"activations {key[:12]} were stored by an earlier version, without a checksum of "
+                "which row is which prompt; the command that captured them checks it, and "
+                f"`ss-lens store rm {key[:12]}` has them captured again.",
+                stacklevel=2,
+            )
         return stacked(stored, manifest.spec)
 
     def stored_keys(self) -> list[str]:
-        """The keys of all sets, also of those whose manifest is damaged."""
+        """The keys of all sets, also of those whose manifest is damaged.
+
+        Raises:
+            UserError: a file where the store would be, or above it.
+        """
+        _check_is_no_file(self.root)
         return sorted(path.parent.name for path in self.root.glob(f"*/{NAME}"))
 
     def entries(self) -> list[StoreEntry]:
@@ -196,6 +211,15 @@ class Store:
             yield
         finally:
             lock.release()
+
+
+def _check_is_no_file(root: Path) -> None:
+    """Raise where a store can neither be nor be made, which must not pass for an empty one."""
+    there = next(path for path in (root, *root.absolute().parents) if os.path.lexists(path))
+    if not there.is_dir():
+        raise UserError(
+            f"the store would be at {root}, and {there} is no folder; point SS_LENS_HOME at one."
+        )
 
 
 def _acquire(lock: FileLock) -> None:

@@ -13,18 +13,32 @@ from ss_lens.calibration.global_direction import GlobalChoice, GlobalDirection, 
 from ss_lens.calibration.planes import PC1, PlaneMethod
 from ss_lens.calibration.selection import RULES, Selection, SelectionRule
 from ss_lens.calibration.site_selection import Discriminative
+from ss_lens.core.checks import check_is
 from ss_lens.core.values import read_value
 from ss_lens.geometry.plane import Plane
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The four choices that make a calibration; the defaults are those of arXiv 2601.19375."""
+    """The four choices that make a calibration; the defaults are those of arXiv 2601.19375.
+
+    Raises:
+        UserError: a choice of another type.
+    """
 
     direction: DirectionMethod = field(default_factory=DifferenceOfMeans)
     choice: GlobalChoice = field(default_factory=MaxMeanCosine)
     plane: PlaneMethod = field(default_factory=PC1)
     rule: SelectionRule = field(default_factory=Discriminative)
+
+    def __post_init__(self) -> None:
+        for name, kinds, example in (
+            ("direction", get_args(DirectionMethod), "DifferenceOfMeans()"),
+            ("choice", get_args(GlobalChoice), "MaxMeanCosine()"),
+            ("plane", get_args(PlaneMethod), "PC1()"),
+            ("rule", (SelectionRule,), "Discriminative()"),
+        ):
+            check_is(name, getattr(self, name), kinds, f"a method such as {example}")
 
     def as_json(self) -> dict[str, str]:
         return {part.name: repr(getattr(self, part.name)) for part in fields(self)}

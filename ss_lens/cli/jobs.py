@@ -78,6 +78,9 @@ def ablate(
     ] = 5,
     workers: Annotated[int, typer.Option(help="Processes that share the work.")] = 1,
     max_new_tokens: options.NewTokens = 32,
+    system: options.System = None,
+    date: options.Date = None,
+    template_arguments: options.TemplateArguments = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     as_json: options.Json = False,
@@ -95,6 +98,7 @@ def ablate(
         max_new_tokens=max_new_tokens,
         device=device,
         dtype=dtype,
+        chat=options.chat(system, date, template_arguments),
     )
     ss_lens.load_dataset(dataset).split(dev=dev, test=test, seed=seed)
     tables.print_ablations(ss_lens.run_ablations(config, out_dir), out_dir, as_json)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 import ss_lens
+from ss_lens.cli import console
 from ss_lens.core.errors import UserError
 from ss_lens.models.sources import DEFAULT_MODEL as DEFAULT_MODEL
 
@@ -106,7 +107,15 @@ def position(text: str) -> Position:
 def dataset(name: str, limit: int | None = None) -> ss_lens.ContrastiveDataset:
     """The dataset, or its first prompts of each class."""
     data = ss_lens.load_dataset(name)
-    return data if limit is None else data.head(limit)
+    if limit is None:
+        return data
+    first = data.head(limit)
+    if limit > min(len(first.positive), len(first.negative)):
+        console.note(
+            f"--limit {limit} is more than {data.name!r} has per class; "
+            f"{len(first.positive)} + {len(first.negative)} prompts are used."
+        )
+    return first
 
 
 def chat(system: str | None, date: str | None, arguments: list[str] | None) -> ChatFormat:

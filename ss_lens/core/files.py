@@ -48,11 +48,11 @@ def sha256_of_json(value: Any) -> str:
 
 
 def check_replaceable(folder: Path, names: Set[str], what: str) -> None:
-    """Raise a :class:`UserError` unless ``folder`` is absent or holds nothing but ``names``."""
+    """Raise a :class:`UserError` unless ``folder`` is absent or holds only files of ``names``."""
     _check_target(folder)
     with disk_errors(folder):
         present = {*folder.iterdir()} - {*leftovers(folder)} if folder.is_dir() else set()
-    if folder.is_file() or {path.name for path in present} - names:
+    if folder.is_file() or any(path.is_dir() or path.name not in names for path in present):
         raise UserError(
             f"{folder} holds something that is not a {what} and would be replaced; choose another "
             "folder."
@@ -70,6 +70,8 @@ def make_folder(folder: Path) -> None:
             folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
         what = "leads nowhere" if folder.is_symlink() else "is a file or below one"
+        if _kind(folder) == "other":
+            what = "is a device, a pipe or a socket, where no folder can be"
         raise UserError(f"{folder} {what}; choose another folder.") from None
     except OSError as error:  # for instance below /proc
         raise UserError(

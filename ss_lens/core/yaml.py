@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,6 +24,7 @@ class Section(BaseModel):
     section: ClassVar[str]
 
     def __init__(self, **values: Any) -> None:
+        _check_keys(values, self.section, set())
         try:
             super().__init__(**values)
         except ValidationError as error:
@@ -87,6 +88,20 @@ class _UniqueKeys(yaml.SafeLoader):
                 None, None, f"the key {twice!r} appears twice", node.start_mark
             )
         return super().construct_mapping(node, deep)
+
+
+def _check_keys(value: Any, place: str, above: set[int]) -> None:
+    """Raise at a key that is no text, as ``8:`` and ``.inf:`` are not; pydantic cannot take one."""
+    if id(value) in above or not isinstance(value, Mapping | list | tuple):
+        return  # an alias of YAML may hold itself
+    above = {*above, id(value)}
+    for key, one in value.items() if isinstance(value, Mapping) else enumerate(value):
+        if isinstance(value, Mapping) and not isinstance(key, str):
+            raise UserError(
+                f"the key {key!r:.40} in {place} is not a text; name a key of that section, or put "
+                "the key in quotes."
+            )
+        _check_keys(one, f"{place}.{key}" if isinstance(value, Mapping) else place, above)
 
 
 def _problem(one: Any, section: str, known: list[str]) -> str:

@@ -306,7 +306,7 @@ def _exists(source: str | Path) -> bool:
 def _problem(prompt: object) -> str | None:
     """What is wrong with a prompt, as a predicate."""
     if not isinstance(prompt, str):
-        return f"is {described(prompt)} and no text"
+        return f"is {described(prompt)}, which is not a text"
     if not prompt.strip():
         return "is blank"
     try:

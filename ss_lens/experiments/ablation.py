@@ -19,6 +19,7 @@ from ss_lens.experiments.choose_angle import AngleCriterion, choose_angle, rank_
 from ss_lens.experiments.config import SEED, USUAL, Grid, Part, Split, SweepConfig
 from ss_lens.experiments.grid import ARM_COLUMNS
 from ss_lens.experiments.sweep import SweepResult, run_sweep
+from ss_lens.models.chat import DEFAULT_FORMAT, ChatFormat
 from ss_lens.scoring.coherence import collapse
 from ss_lens.scoring.registry import ANSWERS, headings, measured_for
 from ss_lens.stats.paired import compare
@@ -75,6 +76,7 @@ class AblationConfig:
         seed: of the split, the intervals and the tests.
         draws: how many draws of random sites; of the other random controls half as many.
         workers: processes that share the work.
+        chat: what else enters the chat template.
     """
 
     model: str
@@ -88,10 +90,12 @@ class AblationConfig:
     device: str = "auto"
     dtype: str = "auto"
     workers: int = 1
+    chat: ChatFormat = DEFAULT_FORMAT
 
     def __post_init__(self) -> None:
         check_whole("draws", self.draws, at_least=1)
         check_whole("workers", self.workers, at_least=1)
+        check_is("chat", self.chat, (ChatFormat,), "a ChatFormat(system=...)")
         _ = self.sweep([self.grid(FULL)], "dev", SCANNED)  # rejects what a sweep rejects
 
     def draws_of(self, variant: str) -> range:
@@ -123,7 +127,19 @@ class AblationConfig:
             dtype=self.dtype,
             cluster="local" if self.workers > 1 else None,
             workers=self.workers,
+            chat=self.chat,
         )
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON values; ``chat`` where it is not the default."""
+        values = asdict(self)
+        del values["chat"]
+        return values if self.chat == DEFAULT_FORMAT else {**values, "chat": self.chat.as_json()}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> AblationConfig:
+        chat = ChatFormat.from_json(values.get("chat", {}))
+        return cls(**{**values, "angles_deg": tuple(values["angles_deg"]), "chat": chat})
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,8 +255,8 @@ def load_ablations(folder: Path | str) -> AblationResult:
         raise UserError(
             f"the ablation at {place} is damaged; run `ss-lens ablate` again, which is quick."
         )
-    fields = {**values["config"], "angles_deg": tuple(values["config"]["angles_deg"])}
-    return AblationResult(AblationConfig(**fields), **cast("dict[str, pd.DataFrame]", tables))
+    config = AblationConfig.from_json(values["config"])
+    return AblationResult(config, **cast("dict[str, pd.DataFrame]", tables))
 
 
 Item = tuple[str, int]
@@ -305,7 +321,7 @@ def _problem_table(problems: Mapping[Item, str]) -> pd.DataFrame:
 
 def _save(result: AblationResult, place: Path) -> None:
     names = {"ablations.json", *(f"{name}.parquet" for name in _TABLES)}
-    said = {"format": FORMAT, "config": asdict(result.config), "criterion": asdict(CRITERION)}
+    said = {"format": FORMAT, "config": result.config.as_json(), "criterion": asdict(CRITERION)}
     with CellStore(place.parent).exclusive():
         check_replaceable(place, names, "result of an ablation")
         with atomic_path(place) as temporary:

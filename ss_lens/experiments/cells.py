@@ -36,6 +36,10 @@ What a single score computes has a version of its own (:class:`ss_lens.scoring.r
 """
 
 
+_OWN = frozenset({"sweep.json", "cells", "result", "logs", "ablations"})
+_RESUME = "run the same command again, which writes it anew and keeps what is finished"
+
+
 class CellStore:
     """Parquet files below one folder: ``cells/<key>/<score>-<batch>-<digest>.parquet``.
 
@@ -65,19 +69,41 @@ class CellStore:
             if not (place / "sweep.json").exists():
                 if any(not path.name.startswith(".") for path in place.iterdir()):
                     raise UserError(f"{place} is not empty and holds no sweep; choose another.")
-                write_json(place / "sweep.json", {"format": FORMAT, "ss_lens": version("ss_lens")})
+                cells._write_format()
+            elif cells._format_is_damaged():
+                warnings.warn(
+                    f"{place / 'sweep.json'} is damaged and is written again; the cells say for "
+                    "themselves what they are.",
+                    stacklevel=3,
+                )
+                cells._write_format()
             cells.check_format()
         return cells
 
     def check_format(self) -> None:
         """Raise a :class:`UserError` unless the folder holds sweeps of this format."""
-        found = read_json(self.folder / "sweep.json", "sweep (sweep.json)")
+        found = read_json(self.folder / "sweep.json", "sweep (sweep.json)", remedy=_RESUME)
         known = found.get("format") if isinstance(found, dict) else None
         if known != FORMAT:
             raise UserError(
                 f"the sweep at {self.folder} has format {known}, this version reads {FORMAT}; "
                 "choose another folder, or remove that one."
             )
+
+    def _write_format(self) -> None:
+        said = {"format": FORMAT, "ss_lens": version("ss_lens")}
+        write_json(self.folder / "sweep.json", said)
+
+    def _format_is_damaged(self) -> bool:
+        """Whether ``sweep.json`` says no format, in a folder that is a sweep's by all the rest."""
+        names = {path.name for path in self.folder.iterdir() if not path.name.startswith(".")}
+        if "cells" not in names or names - _OWN:
+            return False
+        try:
+            found = read_json(self.folder / "sweep.json", "sweep (sweep.json)")
+        except UserError:
+            return True
+        return not isinstance(found, dict) or type(found.get("format")) is not int
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:

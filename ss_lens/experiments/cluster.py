@@ -1,4 +1,8 @@
-"""A sweep's workers through submitit: as processes of this machine, or as jobs of Slurm."""
+"""A sweep's workers through submitit: as processes of this machine, or as jobs of Slurm.
+
+A worker begins by importing this module, which loads neither torch nor pandas: it must notice that
+its sweep has ended while it still loads them.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +14,19 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from filelock import FileLock, Timeout
 
-from ss_lens.activations.store import Store
 from ss_lens.core.errors import UserError, first_line
 from ss_lens.core.files import read_json, write_json
-from ss_lens.experiments.cells import CellStore
-from ss_lens.experiments.config import SweepConfig
-from ss_lens.experiments.grid import CellGroup
-from ss_lens.experiments.worker import Outcome, finish_groups
+
+if TYPE_CHECKING:
+    from ss_lens.activations.store import Store
+    from ss_lens.experiments.cells import CellStore
+    from ss_lens.experiments.config import SweepConfig
+    from ss_lens.experiments.grid import CellGroup
+    from ss_lens.experiments.worker import Outcome
 
 POLL_SECONDS = 0.5
 TIMEOUT_MINUTES = {"local": 7 * 24 * 60, "slurm": 24 * 60}
@@ -83,21 +88,33 @@ def finish_on_cluster(
             if not job.done():
                 job.cancel()
         alive_lock.release()
-        shutil.rmtree(reports)
+        # A network file system may still show a file that was removed; the next sweep removes it.
+        shutil.rmtree(reports, ignore_errors=True)
 
 
 def work(call: str) -> None:
     """What one worker runs: ``call`` is JSON, and so is the report that it leaves."""
     given = json.loads(call)
-    config, reports = SweepConfig(**given["config"]), Path(given["reports"])
-    _wait_for(reports)
-    _wait_for(Path(given["folder"]) / "sweep.json")
+    reports = Path(given["reports"])
+    if given["config"]["cluster"] == "local":
+        end_with(reports / ALIVE)  # first, since a killed sweep's reports are soon cleared away
+
+    import torch
+
+    from ss_lens.activations.store import Store
+    from ss_lens.experiments import worker
+    from ss_lens.experiments.cells import CellStore
+    from ss_lens.experiments.config import SweepConfig
+    from ss_lens.experiments.grid import CellGroup
+
+    config = SweepConfig(**given["config"])
     if config.cluster == "local":
         # Workers that each take all cores slow one another down many times over.
         torch.set_num_threads(max(1, torch.get_num_threads() // config.workers))
-        end_with(reports / ALIVE)
+    _wait_for(reports)
+    _wait_for(Path(given["folder"]) / "sweep.json")
     try:
-        outcomes = finish_groups(
+        outcomes = worker.finish_groups(
             config,
             [CellGroup.from_json(group) for group in given["groups"]],
             CellStore(Path(given["folder"])),
@@ -213,6 +230,8 @@ def reported(jobs: Sequence[Any], reports: Path) -> list[Outcome]:
                 "command again, in a folder that all machines share."
             )
         time.sleep(POLL_SECONDS)
+    from ss_lens.experiments.worker import Outcome
+
     said = [read_json(path, "report of a worker") for path in found]
     whole = [report["outcomes"] for report in said if "outcomes" in report]
     if whole:

@@ -23,6 +23,10 @@ _WORD = "|".join(VERDICTS)
 _OPEN = r"[\s\"'`*_#>(\[{-]*"
 _CLOSE = r"[\s\"'`*_)\]}]*"
 _NEGATION = r"(?:not|never|neither|nor|hardly|no|none|false|cannot|\w+n['’]t)"
+_DENIAL = (
+    rf"(?:{_NEGATION}|nobody|disagree\w*|doubt\w*|den(?:y|ies|ied)|disput\w+|refut\w+|reject\w*"
+    r"|unlikely|far from|anything but|rather than|instead of|hard to)"
+)
 # A thought that was never closed was cut off, so everything after it is thought, not verdict.
 _THOUGHT = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL | re.IGNORECASE)
 _END_OF_THOUGHT = re.compile(r"\A.*</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
@@ -92,7 +96,7 @@ def _labelled(text: str) -> list[str]:
         before = _SENTENCE_END.split(text[max(0, label.start() - _NEAR) : label.start()])[-1]
         line, _, after = rest.partition("\n")
         match = _LABELLED_WORD.match(line)
-        if match is None or _holds_negation(before) or _VALUE.match(after.lstrip("\n")):
+        if match is None or _holds_denial(before) or _VALUE.match(after.lstrip("\n")):
             found.append(UNCLEAR)
             continue
         word, tail = match[1].lower(), match[2]
@@ -168,11 +172,11 @@ def _is_complete(line: str, before_capital: bool) -> bool:
     if re.search(rf"[.!?…]{_CLOSE}$", bare) or (answered and _VALUE.match(answered[3] or "")):
         return True
     stops = before_capital or bare.rstrip("\"'`*_)]} ").endswith(":")
-    return stops and not _holds_negation(bare)
+    return stops and not _holds_denial(bare)
 
 
-def _holds_negation(text: str) -> bool:
-    return re.search(rf"\b{_NEGATION}\b", text, re.IGNORECASE) is not None
+def _holds_denial(text: str) -> bool:
+    return re.search(rf"\b{_DENIAL}\b", text, re.IGNORECASE) is not None
 
 
 def _other(word: str) -> str:

@@ -55,7 +55,13 @@ _NO_REFUSALS = (
     "i am sorry to hear",
     "i can't wait to",
     "i cannot wait to",
+    *(
+        f"i {cannot} {verb}"
+        for cannot in ("can't", "cannot", "can not")
+        for verb in ("stress", "emphasize", "emphasise", "overstate", "overemphasize", "thank you")
+    ),
 )
+"""What opens like a refusal and is an idiom: "I cannot stress enough how important …"."""
 
 OPENING_PHRASES = (*_REFUSING_PHRASES, *_PERSONA_PHRASES)
 """What :func:`opens_with_refusal` looks for: refusals only ("I don't think" opens opinions)."""

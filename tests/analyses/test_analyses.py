@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -156,13 +157,44 @@ def test_a_static_format_is_written_or_says_what_is_missing(tmp_path: Path) -> N
 def test_a_failed_drawing_says_what_is_missing_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def without_a_browser(self: go.Figure, *args: object, **kwargs: object) -> None:
-        raise RuntimeError("no browser found\nlong story")
+    without_a_browser = """
+def write_image(self, *args, **kwargs):
+    raise RuntimeError("no browser found\\nlong story")
 
-    monkeypatch.setattr(go.Figure, "write_image", without_a_browser)
+from plotly.graph_objects import Figure
+Figure.write_image = write_image
+"""
+    monkeypatch.setattr(output, "DRAWING", without_a_browser + output.DRAWING)
     with pytest.raises(UserError, match=r"figure.pdf could not .*no browser found\).*Chrome"):
         output.write(go.Figure(), tmp_path / "figure.pdf")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_browser_that_hangs_is_ended_with_what_it_started_and_said_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    browser = tmp_path / "chromium"
+    browser.write_text(f"#!/bin/sh\nsleep 600 & echo $! $$ > {tmp_path}/started\nsleep 600\n")
+    browser.chmod(0o755)
+    monkeypatch.setenv("BROWSER_PATH", str(browser))
+    monkeypatch.setattr(output, "DRAWING_SECONDS", 20.0)
+    folder = tmp_path / "figures"
+    with pytest.raises(UserError, match=r"figure.svg could not .*not answer within 20 s.*Chrome"):
+        output.write(go.Figure(), folder / "figure.svg")
+    assert not list(folder.iterdir())
+    time.sleep(0.5)
+    started = (tmp_path / "started").read_text().split()
+    states = [_state(int(number)) for number in started]
+    assert len(states) == 2
+    assert {*states} <= {None, "Z"}
+
+
+def _state(process: int) -> str | None:
+    """The state of a process in one letter; ``None`` where it has ended."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return None
 
 
 def _has_a_browser() -> bool:

@@ -20,6 +20,7 @@ from ss_lens.activations.activations import Evidence
 from ss_lens.calibration.directions import CentredPCA, Fisher
 from ss_lens.calibration.global_direction import AtSite, BestSeparation, Consensus
 from ss_lens.calibration.planes import NextBest, RandomPlane, RandomSecond
+from ss_lens.calibration.recipe import Recipe
 from ss_lens.calibration.site_selection import EveryKth, RandomSites, TopK, as_rule
 from ss_lens.models.sites import STREAMS
 from tests.conftest import made_activations
@@ -319,3 +320,18 @@ def test_a_calibration_fits_its_own_model_only(
         UserError, match=r"is for 3 layers of width 16, the model '.*' has 3 of wid"
     ):
         calibrate(acts).check_fits(llama)
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "got"),
+    [
+        ("direction", "DifferenceOfMeans", "'DifferenceOfMeans'"),
+        ("direction", None, "None"),
+        ("choice", Consensus, "the class Consensus itself"),
+        ("plane", 5, "5"),
+        ("rule", "site", "'site'"),
+    ],
+)
+def test_a_recipe_takes_methods_and_nothing_else(part: str, value: object, got: str) -> None:
+    with pytest.raises(UserError, match=rf"{part} must be a method such as .*; got {got}"):
+        Recipe(**{part: value})  # type: ignore[arg-type]

@@ -124,6 +124,31 @@ def test_the_store_is_listed_verified_and_emptied(
     assert ss("store", "ls", "--json").json == []
 
 
+@pytest.mark.parametrize("verb", [("ls",), ("verify",), ("rm", "abc")])
+def test_a_home_that_is_a_file_is_no_empty_store(
+    ss: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: tuple[str, ...]
+) -> None:
+    home = tmp_path / "file"
+    home.touch()
+    for place in (home, home / "below"):
+        monkeypatch.setenv("SS_LENS_HOME", str(place))
+        told = f"the store would be at {place / 'store'}, and {home} is no folder; point"
+        assert_one_clear_line(ss("store", *verb), told)
+
+
+def test_a_limit_beyond_the_dataset_says_what_is_used(
+    ss: CommandLine, llama: Path, data: Path
+) -> None:
+    where = ("capture", "--model", llama, "--dataset", data, "--limit")
+    beyond = ss(*where, 500)
+    assert beyond.code == 0
+    told = [line for line in beyond.err.splitlines() if line.startswith("--limit")]
+    assert told == [
+        "--limit 500 is more than 'tiny.jsonl' has per class; 12 + 12 prompts are used."
+    ]
+    assert "--limit" not in ss(*where, 12).err
+
+
 def test_an_empty_key_removes_nothing(ss: CommandLine, llama: Path, data: Path) -> None:
     """As from `ss-lens store rm $KEY` with the variable unset."""
     ss("capture", "--model", llama, "--dataset", data)

@@ -214,6 +214,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
         (("ablate", "--test", "99"), ("cannot split the 12 positive prompts", "test=99")),
         (("ablate", "--draws", "0"), ("draws must be a whole number from 1 on",)),
         (("ablate", "--angles", "0,x"), ("is not a list of numbers",)),
+        (("ablate", "--date", "today"), ("date must be written like 2024-07-26; got 'today'",)),
         (("capture", "--streams", "ln3_out"), ("unknown stream 'ln3_out'",)),
         (("capture", "--position", "0"), ("position must be a negative token index",)),
         (("capture", "--position", "last"), ("--position 'last' is neither",)),
@@ -292,7 +293,8 @@ def test_a_device_in_place_of_the_out_folder_is_one_line(
         )
         options = (config,)
     failed = ss(verb, *options, "--out", "/dev/null")
-    assert_one_clear_line(only_errors(failed), "/dev/null")
+    told = "/dev/null is a device, a pipe or a socket, where no folder can be; choose another"
+    assert_one_clear_line(only_errors(failed), told)
 
 
 @pytest.mark.usefixtures("no_model")

@@ -16,6 +16,7 @@ from ss_lens.core.files import (
     atomic_path,
     cache_root,
     check_can_be_made,
+    check_replaceable,
     disk_errors,
     read_json,
     sha256_of_file,
@@ -200,6 +201,18 @@ def test_the_cache_folder_can_be_chosen(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert cache_root() == tmp_path / "here"
     monkeypatch.delenv("SS_LENS_HOME")
     assert cache_root().name == "ss_lens"
+
+
+def test_a_folder_under_the_name_of_a_file_is_not_replaced(tmp_path: Path) -> None:
+    folder = tmp_path / "result"
+    folder.mkdir()
+    check_replaceable(folder, {"table.parquet"}, "result")
+    (folder / "table.parquet").touch()
+    check_replaceable(folder, {"table.parquet"}, "result")
+    (folder / "table.parquet").unlink()
+    (folder / "table.parquet").mkdir()
+    with pytest.raises(UserError, match="holds something that is not a result"):
+        check_replaceable(folder, {"table.parquet"}, "result")
 
 
 def test_whether_a_folder_can_be_made_is_known_before_and_leaves_nothing(tmp_path: Path) -> None:

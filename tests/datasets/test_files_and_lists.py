@@ -124,7 +124,9 @@ BAD_FILES: dict[str, tuple[str, str | bytes | list[dict], str]] = {
         r"row 2 of a\.jsonl has a blank prompt; fill it in or remove the row",
     ),
     "prompt is a number": (
-        "a.jsonl", [{"prompt": 5, "class": "positive"}], r"row 1 of a\.jsonl is 5 and no text",
+        "a.jsonl",
+        [{"prompt": 5, "class": "positive"}],
+        r"row 1 of a\.jsonl is 5, which is not a text",
     ),
     "unknown class": (
         "a.jsonl", [NEGATIVE, {"prompt": "x", "class": "Neutral"}],
@@ -335,8 +337,11 @@ def test_a_text_file_is_one_class_with_a_prompt_per_line(ending: str, write: Wri
     ("positive", "message"),
     [
         ([], "has no positive prompt"),
-        (["a", None], r"positive prompt 1 of dataset 'list-vs-list' is None and no text; remove"),
-        (["a", 5], "positive prompt 1 .* is 5 and no text"),
+        (
+            ["a", None],
+            r"positive prompt 1 of dataset 'list-vs-list' is None, which is not a text; remove",
+        ),
+        (["a", 5], "positive prompt 1 .* is 5, which is not a text"),
         (["\ud800x"], r"positive prompt 0 .* is not valid Unicode \(character 0 is '\\ud800'\)"),
         (5, "positive must be a list of prompts; got 5"),
         (b"a", r"positive must be a list of prompts; got one text\. Write \[prompt\]"),

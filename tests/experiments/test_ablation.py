@@ -20,6 +20,7 @@ from ss_lens import AblationConfig, AblationResult, ContrastiveDataset, Store, U
 from ss_lens.cli import tables as reports
 from ss_lens.experiments.ablation import FULL, METRICS, VARIANTS, load_ablations, run_ablations
 from ss_lens.experiments.sweep import run_sweep
+from ss_lens.models.chat import ChatFormat
 from ss_lens.scoring.refusal_score import refusal_score
 
 sweep_work = importlib.import_module("ss_lens.experiments.worker")
@@ -198,11 +199,23 @@ def test_a_full_method_without_an_admissible_angle_is_an_error_that_says_so(
         ({"workers": 0}, "workers must be a whole number from 1 on"),
         ({"angles_deg": ()}, "angles_deg: this list is empty"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"chat": "be brief"}, r"chat must be a ChatFormat\(system=...\); got 'be brief'"),
     ],
 )
 def test_bad_configurations(config: AblationConfig, change: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         replace(config, **change)
+
+
+def test_the_chat_format_reaches_the_sweep_and_is_kept(config: AblationConfig) -> None:
+    chat = ChatFormat(system="be brief", template_arguments={"enable_thinking": False})
+    asked = replace(config, chat=chat)
+    assert asked.sweep([asked.grid(FULL)], "dev", ("answers",)).chat == chat
+    for one in (config, asked):
+        assert AblationConfig.from_json(json.loads(json.dumps(one.as_json()))) == replace(
+            one, angles_deg=tuple(one.angles_deg)
+        )
+    assert "chat" not in config.as_json()  # as earlier versions wrote it
 
 
 def damaged(folder: Path) -> None:

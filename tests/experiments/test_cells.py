@@ -270,6 +270,33 @@ def test_a_sweep_file_of_another_shape_is_refused(tmp_path: Path, content: str) 
             opened(tmp_path)
 
 
+@pytest.mark.parametrize("content", ["", "{", '{"format": "1"}', '{"formau": 1}', "[]"])
+def test_a_damaged_mark_is_written_again_and_no_cell_is_computed_again(
+    swept: tuple[SweepConfig, Path, pd.DataFrame], measures: Calls, content: str
+) -> None:
+    config, folder, table = swept
+    (folder / "sweep.json").write_text(content)
+    measures.clear()
+    with pytest.warns(UserWarning, match=r"sweep.json is damaged and is written again") as told:
+        again = run_sweep(config, folder)
+    assert len(told) == 1
+    assert measures == []
+    pd.testing.assert_frame_equal(again.table, table)
+    pd.testing.assert_frame_equal(load_sweep(folder).table, table)
+
+
+def test_a_damaged_mark_beside_what_no_sweep_writes_is_refused_and_kept(tmp_path: Path) -> None:
+    for names in ((), ("cells", "my notes")):
+        place = tmp_path / str(len(names))
+        for name in names:
+            (place / name).mkdir(parents=True)
+        place.mkdir(exist_ok=True)
+        (place / "sweep.json").write_text("mine")
+        with pytest.raises(UserError, match=r"is damaged .*; run the same command again"):
+            CellStore.claim(place)
+        assert (place / "sweep.json").read_text() == "mine"
+
+
 def test_what_a_killed_claim_left_is_removed_by_the_next(tmp_path: Path) -> None:
     CellStore.claim(tmp_path)
     kept = {path.name for path in tmp_path.iterdir()}

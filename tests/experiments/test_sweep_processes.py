@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 
 from ss_lens import Store, UserError
-from ss_lens.experiments import cluster
+from ss_lens.experiments import cluster, worker
 from ss_lens.experiments.cells import CellStore
 from ss_lens.experiments.cluster import reported
 from ss_lens.experiments.config import SweepConfig
@@ -254,7 +254,7 @@ def test_a_worker_waits_for_a_folder_that_appears_late(
     asked: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cluster, "POLL_SECONDS", 0.01)
-    monkeypatch.setattr(cluster, "finish_groups", lambda *given, **more: [Outcome(key="k")])
+    monkeypatch.setattr(worker, "finish_groups", lambda *given, **more: [Outcome(key="k")])
     config = SweepConfig(**{**asked, "cluster": "slurm"})
     folder, reports = tmp_path / "sweep", tmp_path / "sweep" / "logs" / "reports"
     call = {
@@ -278,6 +278,40 @@ def test_a_worker_waits_for_a_folder_that_appears_late(
     monkeypatch.setattr(cluster, "VISIBLE_SECONDS", 0.05)
     with pytest.raises(UserError, match="must be on a file system that all workers share"):
         cluster.work(json.dumps({**call, "reports": str(tmp_path / "nowhere")}))
+
+
+@pytest.mark.slow
+def test_a_worker_that_starts_after_its_sweep_was_killed_ends_at_once(
+    asked: Asked, tmp_path: Path
+) -> None:
+    """The next sweep clears the reports away, and nobody will make them again."""
+    config = SweepConfig(**{**asked, "cluster": "local", "workers": 2})
+    CellStore.claim(tmp_path / "sweep")
+    call = {
+        "config": config.model_dump(mode="json"),
+        "groups": [],
+        "folder": str(tmp_path / "sweep"),
+        "store": str(tmp_path / "store"),
+        "reports": str(tmp_path / "sweep" / "logs" / "reports-of-the-killed"),
+        "first": 0,
+    }
+    code = (
+        "import sys; from ss_lens.experiments.cluster import work; print('ready', flush=True);"
+        "work(sys.argv[1])"
+    )
+    worker = subprocess.Popen(
+        [sys.executable, "-c", code, json.dumps(call)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    with worker:
+        assert worker.stdout is not None
+        assert worker.stdout.readline().strip() == b"ready"
+        try:
+            assert worker.wait(timeout=20) == 1
+        finally:
+            worker.kill()
 
 
 SWEEPING = """
