@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from tests.conftest import TEMPLATE
 
@@ -21,6 +21,12 @@ TINY_LLAMA = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
+}
+ARCHITECTURES = {
+    "llama": gguf.MODEL_ARCH.LLAMA,
+    "qwen2": gguf.MODEL_ARCH.QWEN2,
+    "gemma2": gguf.MODEL_ARCH.GEMMA2,
+    "gemma3": gguf.MODEL_ARCH.GEMMA3,
 }
 GGUF_NAMES = {
     "attn_norm": "input_layernorm",
@@ -90,3 +96,39 @@ def tiny_gguf(
 @torch.inference_mode()
 def logits_of(model: TransformerBridge, ids: torch.Tensor) -> torch.Tensor:
     return model(ids)
+
+
+def write_tiny_gguf(folder: Path, architecture: str, path: Path) -> Path:
+    """The model of a folder in a GGUF file, as llama.cpp would write it (without its words)."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    config = model.config
+    table = gguf.get_tensor_name_map(ARCHITECTURES[architecture], config.num_hidden_layers)
+    writer = gguf.GGUFWriter(str(path), architecture)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    if architecture.startswith("gemma"):
+        writer.add_key_length(config.head_dim)
+    writer.add_token_list([f"w{i}" for i in range(config.vocab_size)])
+    for name, weight in model.state_dict().items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        stem, _, suffix = name.rpartition(".")
+        array = weight.numpy()
+        if architecture == "llama" and stem.endswith(("q_proj", "k_proj")):
+            queries = stem.endswith("q_proj")
+            heads = config.num_attention_heads if queries else config.num_key_value_heads
+            array = interleaved(array, heads)
+        if architecture.startswith("gemma") and stem.endswith("norm"):
+            array = array + 1
+        writer.add_tensor(f"{table.get_name(stem)}.{suffix}", array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

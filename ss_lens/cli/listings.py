@@ -15,15 +15,25 @@ UNCHANGED = "nothing was changed."
 
 @keeps(UNCHANGED)
 def models(as_json: options.Json = False) -> None:
-    """List the registered models."""
+    """List the registered models: their sources in order, their sizes, and which are here.
+
+    Memory is that of float32. A size that is not known before the model is loaded is left out.
+    """
+    from ss_lens.core.resources import in_gb
+    from ss_lens.models.delivery.presence import presence_of
     from ss_lens.models.sources import MODELS
 
-    rows = [
-        (model.name, str(source), source.origin)
-        for model in MODELS.values()
-        for source in model.sources
-    ]
-    console.print_rows(("name", "source", "from"), rows, as_json)
+    def size(n_bytes: int | None) -> str | int | None:
+        return n_bytes if as_json else "" if n_bytes is None else in_gb(n_bytes)
+
+    rows = []
+    for model in MODELS.values():
+        found = presence_of(model)
+        here = found.here if as_json else "yes" if found.here else found.begun or "no"
+        for source in model.sources:
+            sizes = size(found.disk_bytes), size(found.memory_bytes)
+            rows.append((model.name, str(source), source.origin, *sizes, here))
+    console.print_rows(("name", "source", "from", "disk", "memory", "here"), rows, as_json)
 
 
 @keeps(UNCHANGED)

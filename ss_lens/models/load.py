@@ -21,7 +21,8 @@ from ss_lens.core.checks import check_flag, check_is, described
 from ss_lens.core.errors import UserError, first_line
 from ss_lens.core.resources import check_memory, in_gb
 from ss_lens.models import adapters
-from ss_lens.models.fetching import GGUF, fetch, weights_digest
+from ss_lens.models.delivery.kept import GGUF
+from ss_lens.models.fetching import fetch, weights_digest
 from ss_lens.models.gguf.header import read_header
 from ss_lens.models.gguf.weights import is_mapped, load_weights
 from ss_lens.models.identity import ModelIdentity

@@ -75,7 +75,7 @@ class Parts:
     origin: ClassVar[str] = "package index"
 
     def __str__(self) -> str:
-        return f"{self.requirement.format(1)} … {self.requirement.format(len(self.sizes))}"
+        return self.requirement.format(f"1…{len(self.sizes)}")
 
     @property
     def wheels(self) -> tuple[Wheel, ...]:
@@ -93,7 +93,7 @@ class HubFile:
     origin: ClassVar[str] = "Hub"
 
     def __str__(self) -> str:
-        return f"{self.repository}/{self.name}"
+        return self.repository
 
 
 @dataclass(frozen=True)

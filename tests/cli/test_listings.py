@@ -79,10 +79,38 @@ def test_help_lists_every_verb(ss: CommandLine) -> None:
 def test_models_are_listed(ss: CommandLine) -> None:
     listed = ss("models", "--json").json
     assert {row["name"] for row in listed} == {*MODELS}
-    assert {"name", "source", "from"} == set(listed[0])
+    assert {"name", "source", "from", "disk", "memory", "here"} == set(listed[0])
     table = ss("models")
     assert table.code == 0
     assert all(row["name"] in table.out and row["source"] in table.out for row in listed)
+
+
+def test_a_model_in_parts_is_listed_with_its_sources_in_order_and_its_sizes(
+    ss: CommandLine, tmp_path: Path
+) -> None:
+    name = "qwen2.5-coder-1.5b"
+    file = MODELS[name].file
+    assert file is not None
+    hub, index = (row for row in ss("models", "--json").json if row["name"] == name)
+    assert (hub["from"], index["from"]) == ("Hub", "package index")
+    for row in (hub, index):
+        assert (row["disk"], row["memory"], row["here"]) == (1_117_320_768, 7_108_352_000, False)
+    (line, _) = (line for line in ss("models").out.splitlines() if line.startswith(name))
+    assert line.split()[-5:] == ["1.1", "GB", "7.1", "GB", "no"]
+
+    folder = tmp_path / "home" / "models" / f"{name}-{file.sha256[:12]}"
+    parts = folder.with_name(f"{folder.name}.parts")
+    parts.mkdir(parents=True)
+    (parts / "part01").write_bytes(b"")
+    assert "1 of 22 parts" in ss("models").out
+    folder.mkdir()
+    (folder / "source.json").write_text("{}")
+    with (folder / "model.gguf").open("wb") as weights:
+        weights.truncate(file.n_bytes - 1)
+    assert not any(row["here"] for row in ss("models", "--json").json if row["name"] == name)
+    with (folder / "model.gguf").open("wb") as weights:
+        weights.truncate(file.n_bytes)
+    assert all(row["here"] for row in ss("models", "--json").json if row["name"] == name)
 
 
 def test_datasets_are_listed(ss: CommandLine) -> None:

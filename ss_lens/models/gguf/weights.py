@@ -20,7 +20,7 @@ from transformers.modeling_gguf_pytorch_utils import (
 
 from ss_lens.models.gguf.header import Header, StoredTensor
 
-_PIECE = 1 << 20
+_PIECE = 1 << 17
 """Numbers that are dequantised at a time: their float32 temporaries stay in a core's cache."""
 _MAPPED = frozenset({"llama", "qwen2", "qwen3", "gemma2", "gemma3"})
 _PLAIN = {
