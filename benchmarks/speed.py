@@ -85,6 +85,15 @@ def machine(device: torch.device) -> str:
     return f"{platform.machine()}, {torch.get_num_threads()} threads"
 
 
+def _hooks_wait(subject: Subject) -> str:
+    """Whether a hook of ``steer`` waits for the device, in words; for a GPU."""
+    try:
+        calls = measures.check_hooks_stay_on_device(subject)
+    except RuntimeError as error:  # what torch raises at such a wait
+        return f"A hook waited for the device: {str(error).splitlines()[0]}."
+    return f"No hook waited for the device or copied from it ({calls} calls checked)."
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     what = parser.add_mutually_exclusive_group()
@@ -118,23 +127,20 @@ def main() -> None:
     what = f"--shape {arguments.shape}" if arguments.shape else f"--model {arguments.model}"
     command = f"python -m benchmarks.speed {what} --device {arguments.device}"
 
-    def write(verdict: str = "") -> None:
+    def write() -> None:
         if arguments.out is not None:
-            text = f"## {subject.name}\n\n`{command}`: {about}.\n\n{markdown(found)}{verdict}\n"
+            text = f"## {subject.name}\n\n`{command}`: {about}.\n\n{markdown(found)}\n{verdict}"
             arguments.out.parent.mkdir(parents=True, exist_ok=True)
             arguments.out.write_text(before + text)
 
+    verdict = f"{_hooks_wait(subject)}\n\n" if subject.on_cuda else ""
+    print(verdict, end="", flush=True)
     for figure in figures(subject, arguments.rounds, arguments.angles):
         if subject.on_cuda:
             figure = replace(figure, goal=None)  # the goals are those of a model on two cores
         found.append(figure)
         print(figure, flush=True)
         write()
-    calls = measures.check_hooks_stay_on_device(subject)
-    if subject.on_cuda:
-        verdict = f"No hook waited for the device or copied from it ({calls} calls of hooks)."
-        print(verdict, flush=True)
-        write(f"\n{verdict}\n")
 
 
 if __name__ == "__main__":
