@@ -27,9 +27,10 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from ss_lens.activations.activations import Activations
 from ss_lens.activations.capture import capture
 from ss_lens.activations.store import Store
-from ss_lens.calibration.calibration import calibrate
+from ss_lens.calibration.calibration import Calibration, calibrate
 from ss_lens.calibration.site_selection import Explicit
 from ss_lens.core.checks import check_is, check_path
 from ss_lens.core.errors import NotApplicable
@@ -56,6 +57,7 @@ from ss_lens.experiments.paper_plan import (
 )
 from ss_lens.experiments.paper_tables import Chosen, Measured, rows_of, write_tables
 from ss_lens.experiments.sweep import SweepResult, run_sweep
+from ss_lens.geometry.operators import RotateBy, RotateTo, RotateToIfAligned, SetAngle
 from ss_lens.scoring.registry import ANSWERS
 
 STAGES: Mapping[str, float] = {
@@ -317,6 +319,7 @@ class _Work:
             "cos_b1_wrapped": float(cosines[0, 0]),
             "shared_sites_wrapped": len(both),
             "cos_largest_wrapped": float(cosines.svd().S[0]),
+            **_norm_changes(train, plain),
         }
 
 
@@ -339,6 +342,19 @@ class _Clock:
         spent = time.monotonic() - began
         if spent > 0.02 * 60 * STAGES[name]:  # else it was there already
             self._spent, self._planned = self._spent + spent, self._planned + STAGES[name]
+
+
+def _norm_changes(acts: Activations, calibration: Calibration) -> dict[str, float]:
+    """The largest relative change of an activation's norm at the steered sites, by operator."""
+    found = {}
+    for kind in (RotateBy, RotateTo, RotateToIfAligned, SetAngle):
+        largest = 0.0
+        for site in calibration.selected_sites:
+            for h in acts.at(site):
+                after = kind(135.0).apply(h, calibration.plane).norm(dim=-1)
+                largest = max(largest, float((after / h.norm(dim=-1) - 1).abs().max()))
+        found[f"norm_change_{kind.__name__}"] = largest
+    return found
 
 
 def _ranked(variant: Variant, scan: SweepResult) -> list[tuple[Arm, float, float]]:

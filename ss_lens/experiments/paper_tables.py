@@ -235,9 +235,9 @@ def selection(measured: Measured) -> pd.DataFrame:
             "rule": "site, published template" if wrapped else name,
             "n_sites": group["n_sites"],
             "blocks": _blocks(group["steered_sites"]),
-            "problem": group["problem"],
+            "problem": "" if pd.isna(group["problem"]) else group["problem"],
         }
-        if not group["problem"]:
+        if pd.isna(group["problem"]):
             here = "dataset == @group['dataset'] and selection == @group['selection']"
             means = _means(measured.others.table.query(here)).set_index("angle_deg")
             lowest = means["refusal_score"].idxmin()
