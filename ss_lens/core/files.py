@@ -52,7 +52,8 @@ def check_replaceable(folder: Path, names: Set[str], what: str) -> None:
     _check_target(folder)
     with disk_errors(folder):
         present = {*folder.iterdir()} - {*leftovers(folder)} if folder.is_dir() else set()
-    if folder.is_file() or any(path.is_dir() or path.name not in names for path in present):
+    other = os.path.lexists(folder) and not folder.is_dir()
+    if other or any(path.is_dir() or path.name not in names for path in present):
         raise UserError(
             f"{folder} holds something that is not a {what} and would be replaced; choose another "
             "folder."

@@ -189,6 +189,7 @@ def run_ablations(
 
     check_is("config", config, (AblationConfig,), "an AblationConfig(model=...)")
     check_path("folder", folder)
+    check_replaceable(Path(folder) / "ablations", _FILES, "result of an ablation")
     full = swept({(FULL, 0): config.grid(FULL)}, "dev", SCANNED)
     sites = f"Explicit(sites={full.groups['steered_sites'].iloc[0]!r})"
     items = [(variant, draw) for variant in VARIANTS for draw in config.draws_of(variant)]
@@ -262,6 +263,7 @@ def load_ablations(folder: Path | str) -> AblationResult:
 Item = tuple[str, int]
 """A variant and the number of its draw."""
 _TABLES = ("table", "scan", "choices", "problems")
+_FILES = frozenset({"ablations.json", *(f"{name}.parquet" for name in _TABLES)})
 
 
 def _named(rows: pd.DataFrame, grids: Mapping[Item, Grid]) -> pd.DataFrame:
@@ -320,10 +322,9 @@ def _problem_table(problems: Mapping[Item, str]) -> pd.DataFrame:
 
 
 def _save(result: AblationResult, place: Path) -> None:
-    names = {"ablations.json", *(f"{name}.parquet" for name in _TABLES)}
     said = {"format": FORMAT, "config": result.config.as_json(), "criterion": asdict(CRITERION)}
     with CellStore(place.parent).exclusive():
-        check_replaceable(place, names, "result of an ablation")
+        check_replaceable(place, _FILES, "result of an ablation")
         with atomic_path(place) as temporary:
             temporary.mkdir()
             digests = {

@@ -175,7 +175,8 @@ class CellStore:
                 other.unlink(missing_ok=True)
 
     def _batches(self, key: str, score: str) -> list[Path]:
-        return sorted(self._home(key).glob(f"{score}-*.parquet"))
+        found = self._home(key).glob(f"{score}-*.parquet")
+        return sorted(path for path in found if path.is_file())
 
     def _home(self, key: str) -> Path:
         return self.folder / "cells" / key

@@ -211,8 +211,10 @@ def test_a_folder_under_the_name_of_a_file_is_not_replaced(tmp_path: Path) -> No
     check_replaceable(folder, {"table.parquet"}, "result")
     (folder / "table.parquet").unlink()
     (folder / "table.parquet").mkdir()
-    with pytest.raises(UserError, match="holds something that is not a result"):
-        check_replaceable(folder, {"table.parquet"}, "result")
+    (tmp_path / "nowhere").symlink_to("gone")
+    for place in (folder, tmp_path / "nowhere"):
+        with pytest.raises(UserError, match="holds something that is not a result"):
+            check_replaceable(place, {"table.parquet"}, "result")
 
 
 def test_whether_a_folder_can_be_made_is_known_before_and_leaves_nothing(tmp_path: Path) -> None:

@@ -207,6 +207,16 @@ def test_bad_configurations(config: AblationConfig, change: dict[str, Any], mess
         replace(config, **change)
 
 
+def test_a_file_of_the_user_among_the_results_is_refused_before_anything_is_measured(
+    config: AblationConfig, tmp_path: Path
+) -> None:
+    (tmp_path / "ablations").mkdir()
+    (tmp_path / "ablations" / "notes.txt").touch()
+    with pytest.raises(UserError, match="holds something that is not a result of an ablation"):
+        run_ablations(config, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["ablations"]
+
+
 def test_the_chat_format_reaches_the_sweep_and_is_kept(config: AblationConfig) -> None:
     chat = ChatFormat(system="be brief", template_arguments={"enable_thinking": False})
     asked = replace(config, chat=chat)

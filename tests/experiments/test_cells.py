@@ -297,6 +297,19 @@ def test_a_damaged_mark_beside_what_no_sweep_writes_is_refused_and_kept(tmp_path
         assert (place / "sweep.json").read_text() == "mine"
 
 
+def test_a_folder_in_place_of_a_cell_is_one_clear_error(
+    swept: tuple[SweepConfig, Path, pd.DataFrame],
+) -> None:
+    config, folder, _ = swept
+    path = min((folder / "cells").glob("*/answers-*.parquet"))
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(UserError, match=r"is a folder, and a file would be put .*remove it"):
+        run_sweep(config, folder)
+    path.rmdir()
+    run_sweep(config, folder)
+
+
 def test_what_a_killed_claim_left_is_removed_by_the_next(tmp_path: Path) -> None:
     CellStore.claim(tmp_path)
     kept = {path.name for path in tmp_path.iterdir()}
