@@ -224,9 +224,13 @@ class _Work:
         pending = {variant: cells for variant, cells in ranked.items() if cells}
         chosen: dict[Variant, Chosen] = {}
         tried: dict[Variant, list[Chosen]] = {variant: [] for variant in pending}
-        for rank in range(self.config.size.tries):
-            at = {v: cells[rank] for v, cells in pending.items() if rank < len(cells)}
-            at = {v: cell for v, cell in at.items() if v not in chosen}
+        tries = self.config.size.tries
+        for rank in range(max(variant.most_tries(tries) for variant in pending)):
+            at = {
+                variant: cells[rank]
+                for variant, cells in pending.items()
+                if rank < min(len(cells), variant.most_tries(tries)) and variant not in chosen
+            }
             if not at:
                 break
             cells = _cells(((arm, angle) for arm, angle, _ in at.values()))

@@ -50,7 +50,7 @@ class Size:
         angles_deg: that dev chooses from.
         draws: of random sites; of the other random controls half as many.
         nulls: random planes and random site sets by the one-pass score.
-        tries: at most so many angles of a variant are answered on dev.
+        tries: at most so many angles of a variant are answered on dev; strengths are few, and all.
     """
 
     train: int | None
@@ -70,7 +70,7 @@ class Size:
 
 
 SIZES: Mapping[str, Size] = {
-    "small": Size(96, 16, 24, 32, tuple(45.0 * i for i in range(8)), 2, 99, 2),
+    "small": Size(96, 16, 24, 32, tuple(45.0 * i for i in range(8)), 2, 99, 4),
     "full": Size(None, 32, 104, 256, tuple(10.0 * i for i in range(36)), 5, 199, 36),
 }
 """``full`` has the paper's 104 test prompts and its 36 angles."""
@@ -157,6 +157,10 @@ class Variant:
     arms: tuple[Arm, ...]
     angles_deg: tuple[float, ...]
     draw: int = 0
+
+    def most_tries(self, tries: int) -> int:
+        """Of its angles ``tries``, of its strengths all: the best by score is the strongest."""
+        return max(tries, len(self.arms))
 
     @property
     def cells(self) -> dict[Arm, tuple[float, ...]]:

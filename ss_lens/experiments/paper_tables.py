@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from ss_lens.calibration.site_selection import as_rule, rule_name
 from ss_lens.core.files import atomic_path, make_folder
 from ss_lens.experiments.grid import Arm
 from ss_lens.experiments.paper_plan import (
@@ -225,7 +226,7 @@ def selection(measured: Measured) -> pd.DataFrame:
 
     The depth is the lowest mean refusal score of harmful dev prompts at any angle.
     """
-    names = {rule: rule for rule in SELECTIONS}
+    names = {rule_name(as_rule(rule)): rule for rule in SELECTIONS}
     rows = []
     groups = measured.others.groups.drop_duplicates(["dataset", "selection"])
     for group in groups.to_dict("records"):

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 import ss_lens
 from ss_lens import Store, UserError
 from ss_lens.experiments.grid import Arm
+from ss_lens.experiments.paper import run_paper
+from ss_lens.experiments.paper_plan import FULL, PUBLISHED, SIZES, UNSTEERED, PaperConfig, Size
+from ss_lens.experiments.paper_tables import METRICS
 from ss_lens.experiments.sweep import run_sweep
 from ss_lens.scoring.perplexity import answer_perplexity
 from ss_lens.scoring.published import published_perplexity
@@ -73,3 +77,71 @@ def test_the_perplexity_of_the_steered_model_is_measured_on_request_alone(asked:
     assert "perplexity_steered" not in with_grid(asked).scores
     named = with_grid({**asked, "scores": ["answers", "perplexity_steered"]})
     assert "perplexity_steered" in named.scores
+
+
+@pytest.fixture(scope="module")
+def finished(
+    tiny_folders: dict[str, Path], prompts_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[PaperConfig, Path]:
+    """A run with the least of everything."""
+    size = Size(6, 2, 2, 4, (0.0, 120.0), draws=1, nulls=3, tries=1)
+    config = PaperConfig(str(tiny_folders["qwen2"]), size)
+    folder = tmp_path_factory.mktemp("paper") / "run"
+    data = ss_lens.load_dataset(prompts_file)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ss_lens.experiments.paper_capability.is_available", lambda: False)
+        return config, run_paper(config, data, folder, store=Store(folder.parent / "store"))
+
+
+def test_a_run_reports_every_variant_on_test_or_says_why_not(
+    finished: tuple[PaperConfig, Path],
+) -> None:
+    _, tables = finished
+    methods, ablations = (pd.read_csv(tables / f"{name}.csv") for name in ("methods", "ablations"))
+    assert {*PUBLISHED, UNSTEERED} <= {*methods["variant"]}
+    assert {"all sites", "norm not kept", "random second axis", "Reflect", FULL} <= {
+        *ablations["variant"]
+    }
+    assert {*methods["metric"]} == {*METRICS}
+    assert {*methods["prompt_class"]} == {"positive", "negative"}
+
+
+def test_the_rank_counts_the_method_among_its_draws(finished: tuple[PaperConfig, Path]) -> None:
+    _, tables = finished
+    ranks = pd.read_csv(tables / "null_ranks.csv").set_index("null")
+    for name, draws in pd.read_csv(tables / "nulls.csv").groupby("null"):
+        as_low = (draws["refusal_score"] <= ranks.loc[name, "method"]).sum()
+        assert ranks.loc[name, "p_value"] == pytest.approx((1 + as_low) / 4)
+
+
+def test_the_tables_hold_no_text_of_prompts_or_answers(
+    finished: tuple[PaperConfig, Path], prompts_file: Path
+) -> None:
+    _, tables = finished
+    written = "".join(path.read_text("utf-8") for path in tables.glob("*.csv"))
+    data = ss_lens.load_dataset(prompts_file)
+    assert not [text for text in (*data.positive, *data.negative) if text in written]
+
+
+def test_a_finished_run_measures_nothing_again(
+    finished: tuple[PaperConfig, Path],
+    prompts_file: Path,
+    measures: list[tuple[str, list[float]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config, tables = finished
+    before = {path.name: path.read_bytes() for path in tables.glob("*.csv")}
+    monkeypatch.setattr("ss_lens.experiments.paper_capability.is_available", lambda: False)
+    folder, data = tables.parent, ss_lens.load_dataset(prompts_file)
+    run_paper(config, data, folder, store=Store(folder.parent / "store"))
+    assert measures == []
+    assert {path.name: path.read_bytes() for path in tables.glob("*.csv")} == before
+
+
+def test_a_size_beyond_the_dataset_is_refused_before_a_model_is_loaded(
+    prompts_file: Path, tmp_path: Path
+) -> None:
+    config = PaperConfig("no such model", SIZES["full"])
+    with pytest.raises(UserError, match=r"cannot split the \d+ positive prompts"):
+        run_paper(config, ss_lens.load_dataset(prompts_file), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,2 @@
+from .page import page as page
+from .verdicts import Verdict as Verdict, verdicts as verdicts

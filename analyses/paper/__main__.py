@@ -1,0 +1,80 @@
+"""``python -m analyses.paper DIR`` draws a paper run, and writes its page of results."""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import Annotated
+
+import pandas as pd
+import typer
+
+from analyses import ablations, output, run_figures
+from analyses.paper.page import read_tables, write_page
+from analyses.run_parts import RunParts
+from ss_lens import Calibration, Store, UserError
+from ss_lens.experiments.ablation import FULL as REFERENCE, METRICS
+from ss_lens.experiments.paper_plan import FULL
+
+
+def parts_of(folder: Path, store: Store) -> RunParts:
+    """The method's calibration, and the activations that a paper run names.
+
+    Raises:
+        UserError: the run is not finished, or the store lacks its activations.
+    """
+    path = folder / "paper.json"
+    if not path.is_file():
+        raise UserError(f"{folder} holds no finished paper run; run `ss-lens paper` again.")
+    keys = json.loads(path.read_text("utf-8"))["activations"]
+    train, test = (store.load(keys[part]) for part in ("train", "test"))
+    return RunParts(Calibration.load(folder / "calibration"), train, test)
+
+
+def main(
+    folder: Annotated[Path, typer.Argument(help="What `ss-lens paper` saved.")],
+    out: Annotated[Path | None, typer.Option(help="Folder; default FOLDER/figures.")] = None,
+    formats: output.Formats = None,
+    docs: Annotated[
+        Path | None, typer.Option(help="Also write NAME.md and NAME/ with tables and SVG there.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Of the page; default the model's.")] = None,
+) -> None:
+    """Draw sign agreement, norm growth, cosines, ablations and angle curves; write the page."""
+    chosen, place = output.checked(formats), out or folder / "figures"
+    tables = read_tables(folder / "tables")
+    parts = parts_of(folder, Store())
+    for module in sorted(found.name for found in iter_modules(run_figures.__path__)):
+        drawn = import_module(f"analyses.run_figures.{module}").draw(parts)
+        output.save(place, module, drawn[0], drawn[1], chosen)
+    for table in ("methods", "ablations"):
+        rows = _as_ablation(tables[table])
+        title = f"{parts.seen}; {table}"
+        for label in ("positive", "negative"):
+            of_class = rows.query("prompt_class == @label")
+            metrics = [metric for metric in METRICS if (of_class["metric"] == metric).any()]
+            figure = ablations.forest(of_class, title, prompt_class=label, metrics=metrics)
+            output.save(place, f"{table}_{label}", of_class, figure, chosen)
+        scan = tables["curves"].query("table == @table")
+        scan = scan.astype({"angle_deg": float})
+        lone = scan.groupby("variant")["angle_deg"].transform("nunique") > 1
+        output.save(place, f"{table}_angles", scan, ablations.polar(scan.loc[lone], title), chosen)
+    if docs is not None:
+        facts = dict(zip(tables["facts"]["fact"], tables["facts"]["value"], strict=True))
+        svgs = {path.name: path.read_text("utf-8") for path in sorted(place.glob("*.svg"))}
+        print(write_page(folder / "tables", docs, name or Path(facts["model"]).name, svgs))
+
+
+def _as_ablation(table: pd.DataFrame) -> pd.DataFrame:
+    """The table as :func:`analyses.ablations.forest` takes it."""
+    named = table.assign(
+        variant=table["variant"].replace(FULL, REFERENCE),
+        settled=table["p_holm"] < ablations.LEVEL,
+    )
+    return named.rename(columns={"angle_deg": "angles_deg"})
+
+
+if __name__ == "__main__":
+    output.command(main)
