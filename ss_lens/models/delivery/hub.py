@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import os
 import threading
-import urllib.error
 import urllib.request
 from contextlib import closing
 from pathlib import Path
@@ -29,7 +28,7 @@ def bring_from_hub(model: str, source: HubFile, file: PinnedFile, partial: Path)
     Raises:
         Unavailable: the Hub is switched off, does not answer, or has another file.
     """
-    from huggingface_hub import constants, hf_hub_url
+    from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
         raise _unreached(source, "HF_HUB_OFFLINE is set")
@@ -38,7 +37,7 @@ def bring_from_hub(model: str, source: HubFile, file: PinnedFile, partial: Path)
     begun = partial.stat().st_size if partial.exists() else 0
     if begun == file.n_bytes:
         return
-    url = hf_hub_url(source.repository, source.name)
+    url = f"{constants.ENDPOINT}/{source.repository}/resolve/main/{source.name}"
     try:
         with closing(_opened(url, begun)) as answer:
             total = _total(answer, begun)
@@ -49,7 +48,9 @@ def bring_from_hub(model: str, source: HubFile, file: PinnedFile, partial: Path)
     except (OSError, http.client.HTTPException, ValueError) as error:
         if isinstance(error, UserError):  # of the disk, or said already
             raise
-        raise _unreached(source, first_line(error)) from error
+        reason = getattr(error, "reason", None)  # urllib wraps what the socket raised
+        cause = reason if isinstance(reason, OSError) else error
+        raise _unreached(source, first_line(cause)) from error
 
 
 def _opened(url: str, begun: int) -> Any:
