@@ -1,6 +1,9 @@
 # Two commands matter: `make demo` and `make test`. Both set up .venv first and are quick again.
 PYTHON ?= python3
-RUN_DIR ?= runs/refusal
+# On a machine that this model is too large for, or that cannot fetch it, `make demo` runs FALLBACK.
+MODEL ?= qwen2.5-coder-1.5b
+FALLBACK ?= smollm2-135m-refusal
+RUN_DIR ?= runs/$(notdir $(MODEL))
 RUN_FLAGS ?=
 SEED ?= 0
 BIN := .venv/bin
@@ -15,8 +18,9 @@ SHAPES := $(addprefix tests/,geometry activations calibration steering generatio
 .PHONY: demo test shapes check lint types setup bench organism clean
 
 demo: $(STAMP)
-	$(BIN)/ss-lens run --out $(RUN_DIR) $(RUN_FLAGS)
+	$(BIN)/ss-lens run --model $(MODEL) --fallback $(FALLBACK) --out $(RUN_DIR) $(RUN_FLAGS)
 	$(BIN)/python -m analyses $(RUN_DIR)
+	@echo "Open $(RUN_DIR)/figures/dial.html"
 
 test: $(STAMP)
 	$(PYTEST) --durations=10

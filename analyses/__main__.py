@@ -18,13 +18,18 @@ from ss_lens.core.progress import progress_bar
 
 
 def draw(run_dir: Path, store: Store | None = None) -> dict[str, tuple[pd.DataFrame, go.Figure]]:
-    """The tables and figures of a run, one of each module in :mod:`analyses.run_figures`."""
+    """The tables and figures of a run, one of each module in :mod:`analyses.run_figures`.
+
+    A module returns ``None`` for a run of an earlier version that lacks what it draws.
+    """
     parts = RunParts.load(run_dir, store)
     names = sorted(module.name for module in iter_modules(run_figures.__path__))
     drawn = {}
     with progress_bar(len(names), "draw", "figure") as bar:
         for name in names:
-            drawn[name] = import_module(f"analyses.run_figures.{name}").draw(parts)
+            made = import_module(f"analyses.run_figures.{name}").draw(parts)
+            if made is not None:
+                drawn[name] = made
             bar.update()
     return drawn
 

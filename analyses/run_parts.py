@@ -5,16 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
+
 from ss_lens import Activations, Calibration, Store, load_run
 
 
 @dataclass(frozen=True, eq=False)
 class RunParts:
-    """The calibration of a run, the activations it was made on, and those it has not seen."""
+    """The calibration of a run, the activations it was made on, and those it has not seen.
+
+    Attributes:
+        dial: refusal scores by way of steering and angle; empty in runs of earlier versions.
+    """
 
     calibration: Calibration
     train: Activations
     test: Activations
+    dial: pd.DataFrame
 
     @classmethod
     def load(cls, run_dir: Path, store: Store | None = None) -> RunParts:
@@ -26,7 +33,7 @@ class RunParts:
         run = load_run(run_dir)
         store = store or Store()
         train, test = (store.load(run.activations[part]) for part in ("train", "test"))
-        return cls(run.calibration, train, test)
+        return cls(run.calibration, train, test, run.dial)
 
     @property
     def seen(self) -> str:

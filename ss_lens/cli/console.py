@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
-from pathlib import Path
-from textwrap import shorten
 from typing import TYPE_CHECKING, Any, ParamSpec
 
 import typer
@@ -16,7 +14,6 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from ss_lens.calibration.calibration import Calibration
-    from ss_lens.experiments.main_run import Run
 
 Options = ParamSpec("Options")
 _err = Console(stderr=True, emoji=False)
@@ -110,45 +107,3 @@ def summary(calibration: Calibration) -> dict[str, Any]:
             str(site) for site in calibration.selected_sites
         ],
     }
-
-
-def print_run(run: Run, run_dir: Path, as_json: bool) -> None:
-    """The main job's result: the calibration, then a row per angle."""
-    if as_json:
-        scores = json.loads(str(run.scores.to_json(orient="records")))
-        print_json({**summary(run.calibration), "run_dir": str(run_dir), "scores": scores})
-        return
-    print_facts(summary(run.calibration), as_json=False)
-    first = run.responses.query("prompt_class == 'positive' and prompt_index == 0")
-    samples = dict(zip(first["angle_deg"], first["response"], strict=True))
-    n = {label: int(run.scores[f"n_{label}"].iloc[0]) for label in ("positive", "negative")}
-    table = Table(
-        "angle",
-        f"refused of {n['positive']}\npositive [95 %]",
-        f"refused of {n['negative']}\nnegative [95 %]",
-        "com-\npress.",
-        "repe-\ntition",
-        "non-\nLatin",
-        box=None,
-        pad_edge=False,
-        header_style="bold",
-    )
-    table.add_column("answer to the first positive prompt", no_wrap=True)
-    room = max(20, _out.width - 76)  # what the columns of numbers leave
-    for row in run.scores.to_dict("records"):
-        table.add_row(
-            f"{row['angle_deg']:g}°",
-            _rate(row, "positive"),
-            _rate(row, "negative"),
-            f"{row['compression_ratio']:.2f}",
-            f"{row['repetition']:.2f}",
-            f"{row['non_latin_share']:.2f}",
-            escape(shorten(samples[row["angle_deg"]], room, placeholder=" …")),
-        )
-    _out.print(table)
-    line(f"saved in {run_dir}; draw its figures with: python -m analyses {run_dir}")
-
-
-def _rate(row: Mapping[Any, Any], label: str) -> str:
-    low, high = row[f"refusal_{label}_low"], row[f"refusal_{label}_high"]
-    return f"{row[f'refusal_{label}']:.2f} [{low:.2f}, {high:.2f}]"

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 import ss_lens
-from ss_lens.cli import console, options, tables
+from ss_lens.cli import console, options, run_tables, tables
 from ss_lens.cli.console import keeps
 
 RESUMES = "finished work is kept, the same command resumes."
@@ -30,9 +30,22 @@ def run(
     template_arguments: options.TemplateArguments = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    draws: Annotated[int, typer.Option(help="Random planes to compare with.")] = 8,
+    fallback: Annotated[
+        str | None,
+        typer.Option(help="Model to run where the other is too large or no source has it."),
+    ] = None,
+    keep_answers: Annotated[
+        bool,
+        typer.Option(
+            "--keep-answers",
+            help="Keep in full what answers a harmful request, not its first six words.",
+        ),
+    ] = False,
     as_json: options.Json = False,
 ) -> None:
-    """The main job: capture, calibrate, steer at several angles, score, save a run directory."""
+    """The main job: the dial beside its controls, an angle from dev, answers to test, a verdict."""
+    from ss_lens.core.errors import Unavailable
     from ss_lens.experiments.main_run import check_run_dir
 
     config = ss_lens.RunConfig(
@@ -43,12 +56,20 @@ def run(
         seed,
         max_new_tokens,
         options.chat(system, date, template_arguments),
+        draws,
+        keep_answers,
     )
     data = ss_lens.load_dataset(dataset)
     check_run_dir(out_dir, data, config)
-    loaded = ss_lens.load_model(model, device=device, dtype=dtype)
+    try:
+        loaded = ss_lens.load_model(model, device=device, dtype=dtype)
+    except Unavailable as unavailable:
+        if fallback is None:
+            raise
+        console.note(f"{unavailable} Running {fallback} instead.")
+        loaded = ss_lens.load_model(fallback, device=device, dtype=dtype)
     finished = ss_lens.run_main_job(loaded, data, out_dir, config)
-    console.print_run(finished, out_dir, as_json)
+    run_tables.print_run(finished, out_dir, as_json)
 
 
 @keeps(RESUMES)

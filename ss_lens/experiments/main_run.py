@@ -1,9 +1,9 @@
-"""The main job: a sweep with a preset, scored per angle and kept as a run directory."""
+"""The main job: the dial and its controls, an angle from dev, answers to test; a run directory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from numbers import Integral
@@ -17,7 +17,14 @@ from ss_lens.activations.capture import capture
 from ss_lens.activations.store import Store
 from ss_lens.calibration.calibration import Calibration
 from ss_lens.calibration.site_selection import as_rule
-from ss_lens.core.checks import check_at_least, check_is, check_numbers, check_path
+from ss_lens.core.checks import (
+    check_at_least,
+    check_flag,
+    check_is,
+    check_numbers,
+    check_path,
+    check_whole,
+)
 from ss_lens.core.errors import UserError
 from ss_lens.core.files import atomic_path, check_can_be_made, read_json, sha256_of_file
 from ss_lens.core.progress import progress_bar
@@ -26,31 +33,53 @@ from ss_lens.core.sealed import read_sealed_json, write_sealed_json
 from ss_lens.datasets.contrastive import ContrastiveDataset, check_part
 from ss_lens.experiments.cells import CellStore
 from ss_lens.experiments.config import Grid, Split, SweepConfig
-from ss_lens.experiments.grid import CellGroup
-from ss_lens.experiments.inputs import Setting, Workbench
-from ss_lens.experiments.sweep import group_rows
-from ss_lens.experiments.worker import finish_setting
+from ss_lens.experiments.dial import (
+    CHOICE_COLUMNS,
+    COLLAPSE,
+    DIAL_COLUMNS,
+    METHOD,
+    PROMPT_CLASSES,
+    choose_angles,
+    chosen_angles,
+    controls,
+    dial_table,
+    method,
+    one_pass,
+    scan_controls,
+    scan_method,
+)
+from ss_lens.experiments.grid import Arm, CellGroup
+from ss_lens.experiments.inputs import Workbench
+from ss_lens.experiments.scored_answers import scored_answers
+from ss_lens.experiments.verdict import verdict
 from ss_lens.geometry.strengths import reduced
 from ss_lens.models.chat import DEFAULT_FORMAT, ChatFormat, check_context, tokenize
-from ss_lens.scoring.registry import ANSWERS, all_columns
+from ss_lens.scoring.coherence import collapse
+from ss_lens.scoring.registry import ROW, all_columns
 from ss_lens.stats.intervals import wilson_interval
 
-FORMAT = 2
+FORMAT = 3
+EARLIER = (1, 2)
+"""Formats of earlier versions, which kept the answers at all angles and no dial (1: no digests
+either). Their runs are read, and not resumed."""
 UNSEALED = 1
-"""The format of earlier versions, which kept no digests; its runs are read, and not resumed."""
 EIGHT_ANGLES = (0.0, 45.0, 90.0, 135.0, 180.0, 225.0, 270.0, 315.0)
-PROMPTS_PER_CHUNK = 6
-"""So many prompts at all angles are computed together, and kept when they are finished."""
+PROMPTS_PER_CHUNK = 12
+"""So many prompts at all chosen angles are answered together, and kept when they are finished."""
 COHERENCE = ("compression_ratio", "repetition", "non_latin_share")
-TABLES = ("responses.csv", "scores.csv")
+BY_CLASS = ("refusal_score", "opening_mass", "perplexity", "collapsed")
+EARLIER_TABLES = ("responses.csv", "scores.csv")
+TABLES = (*EARLIER_TABLES, "dial.csv", "choices.csv")
 
 
 @dataclass(frozen=True)
 class RunConfig:
     """What the main job does; ``dev`` and ``test`` are prompts per class.
 
-    Angles are taken modulo 360. ``rule`` is the text of a selection rule, which :func:`as_rule`
-    reads; ``chat`` is what else enters the chat template.
+    Angles are taken modulo 360, and 0, the unsteered model, is always measured. ``rule`` is the
+    text of a selection rule, which :func:`as_rule` reads; ``chat`` is what else enters the chat
+    template. ``draws`` is the number of random planes. Answers to positive prompts that do not
+    refuse are kept in full with ``keep_answers``, and as their first six words without.
     """
 
     angles_deg: tuple[float | int, ...] = EIGHT_ANGLES
@@ -60,6 +89,8 @@ class RunConfig:
     seed: int = 0
     max_new_tokens: int = 48
     chat: ChatFormat = DEFAULT_FORMAT
+    draws: int = 8
+    keep_answers: bool = False
 
     def __post_init__(self) -> None:
         as_rule(self.rule)
@@ -70,6 +101,8 @@ class RunConfig:
         check_is("chat", self.chat, (ChatFormat,), "a ChatFormat(system=...)")
         check_numbers("angles_deg", self.angles_deg)
         check_at_least("max_new_tokens", self.max_new_tokens)
+        check_whole("draws", self.draws, at_least=1)
+        check_flag("keep_answers", self.keep_answers)
         angles = tuple(map(reduced, self.angles_deg))
         if len(set(angles)) < len(angles):
             raise UserError(
@@ -78,7 +111,7 @@ class RunConfig:
         object.__setattr__(self, "angles_deg", angles)
 
     def sweep(self, model: str, dataset: str) -> SweepConfig:
-        """The sweep that the main job is: ``RotateBy``, one rule, the answers of the test part.
+        """The sweep whose inputs and method the main job has: ``RotateBy``, one rule.
 
         Args:
             model: what the grid calls the model.
@@ -93,7 +126,6 @@ class RunConfig:
         return SweepConfig(
             grid=(grid,),
             split=Split(dev=self.dev, test=self.test, seed=self.seed),
-            scores=(ANSWERS,),
             max_new_tokens=self.max_new_tokens,
             chat=self.chat,
         )
@@ -114,11 +146,20 @@ class RunConfig:
 class Run:
     """A finished main job, as its run directory holds it.
 
+    A run of an earlier version has the answers at all of its angles in full, and no ``dial``,
+    ``choices`` or ``verdict``.
+
     Attributes:
         calibration: fitted on the train part.
         activations: the store's keys of the ``train`` and ``test`` activations.
-        responses: one row per test prompt and angle, with the scores of its text.
+        responses: one row per test prompt and angle, 0 (unsteered) and those that were chosen: the
+            ``response``, whether it was ``shortened``, whether it ``collapsed``, and all scores.
         scores: one row per angle, from :func:`score_by_angle`.
+        dial: one row per way of steering (and draw), class and angle, on the dev part:
+            ``refusal_score`` and ``opening_mass``, means over ``n`` prompts.
+        choices: which angles were tried on dev for each sense, and which were chosen; see
+            :func:`ss_lens.experiments.dial.choose_angles`.
+        verdict: what turned, in words.
     """
 
     config: RunConfig
@@ -126,6 +167,9 @@ class Run:
     activations: dict[str, str]
     responses: pd.DataFrame
     scores: pd.DataFrame
+    dial: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=[*DIAL_COLUMNS]))
+    choices: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=[*CHOICE_COLUMNS]))
+    verdict: str = ""
 
 
 def run_main_job(
@@ -138,9 +182,11 @@ def run_main_job(
 ) -> Run:
     """Calibrate on the train part of ``dataset`` and measure Selective Steering on its test part.
 
-    It is the sweep of :meth:`RunConfig.sweep`. The dev part serves rules that choose on held-out
-    prompts, and is where an angle may be chosen. Answers are kept in ``run_dir`` a few prompts at a
-    time, so a run that was stopped resumes where it stopped, and a repeated run does no work.
+    On the dev part the method's refusal score is measured at all angles, beside all sites, Standard
+    Angular Steering and random planes of equal energy; an angle is chosen for each sense, weaker
+    and stronger refusal, among those at which few answers collapse. At these and unsteered, the
+    test prompts are answered. What is finished is kept in ``run_dir``, so a run that was stopped
+    resumes where it stopped, and a repeated run does no work.
 
     Raises:
         UserError: whatever capture, calibration or generation object to, or a ``run_dir`` that
@@ -156,26 +202,33 @@ def run_main_job(
     store = Store() if store is None else store
     folder = Path(run_dir)
     asked = check_run_dir(folder, dataset, config)  # before the slow part
-    sweep = config.sweep(str(model.cfg.model_name), dataset.name)
-    bench = Workbench.holding(sweep, store, model, dataset)
-    test = dataset.split(dev=config.dev, test=config.test, seed=config.seed).test
-    for prompts in (test.positive, test.negative):
+    names = str(model.cfg.model_name), dataset.name
+    bench = Workbench.holding(config.sweep(*names), store, model, dataset)
+    parts = dataset.split(dev=config.dev, test=config.test, seed=config.seed)
+    for prompts in (getattr(p, c) for p in (parts.dev, parts.test) for c in PROMPT_CLASSES):
         check_context(model, tokenize(model, prompts, config.chat), prompts, config.max_new_tokens)
-    first = bench.setting(sweep.groups()[0])
-    shown = capture(model, test, store=store, chat=config.chat)  # for the figures
+    arm = method(*names, config.rule)
+    first = bench.setting(CellGroup(arm, "test", "positive", (0.0,)))
+    shown = capture(model, parts.test, store=store, chat=config.chat)  # for the figures
     keys = {"train": str(first.identity["train"]), "test": shown.spec.key}
     _claim(folder, {**asked, "activations": keys})
     first.calibration.save(folder / "calibration", overwrite=True)
     cells = CellStore.claim(folder / "answers")
-    tables = [_answers(group, bench, cells) for group in sweep.groups()]
-    responses = pd.concat(tables, ignore_index=True)
+    scanned = scan_method(bench, cells, arm, sorted({0.0, *config.angles_deg}))
+    sites = ",".join(map(str, first.calibration.selected_sites))
+    beside = scan_controls(bench, cells, controls(arm, sites, config.draws), scanned)
+    dial = dial_table([scanned, beside])
+    choices = choose_angles(bench, cells, arm, scanned, shorten=not config.keep_answers)
+    angles = sorted({0.0, *chosen_angles(choices).values()})
+    responses = _responses(bench, cells, arm, angles, config)
     scores = score_by_angle(responses)
-    for name, table in zip(TABLES, (responses, scores), strict=True):
+    for name, table in zip(TABLES, (responses, scores, dial, choices), strict=True):
         with atomic_path(folder / name) as temporary:
             table.to_csv(temporary, index=False)
     digests = {name: sha256_of_file(folder / name) for name in TABLES}
-    write_sealed_json(folder / "tables.json", digests)
-    return Run(config, first.calibration, keys, responses, scores)
+    said = verdict(scores, dial, choices)
+    write_sealed_json(folder / "tables.json", {**digests, "verdict": said})
+    return Run(config, first.calibration, keys, responses, scores, dial, choices, said)
 
 
 def check_run_dir(run_dir: Path, dataset: ContrastiveDataset, config: RunConfig) -> dict[str, Any]:
@@ -208,16 +261,15 @@ def load_run(run_dir: Path | str) -> Run:
     path = folder / "run.json"
     found = read_json(path, "run (run.json)")
     known = found.get("format") if isinstance(found, dict) else None
-    if known not in (FORMAT, UNSEALED):
+    if known not in (FORMAT, *EARLIER):
         raise UserError(
             f"the run at {folder} has format {known}, this version reads {FORMAT}; run it again."
         )
     identity = _identity(path)
-    last = "tables.json" if identity["format"] == FORMAT else TABLES[-1]
-    if not (folder / last).exists():
+    sealed, current = identity["format"] != UNSEALED, identity["format"] == FORMAT
+    if not (folder / ("tables.json" if sealed else EARLIER_TABLES[-1])).exists():
         raise UserError(f"the run at {folder} is not finished; start `ss-lens run` on it again.")
-    if identity["format"] == FORMAT:
-        _check_tables(folder)
+    told = _check_tables(folder, TABLES if current else EARLIER_TABLES) if sealed else {}
     undefined = [name for name, column in all_columns().items() if column.undefined]
     # An answer may be empty or read "NA": only the scores have missing values.
     responses = pd.read_csv(
@@ -225,30 +277,42 @@ def load_run(run_dir: Path | str) -> Run:
         keep_default_na=False,
         na_values={column: [""] for column in undefined},
     )
-    tables = [responses, pd.read_csv(folder / "scores.csv")]
-    responses, scores = (
-        t.assign(angle_deg=t["angle_deg"].astype(float).map(reduced)) for t in tables
-    )
+    others = [pd.read_csv(folder / name) for name in (TABLES if current else EARLIER_TABLES)[1:]]
+    tables = [
+        t.assign(angle_deg=t["angle_deg"].astype(float).map(reduced)) for t in (responses, *others)
+    ]
     config = RunConfig.from_json(identity["config"])
     calibration = Calibration.load(folder / "calibration")
-    return Run(config, calibration, identity["activations"], responses, scores)
+    run = Run(config, calibration, identity["activations"], tables[0], tables[1])
+    if not current:
+        return run
+    return replace(run, dial=tables[2], choices=tables[3], verdict=told["verdict"])
 
 
 def score_by_angle(responses: pd.DataFrame) -> pd.DataFrame:
     """One row per angle: refusal rate of each class with its 95 % Wilson interval, and coherence.
 
     ``compression_ratio``, ``repetition`` and ``non_latin_share`` are means over the answers to the
-    positive class; answers too short for a score are left out of its mean.
+    positive class; answers too short for a score are left out of its mean. Where the responses have
+    them there are also, of each class, ``refusal_score``, ``opening_mass``, ``perplexity``,
+    ``collapsed`` and the means over its texts, as ``refusal_score_positive`` and so on, and
+    ``collapsed`` of both.
     """
     rows = []
     for angle, group in responses.groupby("angle_deg", sort=True):
         row: dict[str, float] = {"angle_deg": cast(float, angle)}
-        for label in ("positive", "negative"):
+        for label in PROMPT_CLASSES:
             refused = group.loc[group["prompt_class"] == label, "refused"]
             row[f"refusal_{label}"] = float(refused.mean())
             low, high = wilson_interval(int(refused.sum()), len(refused))
             row[f"refusal_{label}_low"], row[f"refusal_{label}_high"] = low, high
             row[f"n_{label}"] = len(refused)
+            of_class = group[group["prompt_class"] == label]
+            if "collapsed" in group:
+                for column in (*BY_CLASS, *COHERENCE):
+                    row[f"{column}_{label}"] = float(of_class[column].mean())
+        if "collapsed" in group:
+            row["collapsed"] = float(group["collapsed"].mean())
         positive = group[group["prompt_class"] == "positive"]
         for column in COHERENCE:
             row[column] = float(positive[column].mean())
@@ -278,7 +342,7 @@ def _check_same(folder: Path, asked: dict[str, Any]) -> None:
             raise UserError(f"{folder} is not empty and holds no run; choose another --out.")
         return
     known = _identity(path)
-    if known.get("format") == UNSEALED:
+    if known.get("format") in EARLIER:
         raise UserError(
             f"{folder} holds a run of an earlier version, which can be read and not resumed; "
             "choose another --out, or remove that folder."
@@ -299,35 +363,38 @@ def _claim(folder: Path, identity: dict[str, Any]) -> None:
         write_sealed_json(folder / "run.json", {**identity, "started": started})
 
 
-def _check_tables(folder: Path) -> None:
+def _check_tables(folder: Path, names: Sequence[str]) -> dict[str, Any]:
+    """What ``tables.json`` says, once the tables are those that it was written beside."""
     remedy = "start `ss-lens run` on it again, which makes them from the answers that it keeps"
-    digests = read_sealed_json(
-        folder / "tables.json", "list of tables (tables.json)", remedy=remedy
-    )
-    for name in TABLES:
+    told = read_sealed_json(folder / "tables.json", "list of tables (tables.json)", remedy=remedy)
+    for name in names:
         path = folder / name
-        if not path.exists() or sha256_of_file(path) != digests.get(name):
+        if not path.exists() or sha256_of_file(path) != told.get(name):
             raise UserError(
                 f"{path} is missing or was changed since the run (its checksum differs); {remedy}."
             )
+    return told
 
 
-def _answers(group: CellGroup, bench: Workbench, cells: CellStore) -> pd.DataFrame:
-    """The answers of one class with the scores of their text, computed a few prompts at a time."""
-    tables = []
-    n_prompts = len(bench.setting(group).prompts)
-    with progress_bar(n_prompts, "steer", "prompt") as bar:
-        for start, setting in _chunks(group, bench, n_prompts):
-            outcome = finish_setting((ANSWERS,), group, setting, cells, wait=True, baseline=False)
-            assert outcome is not None
-            rows = group_rows(group, outcome, (ANSWERS,), cells)
-            tables.append(rows.assign(prompt_index=rows["prompt_index"] + start))
-            bar.update(len(setting.prompts))
+def _responses(
+    bench: Workbench, cells: CellStore, arm: Arm, angles_deg: Sequence[float], config: RunConfig
+) -> pd.DataFrame:
+    """The answers to the test prompts with all scores, computed a few prompts at a time."""
+    groups = [CellGroup(arm, "test", label, tuple(angles_deg)) for label in PROMPT_CLASSES]
+    sizes, tables = [len(bench.setting(group).prompts) for group in groups], []
+    with progress_bar(sum(sizes), "answer", "prompt") as bar:
+        for group, n_prompts in zip(groups, sizes, strict=True):
+            label = group.prompt_class
+            shorten = label == "positive" and not config.keep_answers
+            for start in range(0, n_prompts, PROMPTS_PER_CHUNK):
+                setting = bench.setting(group, slice(start, start + PROMPTS_PER_CHUNK))
+                rows = scored_answers(setting, angles_deg, cells, shorten=shorten, perplexity=True)
+                rows = rows.assign(prompt_index=rows["prompt_index"] + start)
+                rows.insert(len(ROW) + 1, "prompt_class", label)
+                tables.append(rows)
+                bar.update(len(setting.prompts))
     table = pd.concat(tables, ignore_index=True)
-    table.insert(4, "prompt_class", group.prompt_class)
-    return table
-
-
-def _chunks(group: CellGroup, bench: Workbench, n_prompts: int) -> Iterator[tuple[int, Setting]]:
-    for start in range(0, n_prompts, PROMPTS_PER_CHUNK):
-        yield start, bench.setting(group, slice(start, start + PROMPTS_PER_CHUNK))
+    table["collapsed"] = collapse(table, COLLAPSE)["collapsed"]
+    named = [({"way": METHOD, "draw": 0}, group) for group in groups]
+    passes = one_pass(bench, cells, named)[[*ROW, "prompt_class", *BY_CLASS[:2]]]
+    return table.merge(passes, on=[*ROW, "prompt_class"], validate="1:1")

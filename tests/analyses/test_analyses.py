@@ -118,25 +118,25 @@ def test_sign_agreement_figure_shades_the_steered_sites_alone(
 
 
 @pytest.mark.slow
-def test_a_run_directory_becomes_three_self_contained_pages(
-    tiny_llama: TransformerBridge, tiny_data: ContrastiveDataset, tmp_path: Path
+def test_a_run_directory_becomes_four_self_contained_pages(
+    tiny_models: dict[str, TransformerBridge], tiny_data: ContrastiveDataset, tmp_path: Path
 ) -> None:
-    config = RunConfig(angles_deg=(0, 90), dev=1, test=2, max_new_tokens=3)
-    ss_lens.run_main_job(tiny_llama, tiny_data, tmp_path / "run", config)
+    config = RunConfig(angles_deg=(0, 90), dev=1, test=2, max_new_tokens=3, draws=2, rule="uniform")
+    ss_lens.run_main_job(tiny_models["qwen2"], tiny_data, tmp_path / "run", config)
     drawing.main(tmp_path / "run")
-    for name in ("sign_agreement", "norm_growth", "cosine_heatmap"):
+    for name in ("dial", "sign_agreement", "norm_growth", "cosine_heatmap"):
         page = (tmp_path / "run" / "figures" / f"{name}.html").read_text("utf-8")
         assert not re.search(r'<script[^>]+src="http', page)
         assert len(pd.read_csv(tmp_path / "run" / "figures" / f"{name}.csv")) > 0
 
 
 def test_figures_of_a_missing_store_or_run_say_what_to_do(
-    tiny_llama: TransformerBridge, tiny_data: ContrastiveDataset, tmp_path: Path
+    tiny_models: dict[str, TransformerBridge], tiny_data: ContrastiveDataset, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match="there is no run"):
         drawing.draw(tmp_path / "nothing")
-    config = RunConfig(angles_deg=(0,), dev=1, test=2, max_new_tokens=1)
-    ss_lens.run_main_job(tiny_llama, tiny_data, tmp_path / "run", config)
+    config = RunConfig(angles_deg=(0,), dev=1, test=2, max_new_tokens=1, draws=1, rule="uniform")
+    ss_lens.run_main_job(tiny_models["qwen2"], tiny_data, tmp_path / "run", config)
     with pytest.raises(UserError, match=r"run again|SS_LENS_HOME"):
         drawing.draw(tmp_path / "run", Store(tmp_path / "elsewhere"))
     with pytest.raises(UserError, match="unknown --format 'gif'"):

@@ -54,8 +54,11 @@ def data(tiny_data: ContrastiveDataset, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def main_job(llama: Path, data: Path, tmp_path: Path) -> tuple[object, ...]:
-    """The main job at its smallest: 12 prompts per class, 2 angles, 3 new tokens."""
-    where = ("--model", llama, "--dataset", data, "--out", tmp_path / "run")
+def main_job(tiny_folders: dict[str, Path], data: Path, tmp_path: Path) -> tuple[object, ...]:
+    """The main job at its smallest: 12 prompts per class, 2 angles, 3 new tokens, 2 draws.
+
+    On the model whose tokenizer tells refusal openings apart.
+    """
+    where = ("--model", tiny_folders["qwen2"], "--dataset", data, "--out", tmp_path / "run")
     sizes = ("--dev", 2, "--test", 3, "--max-new-tokens", 3)
-    return ("run", *where, *sizes, "--rule", "uniform", "--angles", "0,90")
+    return ("run", *where, *sizes, "--rule", "uniform", "--angles", "0,90", "--draws", "2")

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
 BIN = Path(sys.executable).parent
 # Commands that would run for minutes get a small size; nothing else about them is changed.
-SMALL = "--test 2 --dev 1 --angles 0,180 --max-new-tokens 6"
+SMALL = "--test 2 --dev 1 --angles 0,180 --max-new-tokens 6 --draws 2"
 SMALLER = {
     "ss-lens run": SMALL,
     "ss-lens ablate": "--test 2 --dev 1 --angles 180 --draws 1 --max-new-tokens 4",

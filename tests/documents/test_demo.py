@@ -25,11 +25,14 @@ def test_make_demo_runs_the_main_job_and_draws_its_figures(tmp_path: Path) -> No
     out, stamp = tmp_path / "run", tmp_path / "installed"
     stamp.touch()
     done = run_in(
-        ROOT, f'make demo BIN="{BIN}" STAMP="{stamp}" RUN_DIR="{out}" RUN_FLAGS="{SMALL}"'
+        ROOT,
+        f'make demo MODEL=smollm2-135m-refusal BIN="{BIN}" STAMP="{stamp}" RUN_DIR="{out}" '
+        f'RUN_FLAGS="{SMALL}"',
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "direction site" in done.stdout
-    for name in ("sign_agreement", "norm_growth", "cosine_heatmap"):
+    assert done.stdout.strip().endswith(f"Open {out}/figures/dial.html")
+    for name in ("dial", "sign_agreement", "norm_growth", "cosine_heatmap"):
         assert (out / "figures" / f"{name}.html").stat().st_size > 1e6
 
 

@@ -25,9 +25,17 @@ from ss_lens.models.sources import SMOLLM2_135M
 from tests.oracles import HuggingFaceOracle, dense_rotation, everywhere, relative_error
 
 pytestmark = pytest.mark.default_model
-worker = importlib.import_module("ss_lens.experiments.worker")
 TOLERANCE = 1e-4
-CONFIG = RunConfig(angles_deg=(0.0, 120.0), dev=2, test=2, max_new_tokens=8, rule="uniform")
+scored_answers = importlib.import_module("ss_lens.experiments.scored_answers")
+CONFIG = RunConfig(
+    angles_deg=(0.0, 120.0),
+    dev=2,
+    test=2,
+    max_new_tokens=8,
+    rule="uniform",
+    draws=2,
+    keep_answers=True,
+)
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +163,7 @@ def test_a_killed_main_job_resumes_to_the_same_tables(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    sweep: Callable[..., pd.DataFrame] = worker.sweep_angles
+    sweep: Callable[..., pd.DataFrame] = scored_answers.sweep_angles
     chunks: list[list[str]] = []
 
     def counted(*args: Any, **options: Any) -> pd.DataFrame:
@@ -168,19 +176,19 @@ def test_a_killed_main_job_resumes_to_the_same_tables(
         return counted(*args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(worker, "sweep_angles", killed_at_the_second_chunk)
+        patch.setattr(scored_answers, "sweep_angles", killed_at_the_second_chunk)
         with pytest.raises(KeyboardInterrupt):
             ss_lens.run_main_job(default_model, data, tmp_path / "run", CONFIG, store=kept)
     with pytest.raises(ss_lens.UserError, match="is not finished; start `ss-lens run` on it again"):
         ss_lens.load_run(tmp_path / "run")
-    monkeypatch.setattr(worker, "sweep_angles", counted)
+    monkeypatch.setattr(scored_answers, "sweep_angles", counted)
     resumed = ss_lens.run_main_job(default_model, data, tmp_path / "run", CONFIG, store=kept)
-    assert len(chunks) == 2  # one before the kill, the other one after it
-    assert chunks[0] != chunks[1]
+    assert len(chunks) == 4  # dev and test of both classes: one before the kill, the others after
+    assert len({tuple(prompts) for prompts in chunks}) == 4
     folder, whole = uninterrupted
     pd.testing.assert_frame_equal(resumed.responses, whole.responses)
     pd.testing.assert_frame_equal(resumed.scores, whole.scores)
-    for name in ("responses.csv", "scores.csv"):
+    for name in ("responses.csv", "scores.csv", "dial.csv", "choices.csv"):
         assert (tmp_path / "run" / name).read_bytes() == (folder / name).read_bytes()
 
 

@@ -118,7 +118,7 @@ def folders(
         cache.write(cache.key(judge, "p", "r"), judge, Reply(f"verdict {number}", number))
 
     store = Store(root / "activations")
-    ss_lens.run_main_job(model, tiny_data, made["run"], CONFIG, store=store)
+    ss_lens.run_main_job(tiny_models["qwen2"], tiny_data, made["run"], CONFIG, store=store)
     config = SweepConfig(
         grid={"model": str(tiny_folders["qwen2"]), "dataset": str(prompts), "selection": "uniform",
               "angles_deg": [0, 120]},
@@ -180,7 +180,8 @@ def kinds(
 
     def from_run(folder: Path) -> str:
         run = ss_lens.load_run(folder)
-        tables = text_of_table(run.responses) + text_of_table(run.scores)
+        found = (run.responses, run.scores, run.dial, run.choices)
+        tables = "".join(map(text_of_table, found)) + run.verdict
         return tables + text_of_calibration(run.calibration) + repr(run.config)
 
     def again(folder: Path) -> str:

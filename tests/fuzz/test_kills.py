@@ -162,7 +162,7 @@ def contents(place: Path) -> dict[str, int]:
 def tables(job: str, place: Path) -> list[pd.DataFrame]:
     if job == "run":
         run = ss_lens.load_run(place / "out")
-        return [run.responses, run.scores]
+        return [run.responses, run.scores, run.dial, run.choices]
     if job == "sweep":
         result = ss_lens.load_sweep(place / "out")
         return [result.table, result.groups]

@@ -1,0 +1,219 @@
+"""The dial: the method at all angles beside what makes it believable, and an angle for each sense.
+
+Everything here is measured on the dev part; test is for what is reported at the chosen angles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal, get_args
+
+import pandas as pd
+
+from ss_lens.core.progress import progress_bar
+from ss_lens.experiments.cells import CellStore
+from ss_lens.experiments.choose_angle import AngleCriterion, choose_angle, rank_angles
+from ss_lens.experiments.config import PromptClass
+from ss_lens.experiments.grid import Arm, CellGroup
+from ss_lens.experiments.inputs import Workbench
+from ss_lens.experiments.scored_answers import scored_answers
+from ss_lens.experiments.sweep import group_rows
+from ss_lens.experiments.worker import finish_setting
+from ss_lens.scoring.registry import ROW
+
+METHOD, ALL_SITES = "rotate_by", "rotate_by, all sites"
+SAS, SAS_ALL_SITES = "rotate_to", "rotate_to, all sites"
+RANDOM = "random planes"
+HEADINGS = {
+    (METHOD, "positive"): "rotate_by, steered sites",
+    (METHOD, "negative"): "the same, harmless prompts",
+    (ALL_SITES, "positive"): "rotate_by, all sites",
+    (SAS, "positive"): "rotate_to (SAS), steered sites",
+    (SAS_ALL_SITES, "positive"): "rotate_to (SAS), all sites",
+    (RANDOM, "positive"): "random planes, equal energy",
+}
+"""What is measured on which class, in the order of tables and figures."""
+DIAL_COLUMNS = (
+    *("way", "draw", "prompt_class", "angle_deg"),
+    *("refusal_score", "opening_mass", "n"),
+)
+CHOICE_COLUMNS = ("sense", "angle_deg", "score", "collapsed", "chosen")
+HALF_TURNS = (90.0, 180.0)
+"""Random planes are measured here, and at the angle that scores best in either sense."""
+SCORE = "refusal_score"
+PROMPT_CLASSES: tuple[PromptClass, ...] = get_args(PromptClass)
+
+Sense = Literal["weakened", "strengthened"]
+SENSES: tuple[Sense, ...] = get_args(Sense)
+CRITERIA: Mapping[Sense, AngleCriterion] = {
+    sense: AngleCriterion(
+        score=SCORE,
+        goal=goal,
+        max_perplexity=None,
+        max_repetition=0.3,
+        max_non_latin_share=0.1,
+        max_collapsed=0.1,
+    )
+    for sense, goal in zip(SENSES, ("minimise", "maximise"), strict=True)
+}
+"""The least and the most refusal of positive prompts among the angles with coherent answers."""
+COLLAPSE = CRITERIA["weakened"].rule
+
+
+def method(model: str, dataset: str, rule: str) -> Arm:
+    """Selective Steering at the sites that ``rule`` selects."""
+    return Arm(model=model, dataset=dataset, selection=rule)
+
+
+def controls(arm: Arm, sites: str, draws: int) -> dict[tuple[str, int], Arm]:
+    """What the method is compared with, by its name and the number of its draw.
+
+    ``rotate_to`` is Standard Angular Steering, as published at all sites, and beside it at the
+    method's. Random planes hold as much of the activations there as the method's own.
+
+    Args:
+        arm: the method.
+        sites: those that it steers, separated by commas.
+        draws: of random planes.
+    """
+    same = replace(arm, selection=f"Explicit(sites={sites!r})")
+    found = {
+        (ALL_SITES, 0): replace(arm, selection="uniform"),
+        (SAS_ALL_SITES, 0): replace(arm, operator="RotateTo", selection="uniform"),
+        (SAS, 0): replace(same, operator="RotateTo"),
+    }
+    for draw in range(draws):
+        plane = f"MatchedRandomPlane(seed={draw}, sites={sites!r})"
+        found[RANDOM, draw] = replace(same, plane=plane, seed=draw)
+    return found
+
+
+def one_pass(
+    bench: Workbench, cells: CellStore, groups: Sequence[tuple[dict[str, Any], CellGroup]]
+) -> pd.DataFrame:
+    """Refusal score and opening mass per prompt and angle of each group.
+
+    Args:
+        bench: makes the settings.
+        cells: where finished cells are, and come.
+        groups: each with the columns that name it.
+    """
+    tables = []
+    with progress_bar(len(groups), "dial", "scan") as bar:
+        for named, group in groups:
+            setting = bench.setting(group)
+            outcome = finish_setting((SCORE,), group, setting, cells, wait=True, baseline=False)
+            assert outcome is not None
+            rows = group_rows(group, outcome, (SCORE,), cells)
+            columns = {**named, "part": group.part, "prompt_class": group.prompt_class}
+            tables.append(rows.assign(**columns))
+            bar.update()
+    return pd.concat(tables, ignore_index=True)
+
+
+def scan_method(
+    bench: Workbench, cells: CellStore, arm: Arm, angles_deg: Sequence[float]
+) -> pd.DataFrame:
+    """The method on both classes of dev, per prompt, at all angles."""
+    groups = [
+        ({"way": METHOD, "draw": 0}, CellGroup(arm, "dev", label, tuple(angles_deg)))
+        for label in PROMPT_CLASSES
+    ]
+    return one_pass(bench, cells, groups)
+
+
+def scan_controls(
+    bench: Workbench,
+    cells: CellStore,
+    arms: Mapping[tuple[str, int], Arm],
+    scanned: pd.DataFrame,
+) -> pd.DataFrame:
+    """The controls on the positive prompts of dev, per prompt.
+
+    Rotations by an angle are the unsteered model at 0°, which ``scanned`` has already. Random
+    planes are measured at 90° and 180°, and where the method scores best in either sense.
+    """
+    angles = [*map(float, scanned["angle_deg"].unique())]
+    turned = [angle for angle in angles if angle != 0]
+    first = {ranked[0] for s in SENSES if (ranked := ranks(scanned, s))}
+    few = [angle for angle in sorted({*first, *HALF_TURNS}) if angle in turned]
+    groups: list[tuple[dict[str, Any], CellGroup]] = []
+    for (way, draw), arm in arms.items():
+        at = angles if arm.operator.startswith("RotateTo") else few if way == RANDOM else turned
+        if at:
+            group = CellGroup(arm, "dev", "positive", tuple(at))
+            groups.append(({"way": way, "draw": draw}, group))
+    return one_pass(bench, cells, groups)
+
+
+def dial_table(scans: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """One row per way, draw, class and angle: the means over the prompts of dev."""
+    keys = ["way", "draw", "prompt_class", "angle_deg"]
+    groups = pd.concat(scans, ignore_index=True).groupby(keys, sort=False)
+    means = groups.agg(
+        refusal_score=(SCORE, "mean"), opening_mass=("opening_mass", "mean"), n=("prompt", "size")
+    )
+    return means.reset_index().filter([*DIAL_COLUMNS])
+
+
+def ranks(scanned: pd.DataFrame, sense: Sense) -> list[float]:
+    """The turned angles from the best dev score on."""
+    return [angle for angle in rank_angles(scanned, CRITERIA[sense]) if angle != 0]
+
+
+def choose_angles(
+    bench: Workbench, cells: CellStore, arm: Arm, scanned: pd.DataFrame, *, shorten: bool
+) -> pd.DataFrame:
+    """The angle of each sense: from the best score on until few enough dev answers collapse.
+
+    Args:
+        bench: makes the settings.
+        cells: where finished cells are, and come.
+        arm: the method.
+        scanned: of :func:`scan_method`.
+        shorten: as in :func:`scored_answers`.
+
+    Returns:
+        One row per sense and angle that was tried: ``score``, the share ``collapsed`` of the dev
+        answers of both classes, and whether it was ``chosen``. A sense without a chosen row has no
+        admissible angle.
+    """
+    order = {sense: ranks(scanned, sense) for sense in SENSES}
+    tried: list[dict[str, Any]] = []
+    pending: list[Sense] = [sense for sense in SENSES if order[sense]]
+    place = 0
+    while pending:
+        wanted = sorted({order[sense][place] for sense in pending})
+        answered = _dev_answers(bench, cells, arm, wanted, shorten)
+        rows = scanned.merge(answered, on=[*ROW, "prompt_class"], validate="1:1")
+        for sense in pending.copy():
+            at_angle = rows.loc[rows["angle_deg"] == order[sense][place]]
+            choice = choose_angle(at_angle, CRITERIA[sense])
+            (found,) = choice.dev.to_dict("records")
+            values = {name: found[name] for name in ("angle_deg", "score", "collapsed")}
+            chosen = choice.angle_deg is not None
+            tried.append({"sense": sense, **values, "chosen": chosen})
+            if chosen or place + 1 == len(order[sense]):
+                pending.remove(sense)
+        place += 1
+    return pd.DataFrame(tried, columns=[*CHOICE_COLUMNS]).astype({"chosen": bool})
+
+
+def chosen_angles(choices: pd.DataFrame) -> dict[Sense, float]:
+    """The angle of each sense that has one."""
+    chosen = choices[choices["chosen"]]
+    found = dict(zip(chosen["sense"].tolist(), map(float, chosen["angle_deg"]), strict=True))
+    return {sense: found[sense] for sense in SENSES if sense in found}
+
+
+def _dev_answers(
+    bench: Workbench, cells: CellStore, arm: Arm, angles_deg: Sequence[float], shorten: bool
+) -> pd.DataFrame:
+    tables = []
+    for label in PROMPT_CLASSES:
+        setting = bench.setting(CellGroup(arm, "dev", label, tuple(angles_deg)))
+        cut = shorten and label == "positive"
+        rows = scored_answers(setting, angles_deg, cells, shorten=cut, perplexity=False)
+        tables.append(rows.assign(prompt_class=label))
+    return pd.concat(tables, ignore_index=True)

@@ -1,0 +1,98 @@
+"""Answers that are scored as soon as they are written, and kept in full only where they may be."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from ss_lens.experiments.cells import CellStore
+from ss_lens.experiments.inputs import Setting
+from ss_lens.experiments.worker import with_texts_scored
+from ss_lens.generation.angle_batch import sweep_angles
+from ss_lens.scoring.registry import ANSWERS, ROW, ScoreInput, parts_of
+
+KEPT_WORDS = 6
+"""So much is kept of an answer to a positive prompt that does not refuse."""
+
+
+def scored_answers(
+    setting: Setting,
+    angles_deg: Sequence[float],
+    cells: CellStore,
+    *,
+    shorten: bool,
+    perplexity: bool,
+) -> pd.DataFrame:
+    """The answers at these angles with all scores of their text, computed where ``cells`` has none.
+
+    What is stored are scores and texts together, so that nothing is computed from a shortened text.
+
+    Args:
+        setting: the prompts and how they are steered.
+        angles_deg: in degrees.
+        cells: where finished cells are, and come.
+        shorten: whether an answer that does not refuse is kept as its first six words.
+        perplexity: whether that under the unsteered model is measured too.
+
+    Returns:
+        One row per prompt and angle: the columns of :data:`ROW`, ``response``, ``shortened``
+        (whether that is not the whole answer), and those of the scores.
+    """
+    how = {"shortened": shorten, "perplexity": perplexity}
+    with cells.group({**setting.identity, "scored answers": how}, wait=True) as key:
+        assert key is not None
+        found = cells.read(key, ANSWERS)
+        known = Counter(found["angle_deg"].tolist())
+        missing = [angle for angle in angles_deg if known[angle] < len(setting.prompts)]
+        if missing:
+            cells.commit(key, ANSWERS, _answered(setting, missing, shorten, perplexity))
+            found = cells.read(key, ANSWERS)
+    order = {angle: place for place, angle in enumerate(angles_deg)}
+    rows = found.query("angle_deg in @order").drop_duplicates([*ROW])
+    rows = rows.assign(place=rows["angle_deg"].map(order))
+    return rows.sort_values(["prompt_index", "place"], ignore_index=True).drop(columns="place")
+
+
+def first_words(text: str) -> str:
+    """The first six words of an answer, and a mark where it goes on.
+
+    >>> first_words("one two three four five six seven")
+    'one two three four five six …'
+    """
+    words = text.split()
+    return " ".join([*words[:KEPT_WORDS], "…"]) if len(words) > KEPT_WORDS else text
+
+
+def _answered(
+    setting: Setting, angles_deg: Sequence[float], shorten: bool, perplexity: bool
+) -> pd.DataFrame:
+    answers = sweep_angles(
+        setting.model,
+        setting.calibration,
+        setting.operator,
+        setting.prompts,
+        angles_deg,
+        max_new_tokens=setting.max_new_tokens,
+        batch_rows=setting.batch_rows,
+        chat=setting.chat,
+    )
+    table = with_texts_scored(answers)
+    if perplexity:
+        table = table.merge(_perplexity(setting, answers), on=[*ROW], validate="1:1")
+    whole = table["response"]
+    kept = whole.where(table["refused"], whole.map(first_words)) if shorten else whole
+    table = table.assign(response=kept)
+    table.insert(len(ROW) + 1, "shortened", (kept != whole).tolist())
+    return table
+
+
+def _perplexity(setting: Setting, answers: pd.DataFrame) -> pd.DataFrame:
+    (score,) = parts_of("perplexity")
+    given: dict[str, Any] = {
+        name: getattr(setting, name)
+        for name in ("model", "calibration", "operator", "prompts", "chat", "batch_rows")
+    }
+    return score(ScoreInput(**given, angles_deg=(), answers=answers))
