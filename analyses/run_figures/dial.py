@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 
 from analyses import style
 from analyses.run_parts import RunParts
-from ss_lens.experiments.dial import ALL_SITES, HEADINGS, METHOD, RANDOM
+from ss_lens.experiments.dial.scan import ALL_SITES, HEADINGS, METHOD, RANDOM
 
 COLUMNS = (("refusal_score", "refusal score (nats)"), ("opening_mass", "opening mass"))
 

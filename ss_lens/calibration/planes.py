@@ -12,9 +12,14 @@ from torch import Tensor
 
 from ss_lens.activations.activations import Evidence
 from ss_lens.calibration.candidates import Candidates, first_principal_component
-from ss_lens.calibration.energy import Spectrum, in_plane_energy, matched_draw, unit_rows
 from ss_lens.calibration.global_direction import GlobalDirection
-from ss_lens.calibration.grassmann import Separation, ascend
+from ss_lens.calibration.plane_search.energy import (
+    Spectrum,
+    in_plane_energy,
+    matched_draw,
+    unit_rows,
+)
+from ss_lens.calibration.plane_search.grassmann import Separation, ascend
 from ss_lens.calibration.site_selection import Explicit
 from ss_lens.core.checks import check_one_of, check_positive, check_seed, check_whole
 from ss_lens.core.errors import NotApplicable
@@ -99,7 +104,7 @@ class MatchedRandomPlane:
     of its part in the plane. A uniformly drawn plane holds next to nothing of an activation, so
     turning in it hardly changes anything (:class:`RandomPlane`). This one holds as much of the
     unit-normalised activations as ``b1`` and PC1 do, on average over prompts of both classes and
-    over ``sites``; see :mod:`ss_lens.calibration.energy`. Select the sites as for
+    over ``sites``; see :mod:`ss_lens.calibration.plane_search.energy`. Select the sites as for
     :class:`RandomPlane`.
 
     Report: ``energy``, ``target_energy`` (of PC1's plane) and ``isotropic_energy`` (of a uniform
@@ -213,7 +218,9 @@ class ClassMeans:
 
 @dataclass(frozen=True)
 class Grassmann:
-    """The plane of highest class separation near PC1's; the criterion is in :mod:`grassmann`.
+    """The plane of highest class separation near PC1's.
+
+    The criterion is in :mod:`ss_lens.calibration.plane_search.grassmann`.
 
     ``b1`` is the unit vector of the plane closest to the global direction, so that angle 0 keeps
     its meaning; ``b2`` is turned so that its inner product with PC1's is not negative. Held-out

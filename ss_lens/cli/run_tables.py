@@ -31,7 +31,7 @@ def print_run(run: Run, run_dir: Path, as_json: bool) -> None:
 
 def _print_dial(dial: pd.DataFrame) -> None:
     """Score and opening mass, a row per angle; of random planes the mean and the range."""
-    from ss_lens.experiments.dial import HEADINGS, RANDOM
+    from ss_lens.experiments.dial.scan import HEADINGS, RANDOM
 
     n = int(dial["n"].iloc[0])
     console.line(
@@ -59,7 +59,7 @@ def _dial_cell(found: pd.DataFrame, *, drawn: bool) -> str:
 
 def _print_answers(run: Run) -> None:
     """Refusal and coherence of the test answers: unsteered, and at the angle of each sense."""
-    from ss_lens.experiments.dial import chosen_angles
+    from ss_lens.experiments.dial.scan import chosen_angles
 
     scores = {row["angle_deg"]: row for row in run.scores.to_dict("records")}
     shown = {"unsteered": 0.0, **chosen_angles(run.choices)}

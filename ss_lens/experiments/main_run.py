@@ -33,7 +33,8 @@ from ss_lens.core.sealed import read_sealed_json, write_sealed_json
 from ss_lens.datasets.contrastive import ContrastiveDataset, check_part
 from ss_lens.experiments.cells import CellStore
 from ss_lens.experiments.config import Grid, Split, SweepConfig
-from ss_lens.experiments.dial import (
+from ss_lens.experiments.dial.answers import scored_answers
+from ss_lens.experiments.dial.scan import (
     CHOICE_COLUMNS,
     COLLAPSE,
     DIAL_COLUMNS,
@@ -48,10 +49,9 @@ from ss_lens.experiments.dial import (
     scan_controls,
     scan_method,
 )
+from ss_lens.experiments.dial.verdict import verdict
 from ss_lens.experiments.grid import Arm, CellGroup
 from ss_lens.experiments.inputs import Workbench
-from ss_lens.experiments.scored_answers import scored_answers
-from ss_lens.experiments.verdict import verdict
 from ss_lens.geometry.strengths import reduced
 from ss_lens.models.chat import DEFAULT_FORMAT, ChatFormat, check_context, tokenize
 from ss_lens.scoring.coherence import collapse
@@ -158,7 +158,7 @@ class Run:
         dial: one row per way of steering (and draw), class and angle, on the dev part:
             ``refusal_score`` and ``opening_mass``, means over ``n`` prompts.
         choices: which angles were tried on dev for each sense, and which were chosen; see
-            :func:`ss_lens.experiments.dial.choose_angles`.
+            :func:`ss_lens.experiments.dial.scan.choose_angles`.
         verdict: what turned, in words.
     """
 

@@ -8,10 +8,15 @@ import torch
 from hypothesis import given, strategies as st
 
 from ss_lens import Evidence, MatchedRandomPlane, RotateBy, Site, UserError
-from ss_lens.calibration import energy
 from ss_lens.calibration.candidates import Candidates
-from ss_lens.calibration.energy import Spectrum, in_plane_energy, matched_draw, unit_rows
 from ss_lens.calibration.global_direction import GlobalDirection
+from ss_lens.calibration.plane_search import energy
+from ss_lens.calibration.plane_search.energy import (
+    Spectrum,
+    in_plane_energy,
+    matched_draw,
+    unit_rows,
+)
 from ss_lens.calibration.planes import PC1
 from tests.calibration.test_planes import SITES, D, built, evidence_of, noise
 from tests.conftest import made_activations

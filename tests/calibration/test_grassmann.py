@@ -18,7 +18,7 @@ from ss_lens import Activations, Plane, Site, UserError
 from ss_lens.activations.activations import Evidence
 from ss_lens.calibration.directions import DifferenceOfMeans
 from ss_lens.calibration.global_direction import MaxMeanCosine
-from ss_lens.calibration.grassmann import Separation, ascend, ledoit_wolf
+from ss_lens.calibration.plane_search.grassmann import Separation, ascend, ledoit_wolf
 from ss_lens.calibration.planes import PC1, FittedPlane, Grassmann
 from ss_lens.core.checks import check_positive
 from tests.conftest import made_activations

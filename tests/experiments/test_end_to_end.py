@@ -26,7 +26,7 @@ from tests.oracles import HuggingFaceOracle, dense_rotation, everywhere, relativ
 
 pytestmark = pytest.mark.default_model
 TOLERANCE = 1e-4
-scored_answers = importlib.import_module("ss_lens.experiments.scored_answers")
+scored_answers = importlib.import_module("ss_lens.experiments.dial.answers")
 CONFIG = RunConfig(
     angles_deg=(0.0, 120.0),
     dev=2,

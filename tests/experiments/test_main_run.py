@@ -25,8 +25,8 @@ from ss_lens.scoring.coherence import coherence
 from ss_lens.scoring.refusal import opens_with_refusal
 
 worker = importlib.import_module("ss_lens.experiments.worker")
-dial = importlib.import_module("ss_lens.experiments.dial")
-scored_answers = importlib.import_module("ss_lens.experiments.scored_answers")
+dial = importlib.import_module("ss_lens.experiments.dial.scan")
+scored_answers = importlib.import_module("ss_lens.experiments.dial.answers")
 CONFIG = RunConfig(
     angles_deg=(0, 120, -60),
     dev=2,

@@ -15,9 +15,9 @@ from ss_lens.core.progress import progress_bar
 from ss_lens.experiments.cells import CellStore
 from ss_lens.experiments.choose_angle import AngleCriterion, choose_angle, rank_angles
 from ss_lens.experiments.config import PromptClass
+from ss_lens.experiments.dial.answers import scored_answers
 from ss_lens.experiments.grid import Arm, CellGroup
 from ss_lens.experiments.inputs import Workbench
-from ss_lens.experiments.scored_answers import scored_answers
 from ss_lens.experiments.sweep import group_rows
 from ss_lens.experiments.worker import finish_setting
 from ss_lens.scoring.registry import ROW

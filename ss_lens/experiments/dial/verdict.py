@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from ss_lens.experiments.dial import METHOD, RANDOM, Sense, chosen_angles
+from ss_lens.experiments.dial.scan import METHOD, RANDOM, Sense, chosen_angles
 
 _DIRECTION: dict[Sense, int] = {"weakened": -1, "strengthened": 1}
 
@@ -20,8 +20,8 @@ def verdict(scores: pd.DataFrame, dial: pd.DataFrame, choices: pd.DataFrame) -> 
 
     Args:
         scores: a row per angle, with that at 0° unsteered.
-        dial: of :func:`ss_lens.experiments.dial.dial_table`.
-        choices: of :func:`ss_lens.experiments.dial.choose_angles`.
+        dial: of :func:`ss_lens.experiments.dial.scan.dial_table`.
+        choices: of :func:`ss_lens.experiments.dial.scan.choose_angles`.
     """
     rows = {row["angle_deg"]: row for row in scores.to_dict("records")}
     angles = chosen_angles(choices)
