@@ -16,7 +16,7 @@ from analyses.paper.page import read_tables, write_page
 from analyses.run_parts import RunParts
 from ss_lens import Calibration, Store, UserError
 from ss_lens.experiments.ablation import FULL as REFERENCE, METRICS
-from ss_lens.experiments.paper_plan import FULL
+from ss_lens.experiments.paper.plan import FULL
 
 
 def parts_of(folder: Path, store: Store) -> RunParts:

@@ -12,7 +12,7 @@ import pandas as pd
 from analyses.paper import published
 from analyses.paper.verdicts import Tables, verdicts
 from ss_lens import UserError
-from ss_lens.experiments.paper_plan import PUBLISHED, UNSTEERED
+from ss_lens.experiments.paper.plan import PUBLISHED, UNSTEERED
 
 TABLES = (
     *("methods", "ablations", "choices", "curves", "nulls", "null_ranks"),

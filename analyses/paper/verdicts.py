@@ -8,7 +8,7 @@ from typing import Literal
 
 import pandas as pd
 
-from ss_lens.experiments.paper_plan import FULL, PUBLISHED, UNSTEERED
+from ss_lens.experiments.paper.plan import FULL, PUBLISHED, UNSTEERED
 from ss_lens.scoring.perplexity import PAPER_PERPLEXITY_LIMIT
 
 Tables = Mapping[str, pd.DataFrame]

@@ -152,8 +152,8 @@ def paper(
 ) -> None:
     """The tables of the paper on one model, with the controls that it lacks."""
     from ss_lens.core.checks import check_one_of
-    from ss_lens.experiments.paper import run_paper
-    from ss_lens.experiments.paper_plan import SIZES, PaperConfig
+    from ss_lens.experiments.paper.plan import SIZES, PaperConfig
+    from ss_lens.experiments.paper.run import run_paper
 
     check_one_of("--size", size, tuple(SIZES))
     config = PaperConfig(model, SIZES[size], seed, device, dtype, workers, cluster)

@@ -10,8 +10,8 @@ import pytest
 from analyses.paper import published
 from analyses.paper.page import page, page_of
 from analyses.paper.verdicts import Tables, verdicts
-from ss_lens.experiments.paper_plan import FULL, PUBLISHED, UNSTEERED
-from ss_lens.experiments.paper_tables import METRICS
+from ss_lens.experiments.paper.plan import FULL, PUBLISHED, UNSTEERED
+from ss_lens.experiments.paper.tables import METRICS
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 PAGES = sorted(path.stem for path in RESULTS.glob("*.md") if (RESULTS / path.stem).is_dir())

@@ -10,9 +10,9 @@ import pytest
 import ss_lens
 from ss_lens import Store, UserError
 from ss_lens.experiments.grid import Arm
-from ss_lens.experiments.paper import run_paper
-from ss_lens.experiments.paper_plan import FULL, PUBLISHED, SIZES, UNSTEERED, PaperConfig, Size
-from ss_lens.experiments.paper_tables import METRICS
+from ss_lens.experiments.paper.plan import FULL, PUBLISHED, SIZES, UNSTEERED, PaperConfig, Size
+from ss_lens.experiments.paper.run import run_paper
+from ss_lens.experiments.paper.tables import METRICS
 from ss_lens.experiments.sweep import run_sweep
 from ss_lens.scoring.perplexity import answer_perplexity
 from ss_lens.scoring.published import published_perplexity
@@ -89,7 +89,7 @@ def finished(
     folder = tmp_path_factory.mktemp("paper") / "run"
     data = ss_lens.load_dataset(prompts_file)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ss_lens.experiments.paper_capability.is_available", lambda: False)
+        patch.setattr("ss_lens.experiments.paper.capability.is_available", lambda: False)
         return config, run_paper(config, data, folder, store=Store(folder.parent / "store"))
 
 
@@ -131,7 +131,7 @@ def test_a_finished_run_measures_nothing_again(
 ) -> None:
     config, tables = finished
     before = {path.name: path.read_bytes() for path in tables.glob("*.csv")}
-    monkeypatch.setattr("ss_lens.experiments.paper_capability.is_available", lambda: False)
+    monkeypatch.setattr("ss_lens.experiments.paper.capability.is_available", lambda: False)
     folder, data = tables.parent, ss_lens.load_dataset(prompts_file)
     run_paper(config, data, folder, store=Store(folder.parent / "store"))
     assert measures == []

@@ -13,7 +13,7 @@ import pandas as pd
 from ss_lens.calibration.site_selection import as_rule, rule_name
 from ss_lens.core.files import atomic_path, make_folder
 from ss_lens.experiments.grid import Arm
-from ss_lens.experiments.paper_plan import (
+from ss_lens.experiments.paper.plan import (
     CENTRED,
     CRITERION,
     FULL,

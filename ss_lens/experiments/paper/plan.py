@@ -78,7 +78,7 @@ SIZES: Mapping[str, Size] = {
 
 @dataclass(frozen=True)
 class PaperConfig:
-    """What :func:`ss_lens.experiments.paper.run_paper` measures.
+    """What :func:`ss_lens.experiments.paper.run.run_paper` measures.
 
     Attributes:
         model: as :func:`ss_lens.load_model` takes it.

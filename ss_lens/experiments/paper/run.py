@@ -41,7 +41,7 @@ from ss_lens.experiments.choose_angle import choose_angle
 from ss_lens.experiments.config import Part, PromptClass
 from ss_lens.experiments.grid import Arm, CellGroup
 from ss_lens.experiments.inputs import Workbench
-from ss_lens.experiments.paper_plan import (
+from ss_lens.experiments.paper.plan import (
     CENTRED,
     CRITERION,
     FULL,
@@ -55,7 +55,7 @@ from ss_lens.experiments.paper_plan import (
     matched_plane,
     variants,
 )
-from ss_lens.experiments.paper_tables import Chosen, Measured, rows_of, write_tables
+from ss_lens.experiments.paper.tables import Chosen, Measured, rows_of, write_tables
 from ss_lens.experiments.sweep import SweepResult, run_sweep
 from ss_lens.geometry.operators import RotateBy, RotateTo, RotateToIfAligned, SetAngle
 from ss_lens.scoring.registry import ANSWERS
@@ -281,7 +281,7 @@ class _Work:
 
     def capability(self, chosen: tuple[Chosen, ...]) -> dict[str, pd.DataFrame]:
         """The embedded items under each published method; nothing where lm-eval is missing."""
-        from ss_lens.experiments.paper_capability import is_available, items
+        from ss_lens.experiments.paper.capability import is_available, items
 
         if not is_available():
             logger.warning("capability is not measured: it needs the extra 'capability'")
