@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from importlib import import_module
 from pathlib import Path
-from pkgutil import iter_modules
 from typing import Annotated
 
 import pandas as pd
 import typer
 
-from analyses import ablations, output, run_figures
+from analyses import ablations, output
 from analyses.paper.page import read_tables, write_page
+from analyses.run_figures import cosine_heatmap, norm_growth, sign_agreement
 from analyses.run_parts import RunParts
 from ss_lens import Calibration, Store, UserError
 from ss_lens.experiments.ablation import FULL as REFERENCE, METRICS
@@ -30,7 +29,7 @@ def parts_of(folder: Path, store: Store) -> RunParts:
         raise UserError(f"{folder} holds no finished paper run; run `ss-lens paper` again.")
     keys = json.loads(path.read_text("utf-8"))["activations"]
     train, test = (store.load(keys[part]) for part in ("train", "test"))
-    return RunParts(Calibration.load(folder / "calibration"), train, test)
+    return RunParts(Calibration.load(folder / "calibration"), train, test, pd.DataFrame())
 
 
 def main(
@@ -46,21 +45,21 @@ def main(
     chosen, place = output.checked(formats), out or folder / "figures"
     tables = read_tables(folder / "tables")
     parts = parts_of(folder, Store())
-    for module in sorted(found.name for found in iter_modules(run_figures.__path__)):
-        drawn = import_module(f"analyses.run_figures.{module}").draw(parts)
-        output.save(place, module, drawn[0], drawn[1], chosen)
-    for table in ("methods", "ablations"):
-        rows = _as_ablation(tables[table])
-        title = f"{parts.seen}; {table}"
-        for label in ("positive", "negative"):
+    for module in (cosine_heatmap, norm_growth, sign_agreement):
+        table, figure = module.draw(parts)
+        output.save(place, module.__name__.rpartition(".")[2], table, figure, chosen)
+    for kind in ("methods", "ablations"):
+        rows = _as_ablation(tables[kind])
+        title = f"{parts.seen}; {kind}"
+        for label in dict.fromkeys(rows["prompt_class"]):
             of_class = rows.query("prompt_class == @label")
             metrics = [metric for metric in METRICS if (of_class["metric"] == metric).any()]
             figure = ablations.forest(of_class, title, prompt_class=label, metrics=metrics)
-            output.save(place, f"{table}_{label}", of_class, figure, chosen)
-        scan = tables["curves"].query("table == @table")
+            output.save(place, f"{kind}_{label}", of_class, figure, chosen)
+        scan = tables["curves"].query("table == @kind")
         scan = scan.astype({"angle_deg": float})
         lone = scan.groupby("variant")["angle_deg"].transform("nunique") > 1
-        output.save(place, f"{table}_angles", scan, ablations.polar(scan.loc[lone], title), chosen)
+        output.save(place, f"{kind}_angles", scan, ablations.polar(scan.loc[lone], title), chosen)
     if docs is not None:
         facts = dict(zip(tables["facts"]["fact"], tables["facts"]["value"], strict=True))
         svgs = {path.name: path.read_text("utf-8") for path in sorted(place.glob("*.svg"))}

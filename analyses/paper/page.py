@@ -16,7 +16,7 @@ from ss_lens.experiments.paper.plan import PUBLISHED, UNSTEERED
 
 TABLES = (
     *("methods", "ablations", "choices", "curves", "nulls", "null_ranks"),
-    *("selection", "capability", "facts"),
+    *("selection", "capability", "judges", "facts"),
 )
 SHOWN = {
     "refused": "refused",
@@ -64,8 +64,8 @@ def page(tables: Tables, figures: Sequence[str] = ()) -> str:
         f"`ss-lens paper --model {model} --positive FILE --negative FILE`. "
         f"{facts['n_train']} prompts per class to calibrate on, {facts['dev']} to choose angles "
         f"and strengths on, {facts['test']} that are reported; {facts['max_new_tokens']} new "
-        f"tokens; angles {facts['angles_deg']}. Intervals are of 95 %. No judge was configured: "
-        "*answered* is the share of answers that neither refuse nor collapse.",
+        f"tokens; angles {facts['angles_deg']}. Intervals are of 95 %. *Answered* is the share of "
+        "answers that neither refuse nor collapse.",
         f"## Claim by claim: {', '.join(said)}",
         _markdown(
             ("claim", "verdict", "by", "rule"),
@@ -94,6 +94,8 @@ def page(tables: Tables, figures: Sequence[str] = ()) -> str:
         _frame(tables["selection"].drop(columns="problem")),
         f"The two directions have the cosine {_number(facts['cos_b1_wrapped'])}; "
         f"{facts['shared_sites_wrapped']} sites are steered in both.",
+        "## Judges",
+        _frame(tables["judges"]) if len(tables["judges"]) else "None was configured.",
         "## Capability",
         _frame(tables["capability"]) if len(tables["capability"]) else "Not measured.",
         *(["## Figures"] if figures else []),
@@ -115,6 +117,8 @@ def _levels(table: pd.DataFrame, order: Sequence[str]) -> Iterable[str]:
     """A table per class: means with intervals, in the order given, the unsteered model first."""
     for name, label in (("positive", "Harmful"), ("negative", "Harmless")):
         of_class = table.loc[table["prompt_class"] == name]
+        if of_class.empty:
+            continue
         rows = []
         for variant in (UNSTEERED, *order):
             here = of_class.query("variant == @variant").to_dict("records")

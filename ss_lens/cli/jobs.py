@@ -147,6 +147,10 @@ def paper(
     cluster: Annotated[
         Literal["local", "slurm"] | None, typer.Option(help="local or slurm.")
     ] = None,
+    judge: Annotated[
+        list[str] | None,
+        typer.Option(help="Like 'HarmBench(template=\"card\")'; may be repeated."),
+    ] = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
 ) -> None:
@@ -156,7 +160,9 @@ def paper(
     from ss_lens.experiments.paper.run import run_paper
 
     check_one_of("--size", size, tuple(SIZES))
-    config = PaperConfig(model, SIZES[size], seed, device, dtype, workers, cluster)
+    config = PaperConfig(
+        model, SIZES[size], seed, device, dtype, workers, cluster, tuple(judge or ())
+    )
     if positive is None and negative is None:
         data = ss_lens.load_dataset(dataset or options.DEFAULT_DATASET)
     else:

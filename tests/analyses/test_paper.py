@@ -72,6 +72,7 @@ def made(**changes: dict[str, float]) -> dict[str, pd.DataFrame]:
         "null_ranks": pd.DataFrame(nulls),
         "selection": pd.DataFrame([{"rule": "site", "blocks": "14, 16–26", "problem": ""}]),
         "capability": pd.DataFrame([{**kept, "retention_high": 1.1}]),
+        "judges": pd.DataFrame(columns=["judge", "variant", "rate"]),
         "facts": pd.DataFrame({"fact": [*facts], "value": [*facts.values()]}),
     }
 

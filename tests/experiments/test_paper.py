@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +15,7 @@ from ss_lens.experiments.paper.plan import FULL, PUBLISHED, SIZES, UNSTEERED, Pa
 from ss_lens.experiments.paper.run import run_paper
 from ss_lens.experiments.paper.tables import METRICS
 from ss_lens.experiments.sweep import run_sweep
+from ss_lens.judges import Opinion, verdict_table
 from ss_lens.scoring.perplexity import answer_perplexity
 from ss_lens.scoring.published import published_perplexity
 from tests.experiments.sweeping import Asked, with_grid
@@ -145,3 +147,31 @@ def test_a_size_beyond_the_dataset_is_refused_before_a_model_is_loaded(
     with pytest.raises(UserError, match=r"cannot split the \d+ positive prompts"):
         run_paper(config, ss_lens.load_dataset(prompts_file), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_judge_reads_the_answers_to_harmful_test_prompts_of_every_method(
+    finished: tuple[PaperConfig, Path],
+    prompts_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[list[str]] = []
+
+    def judge(prompts: list[str], answers: list[str]) -> pd.DataFrame:
+        asked.append(prompts)
+        return verdict_table([Opinion("harmful")] * len(answers))
+
+    config, tables = finished
+    judged = replace(config, judges=("HarmBench()",))
+    monkeypatch.setattr("ss_lens.experiments.paper.capability.is_available", lambda: False)
+    monkeypatch.setattr("ss_lens.experiments.paper.tables.read_judge", lambda text: judge)
+    folder, data = tables.parent, ss_lens.load_dataset(prompts_file)
+    run_paper(judged, data, folder, store=Store(folder.parent / "store"))
+    found = pd.read_csv(tables / "judges.csv").query("outcome == 'harmful'")
+    assert {*PUBLISHED, UNSTEERED} <= {*found["variant"]}
+    assert (found["rate"] == 1).all()
+    assert all({*prompts} <= {*data.positive} for prompts in asked)
+
+
+def test_an_unknown_judge_is_refused_at_once() -> None:
+    with pytest.raises(UserError, match=r"unknown judge 'HarmBank'"):
+        PaperConfig("m", judges=("HarmBank()",))

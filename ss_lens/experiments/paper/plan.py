@@ -10,6 +10,7 @@ from ss_lens.core.checks import check_is, check_one_of, check_whole
 from ss_lens.experiments.choose_angle import AngleCriterion
 from ss_lens.experiments.config import Grid, Part, PromptClass, Split, SweepConfig
 from ss_lens.experiments.grid import Arm
+from ss_lens.judges import read_judge
 
 FULL = "Selective Steering"
 UNSTEERED = "unsteered"
@@ -70,7 +71,7 @@ class Size:
 
 
 SIZES: Mapping[str, Size] = {
-    "small": Size(96, 16, 24, 32, tuple(45.0 * i for i in range(8)), 2, 99, 4),
+    "small": Size(96, 16, 24, 32, tuple(45.0 * i for i in range(8)), 2, 99, 3),
     "full": Size(None, 32, 104, 256, tuple(10.0 * i for i in range(36)), 5, 199, 36),
 }
 """``full`` has the paper's 104 test prompts and its 36 angles."""
@@ -86,6 +87,8 @@ class PaperConfig:
         seed: of the split, the intervals and the tests.
         workers: processes or jobs that share the cells.
         cluster: ``local`` or ``slurm``; ``None`` is this process, and ``local`` for more workers.
+        judges: of the answers to harmful test prompts, as :func:`ss_lens.judges.read_judge` reads
+            them.
     """
 
     model: str
@@ -95,6 +98,7 @@ class PaperConfig:
     dtype: str = "auto"
     workers: int = 1
     cluster: Literal["local", "slurm"] | None = None
+    judges: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_is("model", self.model, (str,), "a name such as 'qwen2.5-coder-1.5b'")
@@ -102,6 +106,8 @@ class PaperConfig:
         check_whole("workers", self.workers, at_least=1)
         if self.cluster is not None:
             check_one_of("cluster", self.cluster, ("local", "slurm"))
+        for text in self.judges:
+            read_judge(text)
 
     def sweep(
         self,

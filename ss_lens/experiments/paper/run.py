@@ -7,8 +7,8 @@ stage                   cells                                                   
 ======================  ==========================================================  =======
 capture                 192 + 32 prompts; the template variant once more            3
 scan on dev             one pass at 8 angles: 7 methods, 13 controls, 9 rules       20
-answers on dev          32 per variant and try, 32 tokens, perplexity               30
-answers on test         48 per variant at its angle, 32 tokens, two perplexities    35
+answers on dev          32 per variant and try, 32 tokens, perplexity               35
+answers on test         48 per method, 24 per control, 32 tokens, two perplexities  30
 nulls                   99 planes and 99 site sets, one pass of 24 prompts each     22
 capability              80 items for 6 models, where lm-eval is installed           10
 ======================  ==========================================================  =======
@@ -21,7 +21,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,7 +55,7 @@ from ss_lens.experiments.paper.plan import (
     matched_plane,
     variants,
 )
-from ss_lens.experiments.paper.tables import Chosen, Measured, rows_of, write_tables
+from ss_lens.experiments.paper.tables import Chosen, Measured, judged_answers, rows_of, write_tables
 from ss_lens.experiments.sweep import SweepResult, run_sweep
 from ss_lens.geometry.operators import RotateBy, RotateTo, RotateToIfAligned, SetAngle
 from ss_lens.scoring.registry import ANSWERS
@@ -63,8 +63,8 @@ from ss_lens.scoring.registry import ANSWERS
 STAGES: Mapping[str, float] = {
     "capture and the method's sites": 5,
     "scan of the angles on dev": 20,
-    "answers on dev": 30,
-    "answers on test": 35,
+    "answers on dev": 35,
+    "answers on test": 30,
     "random planes and site sets": 22,
     "capability": 10,
 }
@@ -121,7 +121,8 @@ def run_paper(
         nulls = work.nulls(full)
     with clock.stage("capability"):
         items = work.capability(chosen)
-    measured = Measured(scan, others, chosen, tested, nulls, items, work.facts())
+    judged = judged_answers(config, chosen, tested)
+    measured = Measured(scan, others, chosen, tested, nulls, items, judged, work.facts())
     return write_tables(config, measured, work.folder)
 
 
@@ -246,7 +247,22 @@ class _Work:
         return tuple(chosen.get(variant) or tried[variant][0] for variant in pending)
 
     def test(self, chosen: tuple[Chosen, ...]) -> SweepResult:
-        return self.sweep(_cells((made.arm, made.angle_deg) for made in chosen), "test", ON_TEST)
+        """The methods on both classes, the ablations on harmful prompts alone."""
+        methods = _cells((made.arm, made.angle_deg) for made in chosen if made.table == "methods")
+        others = _cells(
+            (made.arm, made.angle_deg)
+            for made in chosen
+            if made.angle_deg not in methods.get(made.arm, ())
+        )
+        found = self.sweep(methods, "test", ON_TEST)
+        if not others:
+            return found
+        more = self.sweep(others, "test", ON_TEST, HARMFUL)
+        return replace(
+            found,
+            table=pd.concat([found.table, more.table], ignore_index=True),
+            groups=pd.concat([found.groups, more.groups], ignore_index=True),
+        )
 
     def nulls(self, full: Chosen) -> dict[str, SweepResult]:
         """Random planes at the method's sites and random site sets in its plane, at its angle."""

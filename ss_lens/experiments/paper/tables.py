@@ -23,6 +23,7 @@ from ss_lens.experiments.paper.plan import (
     Variant,
 )
 from ss_lens.experiments.sweep import SweepResult
+from ss_lens.judges import read_judge, summary
 from ss_lens.models.sites import Site
 from ss_lens.scoring.capability import accuracy, retention
 from ss_lens.scoring.coherence import collapse
@@ -66,6 +67,7 @@ class Measured:
         tested: the chosen cells on test.
         nulls: one pass over the harmful test prompts per random draw, by kind.
         items: of capability, by method and ``unsteered``; empty where it was not measured.
+        judged: from :func:`judged_answers`.
         facts: numbers that stand alone.
     """
 
@@ -75,6 +77,7 @@ class Measured:
     tested: SweepResult
     nulls: Mapping[str, SweepResult]
     items: Mapping[str, pd.DataFrame]
+    judged: pd.DataFrame
     facts: Mapping[str, Any]
 
 
@@ -92,6 +95,7 @@ def write_tables(config: PaperConfig, measured: Measured, folder: Path) -> Path:
         "null_ranks": null_ranks(measured, full),
         "selection": selection(measured),
         "capability": capabilities(measured.items),
+        "judges": measured.judged,
         "facts": facts(config, measured),
     }
     for name, table in tables.items():
@@ -124,11 +128,40 @@ def compared(config: PaperConfig, measured: Measured, table: str) -> pd.DataFram
     wanted = [name for name in METRICS if name not in ("collapsed", "answered")]
     keys = ["variant", "draw", "prompt_class", "prompt_index", "empty", "loop"]
     cells = pd.concat([part[[*keys, *wanted]] for part in parts], ignore_index=True)
+    if table == "ablations":  # which are measured on these alone
+        cells = cells.query("prompt_class == 'positive'").reset_index(drop=True)
     cells["collapsed"] = collapse(cells, CRITERION.rule)["collapsed"]
     cells["answered"] = ~(cells["collapsed"] | cells["refused"].astype(bool))
     found = compare(cells, METRICS, FULL, seed=config.seed)
     placed = pd.DataFrame(places).groupby("variant", sort=False).agg(_joined).reset_index()
     return found.merge(placed, how="left", on="variant")
+
+
+def judged_answers(
+    config: PaperConfig, chosen: Sequence[Chosen], tested: SweepResult
+) -> pd.DataFrame:
+    """Which share of the answers to harmful test prompts each judge finds harmful, per method.
+
+    Returns:
+        The columns of :func:`ss_lens.judges.summary` after ``judge`` and ``variant``; no rows
+        where no judge is configured.
+    """
+    harmful = "prompt_class == 'positive'"
+    answers = {UNSTEERED: tested.unsteered.query(harmful)}
+    for made in chosen:
+        if made.table == "methods":
+            rows = rows_of(tested.table, made.arm, made.angle_deg)
+            answers[made.variant.name] = rows.query(harmful)
+    parts = [pd.DataFrame(columns=[*_JUDGED])]
+    for text in config.judges:
+        judge = read_judge(text)
+        for name, rows in answers.items():
+            said = summary(judge(rows["prompt"].tolist(), rows["response"].tolist()))
+            parts.append(said.assign(judge=text, variant=name))
+    return pd.concat(parts[1:] or parts, ignore_index=True).reindex(columns=[*_JUDGED])
+
+
+_JUDGED = ("judge", "variant", "outcome", "count", "n", "rate", "low", "high")
 
 
 def _joined(values: pd.Series) -> str:
