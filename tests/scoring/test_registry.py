@@ -40,8 +40,12 @@ def shouting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_the_scores_are_those_of_the_room() -> None:
     names = [score.name for score in registry.scores()]
-    assert names == ["refusal_score", "refusal", "coherence", "perplexity", "kl"]
-    assert registry.measured_names() == ("refusal_score", "answers", "perplexity", "kl")
+    scored = ["refusal_score", "refusal", "coherence", "perplexity", "perplexity_steered", "kl"]
+    assert names == scored
+    measured = ("refusal_score", "answers", "perplexity", "perplexity_steered", "kl")
+    assert registry.measured_names() == measured
+    on_request = [score.name for score in registry.scores() if score.on_request]
+    assert on_request == ["perplexity_steered"]
     assert registry.columns_of("answers")[:2] == ("refused", "refused_published")
     assert registry.headings()["perplexity"] == "perplexity ↓"
 
