@@ -19,7 +19,8 @@ from ss_lens.core.files import sha256_of_json
 from ss_lens.datasets import readers as dataset_files
 
 EMBEDDED = {
-    "refusal": "harmful requests against harmless ones matched in topic, length and form",
+    "refusal": "harmful requests against everyday tasks of the same length",
+    "refusal-matched": "harmful requests against harmless ones matched in topic, length and form",
     "sentiment": "positive sentences against negative ones on the same subjects",
 }
 CLASS_VALUES: Mapping[str, str] = {
@@ -33,8 +34,8 @@ CLASS_VALUES: Mapping[str, str] = {
 class ContrastiveDataset:
     """Two classes of prompts; ``positive`` shows the behaviour (harmful requests → refusal).
 
-    Where the data are ``paired``, prompts of equal index are partners that differ in the behaviour
-    and in little else; methods that work on the differences of partners need that.
+    Where the data are ``paired``, prompts of equal index are partners: alike in length, or in form
+    and topic as well. Methods that work on the differences of partners need that.
 
     Raises:
         UserError: an empty class, a blank prompt, a repeated prompt, or paired classes of
@@ -180,7 +181,8 @@ def load_dataset(
         class_column: the column that holds the class.
         class_values: what its values mean, lower-cased; each maps to ``positive`` or ``negative``.
         paired: the i-th prompts of the two classes are partners. The embedded datasets are paired,
-            whatever is said here.
+            whatever is said here: partners in ``refusal`` are alike in length alone, those in
+            ``refusal-matched`` and ``sentiment`` in form and topic too.
 
     Hub ids are read from their ``train`` split with this mapping (others: ``prompt_column``):
 
