@@ -97,7 +97,7 @@ def test_embedded_classes_agree_in_length_and_punctuation(name: str) -> None:
 
 
 def test_refusal_classes_have_the_same_length() -> None:
-    """The everyday half is of other form and topic; length alone must not tell the classes apart."""
+    """Everyday tasks differ in form and topic; length alone must not tell the classes apart."""
     data = load_dataset("refusal")
     assert data.paired
     words = [mean(len(p.split()) for p in ps) for ps in (data.positive, data.negative)]
