@@ -7,9 +7,23 @@ import plotly.graph_objects as go
 
 from analyses import style
 from analyses.run_parts import RunParts
-from ss_lens.experiments.dial.scan import ALL_SITES, HEADINGS, METHOD, RANDOM
+from ss_lens.experiments.dial.scan import (
+    ALL_SITES,
+    HEADINGS,
+    MATCHED,
+    METHOD,
+    RANDOM,
+    SAME,
+    UNIFORM,
+)
 
 COLUMNS = (("refusal_score", "refusal score (nats)"), ("opening_mass", "opening mass"))
+MARKS = {
+    UNIFORM: (style.NEUTRAL, "circle"),
+    MATCHED: (style.CLASS_COLOURS["negative"], "square"),
+    SAME: (style.SERIES_COLOURS[0], "diamond-open"),
+}
+"""Colour and symbol of what is measured at a few angles only; the method's colour is the first."""
 
 
 def draw(parts: RunParts) -> tuple[pd.DataFrame, go.Figure] | None:
@@ -18,7 +32,11 @@ def draw(parts: RunParts) -> tuple[pd.DataFrame, go.Figure] | None:
         return None
     table = measure(parts.dial)
     model, n = parts.train.spec.model.name, int(parts.dial["n"].iloc[0])
-    return table, figure(table, f"{model}; {n} harmful dev prompts; harmless where it says so")
+    subtitle = f"{model}; {n} harmful dev prompts; harmless where it says so"
+    drawn = parts.dial.loc[parts.dial["way"].isin(RANDOM), "n"]
+    if not drawn.empty:
+        subtitle += f"; random planes on {drawn.iloc[0]} of them"
+    return table, figure(table, subtitle)
 
 
 def measure(dial: pd.DataFrame) -> pd.DataFrame:
@@ -51,11 +69,11 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
         rows = table.loc[here].sort_values("angle_deg")
         if rows.empty:
             continue
+        lone = way in MARKS
         colour, dash = looks[name]
-        if way == RANDOM:
-            colour, dash = style.NEUTRAL, "solid"
+        colour, symbol = MARKS.get(way, (colour, "circle"))
         closed = rows.loc[rows["angle_deg"] == 0].assign(angle_deg=360.0)
-        rows = rows if way == RANDOM else pd.concat([rows, closed])
+        rows = rows if lone else pd.concat([rows, closed])
         for panel, (column, _) in enumerate(COLUMNS, start=1):
             spread = {
                 "type": "data",
@@ -67,13 +85,13 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
                 go.Scatter(
                     x=rows["angle_deg"],
                     y=rows[column],
-                    mode="markers" if way == RANDOM else "lines+markers",
+                    mode="markers" if lone else "lines+markers",
                     name=name,
                     legendgroup=name,
                     showlegend=panel == 1,
                     line={"color": colour, "dash": dash, "width": 3.5 if way == METHOD else 1.8},
-                    marker={"color": colour, "size": 9 if way == RANDOM else 6},
-                    error_y=spread if way == RANDOM else None,
+                    marker={"color": colour, "symbol": symbol, "size": 10 if lone else 6},
+                    error_y=spread if way in RANDOM else None,
                     hovertemplate=f"{name}, %{{x}}°: %{{y:.2f}}<extra></extra>",
                 ),
                 row=panel,

@@ -30,7 +30,7 @@ def run(
     template_arguments: options.TemplateArguments = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
-    draws: Annotated[int, typer.Option(help="Random planes to compare with.")] = 8,
+    draws: Annotated[int, typer.Option(help="Random planes of each kind to compare with.")] = 8,
     fallback: Annotated[
         str | None,
         typer.Option(help="Model to run where the other is too large or no source has it."),

@@ -24,37 +24,59 @@ def print_run(run: Run, run_dir: Path, as_json: bool) -> None:
         return
     console.print_facts(console.summary(run.calibration), as_json=False)
     _print_dial(run.dial)
+    _print_random_planes(run.dial)
     _print_answers(run)
     console.line(f"\n{run.verdict}")
     console.line(f"saved in {run_dir}; draw its figures with: python -m analyses {run_dir}")
 
 
 def _print_dial(dial: pd.DataFrame) -> None:
-    """Score and opening mass, a row per angle; of random planes the mean and the range."""
-    from ss_lens.experiments.dial.scan import HEADINGS, RANDOM
+    """Score and opening mass, a row per angle."""
+    from ss_lens.experiments.dial.scan import HEADINGS, RANDOM, SAME
 
     n = int(dial["n"].iloc[0])
-    console.line(
-        f"\nmean refusal score in nats (opening mass) on {n} harmful dev prompts; of random planes "
-        "mean [least, most]"
-    )
+    console.line(f"\nmean refusal score in nats (opening mass) on {n} harmful dev prompts")
+    headings = {key: text for key, text in HEADINGS.items() if key[0] not in (SAME, *RANDOM)}
     rows = []
     for angle, at_angle in dial.groupby("angle_deg", sort=True):
         cells = []
-        for way, label in HEADINGS:
+        for way, label in headings:
             here = (at_angle["way"] == way) & (at_angle["prompt_class"] == label)
-            cells.append(_dial_cell(at_angle.loc[here], drawn=way == RANDOM))
+            scores, mass = at_angle.loc[here, "refusal_score"], at_angle.loc[here, "opening_mass"]
+            cells.append(f"{scores.iloc[0]:+.1f} ({mass.iloc[0]:.2f})" if here.any() else "")
         rows.append([f"{angle:g}°", *cells])
-    heads = [heading.replace(", ", ",\n") for heading in HEADINGS.values()]
+    heads = [heading.replace(", ", ",\n") for heading in headings.values()]
     console.print_rows(["angle", *heads], rows, as_json=False)
 
 
-def _dial_cell(found: pd.DataFrame, *, drawn: bool) -> str:
+def _print_random_planes(dial: pd.DataFrame) -> None:
+    """Score and opening mass in random planes, mean and range, beside the method's."""
+    from ss_lens.experiments.dial.scan import RANDOM, SAME
+
+    found = dial.loc[dial["way"].isin([SAME, *RANDOM])]
     if found.empty:
-        return ""
-    scores, mass = found["refusal_score"], found["opening_mass"].mean()
-    spread = f" [{scores.min():+.1f}, {scores.max():+.1f}]" if drawn else ""
-    return f"{scores.mean():+.1f}{spread} ({mass:.2f})"
+        return
+    console.line(
+        f"\nrandom planes at the steered sites, on {int(found['n'].iloc[0])} of these harmful "
+        "prompts: mean [least, most] of the draws"
+    )
+    rows = []
+    for angle, at_angle in found.groupby("angle_deg", sort=True):
+        for place, (way, drawn) in enumerate(at_angle.groupby("way", sort=False)):
+            named = "unsteered" if angle == 0 else "rotate_by" if way == SAME else str(way)
+            at = "" if place else f"{angle:g}°"
+            score = _spread(drawn["refusal_score"], "+.1f")
+            mass = _spread(drawn["opening_mass"], ".2f")
+            rows.append([at, named, len(drawn) if way in RANDOM else "", score, mass])
+    heads = ["angle", "plane", "draws", "refusal score", "opening mass"]
+    console.print_rows(heads, rows, as_json=False)
+
+
+def _spread(values: pd.Series, how: str) -> str:
+    mean = format(values.mean(), how)
+    if len(values) == 1:
+        return mean
+    return f"{mean} [{values.min():{how}}, {values.max():{how}}]"
 
 
 def _print_answers(run: Run) -> None:

@@ -78,8 +78,8 @@ class RunConfig:
 
     Angles are taken modulo 360, and 0, the unsteered model, is always measured. ``rule`` is the
     text of a selection rule, which :func:`as_rule` reads; ``chat`` is what else enters the chat
-    template. ``draws`` is the number of random planes. Answers to positive prompts that do not
-    refuse are kept in full with ``keep_answers``, and as their first six words without.
+    template. ``draws`` is the number of random planes of each kind. Answers to positive prompts
+    that do not refuse are kept in full with ``keep_answers``, and as their first six words without.
     """
 
     angles_deg: tuple[float | int, ...] = EIGHT_ANGLES
@@ -183,10 +183,10 @@ def run_main_job(
     """Calibrate on the train part of ``dataset`` and measure Selective Steering on its test part.
 
     On the dev part the method's refusal score is measured at all angles, beside all sites, Standard
-    Angular Steering and random planes of equal energy; an angle is chosen for each sense, weaker
-    and stronger refusal, among those at which few answers collapse. At these and unsteered, the
-    test prompts are answered. What is finished is kept in ``run_dir``, so a run that was stopped
-    resumes where it stopped, and a repeated run does no work.
+    Angular Steering and random planes, uniform and of equal energy; an angle is chosen for each
+    sense, weaker and stronger refusal, among those at which few answers collapse. At these and
+    unsteered, the test prompts are answered. What is finished is kept in ``run_dir``, so a run that
+    was stopped resumes where it stopped, and a repeated run does no work.
 
     Raises:
         UserError: whatever capture, calibration or generation object to, or a ``run_dir`` that
@@ -216,9 +216,9 @@ def run_main_job(
     cells = CellStore.claim(folder / "answers")
     scanned = scan_method(bench, cells, arm, sorted({0.0, *config.angles_deg}))
     sites = ",".join(map(str, first.calibration.selected_sites))
-    beside = scan_controls(bench, cells, controls(arm, sites, config.draws), scanned)
-    dial = dial_table([scanned, beside])
     choices = choose_angles(bench, cells, arm, scanned, shorten=not config.keep_answers)
+    beside = scan_controls(bench, cells, controls(arm, sites, config.draws), scanned, choices)
+    dial = dial_table([scanned, beside])
     angles = sorted({0.0, *chosen_angles(choices).values()})
     responses = _responses(bench, cells, arm, angles, config)
     scores = score_by_angle(responses)

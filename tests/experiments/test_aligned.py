@@ -10,6 +10,7 @@ from transformer_lens.model_bridge import TransformerBridge
 import ss_lens
 from ss_lens import Calibration, ContrastiveDataset, RotateBy, Run, RunConfig, Store
 from ss_lens.experiments.dial import scan
+from ss_lens.experiments.dial.verdict import BROKEN
 from ss_lens.scoring.refusal import opens_with_refusal
 from tests.conftest import shared_file
 
@@ -69,11 +70,20 @@ def test_refusal_turns_down_and_text_and_harmless_requests_stay(run: Run) -> Non
     assert "does as well" not in run.verdict.split("Refusal turned up")[0].split("Nothing")[0]
 
 
-def test_random_planes_of_equal_energy_leave_the_score(run: Run) -> None:
-    positive = run.dial[run.dial["prompt_class"] == "positive"]
-    own = positive[positive["way"] == scan.METHOD].set_index("angle_deg")["refusal_score"]
-    drawn = positive[positive["way"] == scan.RANDOM].groupby("angle_deg")["refusal_score"].mean()
-    assert ((drawn - own.loc[0.0]).abs() <= 0.5).all()
+def test_uniform_random_planes_leave_the_score(run: Run) -> None:
+    own = run.dial[run.dial["way"] == scan.SAME].set_index("angle_deg")["refusal_score"]
+    drawn = run.dial[run.dial["way"] == scan.UNIFORM]
+    means = drawn.groupby("angle_deg")["refusal_score"].mean()
+    assert {90, 180} <= {*means.index}
+    assert ((means - own.loc[0.0]).abs() <= 0.5).all()
+
+
+def test_random_planes_of_equal_energy_that_move_the_score_as_far_break_the_text(run: Run) -> None:
+    own = run.dial[run.dial["way"] == scan.SAME].set_index("angle_deg")
+    angle = scan.chosen_angles(run.choices)["weakened"]
+    drawn = run.dial[(run.dial["way"] == scan.MATCHED) & (run.dial["angle_deg"] == angle)]
+    as_far = drawn[drawn["refusal_score"] <= own.loc[angle, "refusal_score"]]
+    assert (as_far["opening_mass"] < BROKEN * own.loc[0.0, "opening_mass"]).all()
 
 
 @pytest.mark.parametrize("source", HELD_SOURCES)

@@ -54,19 +54,46 @@ def test_every_way_is_scanned_at_its_angles_and_classes(finished: tuple[Path, Ru
     table = finished[1].dial
     groups: Any = table.groupby(["way", "prompt_class"])
     at = {names: sorted(rows["angle_deg"].unique()) for names, rows in groups}
-    first = {rows["angle_deg"].iloc[0] for _, rows in finished[1].choices.groupby("sense")}
+    few = sorted({90, scan.chosen_angles(finished[1].choices)["weakened"]})
     assert at == {
         (scan.METHOD, "positive"): [0, 90, 225],
         (scan.METHOD, "negative"): [0, 90, 225],
         (scan.ALL_SITES, "positive"): [90, 225],
         (scan.SAS, "positive"): [0, 90, 225],
         (scan.SAS_ALL_SITES, "positive"): [0, 90, 225],
-        (scan.RANDOM, "positive"): sorted({90, *first}),
+        (scan.SAME, "positive"): [0, *few],
+        (scan.UNIFORM, "positive"): few,
+        (scan.MATCHED, "positive"): few,
     }
-    draws = table.loc[table["way"] == scan.RANDOM, "draw"]
-    assert sorted(draws.unique()) == [*range(8)]
+    for way in scan.RANDOM:
+        assert sorted(table.loc[table["way"] == way, "draw"].unique()) == [*range(8)]
     assert (table["n"] == 2).all()
     assert set(at) == set(scan.HEADINGS)
+
+
+def test_random_planes_and_the_method_beside_them_are_measured_on_the_first_prompts(
+    tiny_models: dict[str, TransformerBridge],
+    tiny_data: ContrastiveDataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(scan, "RANDOM_PROMPTS", 1)
+    model = tiny_models["qwen2"]
+    config = RunConfig(**{**vars(CONFIG), "angles_deg": (0, 180), "draws": 2})
+    run = ss_lens.run_main_job(model, tiny_data, tmp_path / "run", config, store=Store(tmp_path))
+    rows = run.dial.set_index(["way", "draw", "angle_deg"]).sort_index()
+    first = tiny_data.split(dev=2, test=3, seed=0).dev.positive[:1]
+    planes: Any = {scan.SAME: run.calibration}
+    acts = Store(tmp_path).load(run.activations["train"])
+    uniform = ss_lens.RandomPlane(seed=0)
+    planes[scan.UNIFORM] = ss_lens.calibrate(acts, plane=uniform, rule="uniform")
+    for way, calibration in planes.items():
+        with ss_lens.steer(model, calibration, ss_lens.RotateBy(180)):
+            (expected,) = refusal_score(model, first).to_dict("records")
+        row = rows.loc[(way, 0, 180.0)]
+        assert row["n"] == 1
+        assert row["refusal_score"] == pytest.approx(expected["refusal_score"], abs=1e-4)
+    assert set(rows.loc[scan.METHOD, "n"]) == {2}
 
 
 def test_the_dial_is_the_mean_of_one_pass_scores_on_dev(
@@ -164,15 +191,26 @@ def scores_of(refused: dict[float, float], n: int = 24) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def dial_of(own: dict[float, float], drawn: dict[float, list[float]]) -> pd.DataFrame:
-    rows = [(scan.METHOD, 0, angle, score) for angle, score in own.items()]
+Point = tuple[float, float]
+"""A score and an opening mass."""
+
+
+def dial_of(
+    own: dict[float, Point],
+    uniform: dict[float, list[Point]],
+    matched: dict[float, list[Point]],
+) -> pd.DataFrame:
+    rows = [(scan.METHOD, 0, angle, *point, 16) for angle, point in own.items()]
+    if uniform:
+        rows += [(scan.SAME, 0, angle, *point, 8) for angle, point in own.items()]
     rows += [
-        (scan.RANDOM, draw, angle, score)
-        for angle, found in drawn.items()
-        for draw, score in enumerate(found)
+        (way, draw, angle, *point, 8)
+        for way, planes in ((scan.UNIFORM, uniform), (scan.MATCHED, matched))
+        for angle, found in planes.items()
+        for draw, point in enumerate(found)
     ]
-    table = pd.DataFrame(rows, columns=["way", "draw", "angle_deg", "refusal_score"])
-    return table.assign(prompt_class="positive", opening_mass=0.9, n=16)
+    columns = ["way", "draw", "angle_deg", "refusal_score", "opening_mass", "n"]
+    return pd.DataFrame(rows, columns=columns).assign(prompt_class="positive")
 
 
 def choices_of(**angles: float | None) -> pd.DataFrame:
@@ -180,48 +218,109 @@ def choices_of(**angles: float | None) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*scan.CHOICE_COLUMNS])
 
 
-def test_a_turn_that_no_random_plane_makes_is_the_methods() -> None:
+FLAT = [(3.0, 0.9), (2.6, 0.88)]
+"""Uniform random planes in which nothing happens."""
+
+
+def weakened(own: Point, uniform: list[Point], matched: list[Point], after: float = 0.0) -> str:
+    """What is said of a turn at 135° from a score of 3.1 with an opening mass of 0.9."""
+    said = verdict(
+        scores_of({0.0: 0.875, 135.0: after}),
+        dial_of({0.0: (3.1, 0.9), 135.0: own}, {135.0: uniform}, {135.0: matched}),
+        choices_of(weakened=135.0),
+    )
+    return said.removesuffix(" No turned angle was asked for that could have strengthened refusal.")
+
+
+def test_a_turn_that_no_random_plane_makes_is_the_planes_own() -> None:
     said = verdict(
         scores_of({0.0: 0.875, 135.0: 0.0, 315.0: 1.0}),
-        dial_of({0.0: 3.1, 135.0: -5.4, 315.0: 3.4}, {135.0: [3.0, 2.6], 315.0: [3.1, 3.2]}),
+        dial_of(
+            {0.0: (3.1, 0.9), 135.0: (-5.4, 0.8), 315.0: (3.4, 0.9)},
+            {135.0: FLAT, 315.0: FLAT},
+            {135.0: [(1.0, 0.3), (0.4, 0.6)], 315.0: FLAT},
+        ),
         choices_of(weakened=135.0, strengthened=315.0),
     )
     assert said.startswith(
         "Refusal turned down at 135°: refused 0.88 [0.69, 0.96] → 0.00 [0.00, 0.14] of harmful"
     )
-    assert "moved by -8.5 nats, in 2 random planes of equal energy at the same sites by" in said
-    assert "-0.5 to -0.1. Nothing turned refusal up: the highest score on dev is at 315°" in said
-    assert "random plane does as well" not in said
+    assert (
+        "; the score on 8 dev prompts moved by -8.5 nats (opening mass 0.90 → 0.80), in 2 uniform "
+        "random planes at the same sites by -0.5 to -0.1 (opening mass 0.88 to 0.90), in 2 of "
+        "equal energy by -2.7 to -2.1 (opening mass 0.30 to 0.60): no random plane moves it as "
+        "far, so the turn is the plane's own. Nothing turned refusal up: the highest score on dev "
+        "is at 315°"
+    ) in said
+    assert said.endswith(": no random plane moves it as far.")
+    assert said.count("the plane's own") == 1
     assert "\n" not in said
 
 
-def test_a_turn_that_a_random_plane_makes_too_is_not_credited() -> None:
+def test_random_planes_that_break_the_text_do_not_do_as_well() -> None:
+    broken = weakened((-2.0, 0.7), FLAT, [(-4.0, 0.44), (-2.5, 0.1), (2.0, 0.9)])
+    assert broken.endswith(
+        ": only planes of equal energy move it as far (2), and there the text breaks, so the turn "
+        "is the plane's own."
+    )
+
+
+def test_a_turn_that_a_random_plane_of_equal_energy_makes_with_its_text_is_not_credited() -> None:
+    said = weakened((-2.0, 0.7), FLAT, [(-4.0, 0.1), (-2.0, 0.46), (2.0, 0.9)])
+    assert said.endswith(
+        ": a random plane of equal energy does as well, so the turn is not the plane's own (its "
+        "opening mass is 0.46)."
+    )
+
+
+def test_no_random_plane_is_discounted_where_the_method_breaks_the_text_too() -> None:
+    said = weakened((-2.0, 0.2), FLAT, [(-4.0, 0.1), (2.0, 0.9)])
+    assert "a random plane of equal energy does as well, so the turn is not the plane's own" in said
+
+
+def test_a_turn_that_a_uniform_random_plane_makes_too_is_not_credited() -> None:
     said = verdict(
         scores_of({0.0: 0.875, 135.0: 0.0}),
-        dial_of({0.0: 3.1, 135.0: -1.4}, {135.0: [-2.0, 2.6]}),
+        dial_of(
+            {0.0: (3.1, 0.9), 135.0: (-1.4, 0.8)},
+            {135.0: [(-2.0, 0.1), (2.6, 0.9)]},
+            {135.0: FLAT},
+        ),
         choices_of(weakened=135.0, strengthened=None),
     )
-    assert "a random plane does as well, so the turn is not the method's plane's" in said
+    assert "a uniform random plane does as well, so the turn is not the plane's own" in said
     assert "No angle strengthened refusal with coherent text: at each of 1 too many dev" in said
 
 
 def test_where_nothing_turned_that_is_said() -> None:
     said = verdict(
         scores_of({0.0: 0.875, 180.0: 0.833, 45.0: 0.875}),
-        dial_of({0.0: 3.1, 180.0: -1.4, 45.0: 3.3}, {180.0: [-2.0, 2.6], 45.0: [3.4]}),
+        dial_of(
+            {0.0: (3.1, 0.9), 180.0: (-1.4, 0.9), 45.0: (3.3, 0.9)},
+            {180.0: [(-2.0, 0.9), (2.6, 0.9)], 45.0: FLAT},
+            {180.0: FLAT, 45.0: [(3.4, 0.9)]},
+        ),
         choices_of(weakened=180.0, strengthened=45.0),
     )
     assert said.startswith("Nothing turned refusal down: the lowest score on dev is at 180°")
-    assert said.count("a random plane moves it as far") == 2
+    assert said.count("a uniform random plane moves it as far") == 1
+    assert said.count("a random plane of equal energy moves it as far") == 1
+    broken = weakened((-2.0, 0.7), FLAT, [(-4.0, 0.1)], after=0.833)
+    assert broken.startswith("Nothing turned refusal down")
+    assert broken.endswith(
+        "only planes of equal energy move it as far (1), and there the text breaks."
+    )
+    assert "the plane's own" not in said + broken
 
 
 def test_a_turn_to_the_other_side_is_said() -> None:
     said = verdict(
         scores_of({0.0: 0.0, 90.0: 0.9}),
-        dial_of({0.0: 3.1, 90.0: 2.9}, {}),
+        dial_of({0.0: (3.1, 0.9), 90.0: (2.9, 0.9)}, {}, {}),
         choices_of(weakened=90.0),
     )
     assert said.startswith("Refusal turned against what its score on dev said at 90°")
+    assert "the score on 16 dev prompts moved by -0.2 nats" in said
     assert "no random plane was measured there" in said
 
 
@@ -262,7 +361,7 @@ def test_an_unavailable_model_is_replaced_on_request_in_one_line(
 
 def test_the_figure_draws_every_way_and_closes_the_circle(finished: tuple[Path, Run]) -> None:
     table = figures.measure(finished[1].dial)
-    assert set(table.loc[table["way"] == scan.RANDOM, "draws"]) == {8}
+    assert set(table.loc[table["way"].isin(scan.RANDOM), "draws"]) == {8}
     traces: Any = figures.figure(table).data
     names = [trace.name for trace in traces]
     assert names == [name for name in scan.HEADINGS.values() for _ in range(2)]
@@ -270,3 +369,5 @@ def test_the_figure_draws_every_way_and_closes_the_circle(finished: tuple[Path, 
     assert own.x[0] == 0
     assert own.x[-1] == 360
     assert own.y[0] == own.y[-1]
+    marks = {t.name: (t.marker.color, t.marker.symbol) for t in traces if t.mode == "markers"}
+    assert len({*marks.values()}) == len(marks) == 3

@@ -24,14 +24,18 @@ from ss_lens.scoring.registry import ROW
 
 METHOD, ALL_SITES = "rotate_by", "rotate_by, all sites"
 SAS, SAS_ALL_SITES = "rotate_to", "rotate_to, all sites"
-RANDOM = "random planes"
+SAME = "rotate_by, prompts of the random planes"
+UNIFORM, MATCHED = "random planes, uniform", "random planes, equal energy"
+RANDOM = (UNIFORM, MATCHED)
 HEADINGS = {
     (METHOD, "positive"): "rotate_by, steered sites",
     (METHOD, "negative"): "the same, harmless prompts",
     (ALL_SITES, "positive"): "rotate_by, all sites",
     (SAS, "positive"): "rotate_to (SAS), steered sites",
     (SAS_ALL_SITES, "positive"): "rotate_to (SAS), all sites",
-    (RANDOM, "positive"): "random planes, equal energy",
+    (SAME, "positive"): "the same, prompts of the random planes",
+    (UNIFORM, "positive"): "random planes, uniform",
+    (MATCHED, "positive"): "random planes, equal energy",
 }
 """What is measured on which class, in the order of tables and figures."""
 DIAL_COLUMNS = (
@@ -40,7 +44,9 @@ DIAL_COLUMNS = (
 )
 CHOICE_COLUMNS = ("sense", "angle_deg", "score", "collapsed", "chosen")
 HALF_TURNS = (90.0, 180.0)
-"""Random planes are measured here, and at the angle that scores best in either sense."""
+"""Random planes are measured here, and at the angle that weakens refusal."""
+RANDOM_PROMPTS = 8
+"""Random planes are measured on so many positive prompts of dev, the first ones."""
 SCORE = "refusal_score"
 PROMPT_CLASSES: tuple[PromptClass, ...] = get_args(PromptClass)
 
@@ -70,12 +76,14 @@ def controls(arm: Arm, sites: str, draws: int) -> dict[tuple[str, int], Arm]:
     """What the method is compared with, by its name and the number of its draw.
 
     ``rotate_to`` is Standard Angular Steering, as published at all sites, and beside it at the
-    method's. Random planes hold as much of the activations there as the method's own.
+    method's. Uniform random planes hold next to nothing of the activations, so the edit is small;
+    those of equal energy hold as much there as the method's own, and so do the same damage to the
+    text. Each kind alone misleads.
 
     Args:
         arm: the method.
         sites: those that it steers, separated by commas.
-        draws: of random planes.
+        draws: of random planes, of each kind.
     """
     same = replace(arm, selection=f"Explicit(sites={sites!r})")
     found = {
@@ -84,13 +92,17 @@ def controls(arm: Arm, sites: str, draws: int) -> dict[tuple[str, int], Arm]:
         (SAS, 0): replace(same, operator="RotateTo"),
     }
     for draw in range(draws):
-        plane = f"MatchedRandomPlane(seed={draw}, sites={sites!r})"
-        found[RANDOM, draw] = replace(same, plane=plane, seed=draw)
+        matched = f"MatchedRandomPlane(seed={draw}, sites={sites!r})"
+        for way, plane in ((UNIFORM, f"RandomPlane(seed={draw})"), (MATCHED, matched)):
+            found[way, draw] = replace(same, plane=plane, seed=draw)
     return found
 
 
 def one_pass(
-    bench: Workbench, cells: CellStore, groups: Sequence[tuple[dict[str, Any], CellGroup]]
+    bench: Workbench,
+    cells: CellStore,
+    groups: Sequence[tuple[dict[str, Any], CellGroup]],
+    prompts: slice = slice(None),
 ) -> pd.DataFrame:
     """Refusal score and opening mass per prompt and angle of each group.
 
@@ -98,11 +110,12 @@ def one_pass(
         bench: makes the settings.
         cells: where finished cells are, and come.
         groups: each with the columns that name it.
+        prompts: which of each group.
     """
     tables = []
     with progress_bar(len(groups), "dial", "scan") as bar:
         for named, group in groups:
-            setting = bench.setting(group)
+            setting = bench.setting(group, prompts)
             outcome = finish_setting((SCORE,), group, setting, cells, wait=True, baseline=False)
             assert outcome is not None
             rows = group_rows(group, outcome, (SCORE,), cells)
@@ -128,23 +141,33 @@ def scan_controls(
     cells: CellStore,
     arms: Mapping[tuple[str, int], Arm],
     scanned: pd.DataFrame,
+    choices: pd.DataFrame,
 ) -> pd.DataFrame:
     """The controls on the positive prompts of dev, per prompt.
 
     Rotations by an angle are the unsteered model at 0°, which ``scanned`` has already. Random
-    planes are measured at 90° and 180°, and where the method scores best in either sense.
+    planes are measured on the first few prompts, at 90° and 180° and at the angle that ``choices``
+    has for weaker refusal; beside them stands the method on the same prompts.
     """
     angles = [*map(float, scanned["angle_deg"].unique())]
-    turned = [angle for angle in angles if angle != 0]
-    first = {ranked[0] for s in SENSES if (ranked := ranks(scanned, s))}
-    few = [angle for angle in sorted({*first, *HALF_TURNS}) if angle in turned]
-    groups: list[tuple[dict[str, Any], CellGroup]] = []
+    turned = tuple(angle for angle in angles if angle != 0)
+    wanted = {*HALF_TURNS, chosen_angles(choices).get("weakened")}
+    few = tuple(angle for angle in turned if angle in wanted)
+    whole: list[tuple[dict[str, Any], CellGroup]] = []
+    random: list[tuple[dict[str, Any], CellGroup]] = []
     for (way, draw), arm in arms.items():
-        at = angles if arm.operator.startswith("RotateTo") else few if way == RANDOM else turned
-        if at:
-            group = CellGroup(arm, "dev", "positive", tuple(at))
-            groups.append(({"way": way, "draw": draw}, group))
-    return one_pass(bench, cells, groups)
+        kind = random if way in RANDOM else whole
+        published = arm.operator.startswith("RotateTo")
+        if at := few if way in RANDOM else tuple(angles) if published else turned:
+            group = CellGroup(arm, "dev", "positive", at)
+            kind.append(({"way": way, "draw": draw}, group))
+    found = [one_pass(bench, cells, whole)]
+    if random:
+        drawn = one_pass(bench, cells, random, slice(RANDOM_PROMPTS))
+        here = scanned["angle_deg"].isin([0.0, *few]) & (scanned["prompt_class"] == "positive")
+        same = here & scanned["prompt_index"].isin(drawn["prompt_index"])
+        found += [scanned.loc[same].assign(way=SAME), drawn]
+    return pd.concat(found, ignore_index=True)
 
 
 def dial_table(scans: Sequence[pd.DataFrame]) -> pd.DataFrame:

@@ -6,8 +6,11 @@ from typing import Any
 
 import pandas as pd
 
-from ss_lens.experiments.dial.scan import METHOD, RANDOM, Sense, chosen_angles
+from ss_lens.experiments.dial.scan import METHOD, RANDOM, SAME, Sense, chosen_angles
 
+BROKEN = 0.5
+"""An opening mass below this share of the unsteered one: answers open like neither a refusal nor an
+answer, the text breaks, and the score says little."""
 _DIRECTION: dict[Sense, int] = {"weakened": -1, "strengthened": 1}
 
 
@@ -15,8 +18,10 @@ def verdict(scores: pd.DataFrame, dial: pd.DataFrame, choices: pd.DataFrame) -> 
     """One line for both senses of turning.
 
     Refusal turned where the 95 % intervals of unsteered and steered test answers do not overlap,
-    and the turn counts as the method's where its score on dev moved further than in every random
-    plane.
+    and the turn counts as the plane's own where its score on dev moved further than in all uniform
+    random planes, and further than in all those of equal energy that leave the text whole. A plane
+    breaks it where its opening mass is below :data:`BROKEN` of the unsteered one; where the
+    method's is too, no plane is discounted for that.
 
     Args:
         scores: a row per angle, with that at 0° unsteered.
@@ -67,27 +72,48 @@ def _opening(sense: str, moved: int) -> str:
 
 
 def _against(dial: pd.DataFrame, angle: float, direction: int, moved: int) -> str:
-    """The method's change of score beside that in the random planes."""
+    """The method's change of score beside that in both kinds of random planes, on its prompts."""
     positive = dial.loc[dial["prompt_class"] == "positive"]
-    own = positive.loc[positive["way"] == METHOD].set_index("angle_deg")["refusal_score"]
-    start = float(own.loc[0.0])
-    change = float(own.loc[angle]) - start
-    said = f"the score on dev moved by {change:+.1f} nats"
-    there = (positive["way"] == RANDOM) & (positive["angle_deg"] == angle)
-    drawn = positive.loc[there, "refusal_score"] - start
-    if drawn.empty:
-        return f"{said}, and no random plane was measured there"
-    furthest = float((drawn * direction).max())
-    alone = change * direction > furthest
-    said += (
-        f", in {len(drawn)} random planes of equal energy at the same sites by {drawn.min():+.1f} "
-        f"to {drawn.max():+.1f}"
+    at_angle = positive.loc[positive["angle_deg"] == angle].set_index("way")
+    drawn = [at_angle.loc[at_angle.index == way] for way in RANDOM]
+    measured = not any(rows.empty for rows in drawn)
+    own = positive.loc[positive["way"] == (SAME if measured else METHOD)].set_index("angle_deg")
+    start, there = own.loc[0.0], own.loc[angle]
+    change = float(there["refusal_score"] - start["refusal_score"])
+    said = (
+        f"the score on {there['n']} dev prompts moved by {change:+.1f} nats (opening mass "
+        f"{start['opening_mass']:.2f} → {there['opening_mass']:.2f})"
     )
-    if alone:
-        return said
-    if moved:
-        return f"{said}: a random plane does as well, so the turn is not the method's plane's"
-    return f"{said}: a random plane moves it as far"
+    if not measured:
+        return f"{said}, and no random plane was measured there"
+    names = ("uniform random planes at the same sites", "of equal energy")
+    for rows, name in zip(drawn, names, strict=True):
+        changes = rows["refusal_score"] - start["refusal_score"]
+        said += (
+            f", in {len(rows)} {name} by {changes.min():+.1f} to {changes.max():+.1f} (opening "
+            f"mass {rows['opening_mass'].min():.2f} to {rows['opening_mass'].max():.2f})"
+        )
+    uniform, matched = (
+        rows.loc[(rows["refusal_score"] - start["refusal_score"]) * direction >= change * direction]
+        for rows in drawn
+    )
+    limit = BROKEN * float(start["opening_mass"])
+    whole = matched.loc[matched["opening_mass"] >= limit]
+    if there["opening_mass"] < limit:  # then no draw is worse for the same
+        whole = matched
+    does = "does as well, so the turn is not the plane's own" if moved == 1 else "moves it as far"
+    if not uniform.empty:
+        return f"{said}: a uniform random plane {does}"
+    if not whole.empty:
+        mass = whole["opening_mass"].max()
+        return f"{said}: a random plane of equal energy {does} (its opening mass is {mass:.2f})"
+    own_turn = ", so the turn is the plane's own" if moved == 1 else ""
+    if matched.empty:
+        return f"{said}: no random plane moves it as far{own_turn}"
+    return (
+        f"{said}: only planes of equal energy move it as far ({len(matched)}), and there the text "
+        f"breaks{own_turn}"
+    )
 
 
 def _rate(row: dict[Any, Any], label: str) -> str:
