@@ -31,7 +31,7 @@ class Service:
         base_url: where the server is.
         options: of each request, besides the model and the question.
         key_name: the environment variable that holds the key, for messages.
-        timeout_s: seconds that the server may stay silent, and that a reply's body may take.
+        timeout_s: seconds that a request may take, from connecting to the last byte of its reply.
         max_attempts: requests for one reply.
         backoff_s: seconds before the second attempt.
         max_wait_s: the longest wait.

@@ -45,7 +45,7 @@ class EndpointJudge:
         token_limit: the name under which ``max_tokens`` is sent. OpenAI's newer models want
             ``max_completion_tokens``.
         concurrency: requests under way at once.
-        timeout_s: seconds that the server may stay silent, and that the body of a reply may take.
+        timeout_s: seconds that a request may take, from connecting to the last byte of its reply.
         max_attempts: requests for one verdict before giving up (statuses 408, 409, 425, 429 and
             5xx, timeouts, lost connections and what is no chat completion are tried again).
         backoff_s: seconds before the second attempt; doubled for each further one, less a random
