@@ -83,8 +83,9 @@ def page(tables: Tables, figures: Sequence[str] = ()) -> str:
         "## Ablations",
         *_levels(tables["ablations"], _rest(tables["ablations"], ())),
         "## Random planes and random site sets",
-        "One pass over the harmful test prompts at the method's angle; the planes hold as much of "
-        "the activations as the method's own, the sets have as many sites.",
+        "One pass over the harmful test prompts at the method's angle; the planes of equal energy "
+        "hold as much of the activations as the method's own, the uniform ones next to nothing; "
+        "the sets have as many sites.",
         _frame(tables["null_ranks"]),
         "## Rules of selection, and the published template",
         "The lowest mean refusal score of harmful dev prompts at any angle. The code published "

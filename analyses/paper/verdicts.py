@@ -8,7 +8,8 @@ from typing import Literal
 
 import pandas as pd
 
-from ss_lens.experiments.paper.plan import FULL, PUBLISHED, UNSTEERED
+from ss_lens.experiments.dial.verdict import BROKEN
+from ss_lens.experiments.paper.plan import FULL, MATCHED_NULL, PUBLISHED, UNSTEERED
 from ss_lens.scoring.perplexity import PAPER_PERPLEXITY_LIMIT
 
 Tables = Mapping[str, pd.DataFrame]
@@ -57,7 +58,8 @@ def verdicts(tables: Tables) -> tuple[Verdict, ...]:
         _capability(tables),
         _harmless(tables),
         _rank(tables, "random site sets", "It matters which sites are steered"),
-        _rank(tables, "random planes", "It matters in which plane"),
+        _rank(tables, "random planes, uniform", "It matters in which plane"),
+        _equal_energy(tables),
         _everywhere(tables),
         _norm_matters(tables),
         _second_axis(tables),
@@ -188,6 +190,23 @@ def _rank(tables: Tables, null: str, claim: str) -> Verdict:
         f"score {row['method']:.2f} (unsteered {row['unsteered']:.2f}), {int(row['draws'])} draws "
         f"{row['draw_mean']:.2f} ({row['draw_low']:.2f} to {row['draw_high']:.2f}), "
         f"p = {row['p_value']:.2g}",
+    )
+
+
+def _equal_energy(tables: Tables) -> Verdict:
+    row = tables["null_ranks"].set_index("null").loc[MATCHED_NULL]
+    p = row["p_value_whole"]
+    return Verdict(
+        "At equal energy only its plane lowers refusal and leaves the text whole",
+        f"by the method's rank among {MATCHED_NULL}, where those with less than {BROKEN:g} of the "
+        f"unsteered opening mass count as no lower, unless the method has less too: confirmed "
+        f"where p ≤ {LEVEL:g}, refuted where p ≥ 0.5",
+        judged(p <= LEVEL, p >= 0.5),
+        f"score {row['method']:.2f} with an opening mass of {row['method_mass']:.2f} (unsteered "
+        f"{row['unsteered']:.2f} with {row['unsteered_mass']:.2f}), {int(row['draws'])} draws "
+        f"{row['draw_low']:.2f} to {row['draw_high']:.2f} with {row['draw_mass_low']:.2f} to "
+        f"{row['draw_mass_high']:.2f}; {int(row['draws_as_low'])} lower it as much (p = "
+        f"{row['p_value']:.2g}), {int(row['draws_as_low_whole'])} of them count (p = {p:.2g})",
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 from analyses.paper import published
 from analyses.paper.page import page, page_of
 from analyses.paper.verdicts import Tables, verdicts
-from ss_lens.experiments.paper.plan import FULL, PUBLISHED, UNSTEERED
+from ss_lens.experiments.paper.plan import FULL, MATCHED_NULL, NULLS, PUBLISHED, UNSTEERED
 from ss_lens.experiments.paper.tables import METRICS
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
@@ -55,11 +55,10 @@ def made(**changes: dict[str, float]) -> dict[str, pd.DataFrame]:
         "draw_mean": 3.0,
         "draw_low": 2.0,
         "draw_high": 3.5,
+        **{"draws_as_low": 0, "p_value": 0.01, "draws_as_low_whole": 0, "p_value_whole": 0.01},
+        **{"unsteered_mass": 0.9, "method_mass": 0.8, "draw_mass_low": 0.1, "draw_mass_high": 0.9},
     }
-    nulls = [
-        {"null": name, **ranks, "p_value": changes.get(name, {}).get("p_value", 0.01)}
-        for name in ("random planes", "random site sets")
-    ]
+    nulls = [{"null": name, **ranks, **changes.get(name, {})} for name in NULLS]
     facts = {
         **{"model": "m", "n_layers": "28", "n_train": "96", "dev": "16", "test": "24"},
         **{"max_new_tokens": "32", "angles_deg": "0 45", "norm_change_RotateTo": "2e-07"},
@@ -111,8 +110,11 @@ def test_where_all_is_as_the_paper_says_only_the_norm_of_sas_is_refuted() -> Non
             "than SAS",
             "undecided",
         ),
-        ("random planes", {"p_value": 0.5}, "in which plane", "refuted"),
-        ("random planes", {"p_value": 0.2}, "in which plane", "undecided"),
+        ("random planes, uniform", {"p_value": 0.5}, "in which plane", "refuted"),
+        ("random planes, uniform", {"p_value": 0.2}, "in which plane", "undecided"),
+        (MATCHED_NULL, {"p_value": 0.6}, "At equal energy", "confirmed"),
+        (MATCHED_NULL, {"p_value": 0.6, "p_value_whole": 0.2}, "At equal energy", "undecided"),
+        (MATCHED_NULL, {"p_value": 0.6, "p_value_whole": 0.5}, "At equal energy", "refuted"),
         (f"{FULL}|collapsed", {"mean": 0.3, "low": 0.15}, "does not collapse", "refuted"),
         (f"{FULL}|perplexity_steered", {"low": 1.9, "high": 2.3}, "violation", "undecided"),
         (

@@ -10,8 +10,17 @@ import pytest
 
 import ss_lens
 from ss_lens import Store, UserError
+from ss_lens.experiments.dial.verdict import BROKEN
 from ss_lens.experiments.grid import Arm
-from ss_lens.experiments.paper.plan import FULL, PUBLISHED, SIZES, UNSTEERED, PaperConfig, Size
+from ss_lens.experiments.paper.plan import (
+    FULL,
+    NULLS,
+    PUBLISHED,
+    SIZES,
+    UNSTEERED,
+    PaperConfig,
+    Size,
+)
 from ss_lens.experiments.paper.run import run_paper
 from ss_lens.experiments.paper.tables import METRICS
 from ss_lens.experiments.sweep import run_sweep
@@ -101,9 +110,8 @@ def test_a_run_reports_every_variant_on_test_or_says_why_not(
     _, tables = finished
     methods, ablations = (pd.read_csv(tables / f"{name}.csv") for name in ("methods", "ablations"))
     assert {*PUBLISHED, UNSTEERED} <= {*methods["variant"]}
-    assert {"all sites", "norm not kept", "random second axis", "Reflect", FULL} <= {
-        *ablations["variant"]
-    }
+    controls = {"random second axis", "random plane", "random plane, matched energy"}
+    assert {"all sites", "norm not kept", *controls, "Reflect", FULL} <= {*ablations["variant"]}
     assert {*methods["metric"]} == {*METRICS}
     assert {*methods["prompt_class"]} == {"positive", "negative"}
 
@@ -111,9 +119,16 @@ def test_a_run_reports_every_variant_on_test_or_says_why_not(
 def test_the_rank_counts_the_method_among_its_draws(finished: tuple[PaperConfig, Path]) -> None:
     _, tables = finished
     ranks = pd.read_csv(tables / "null_ranks.csv").set_index("null")
+    assert [*ranks.index] == [*NULLS]
     for name, draws in pd.read_csv(tables / "nulls.csv").groupby("null"):
         as_low = (draws["refusal_score"] <= ranks.loc[name, "method"]).sum()
         assert ranks.loc[name, "p_value"] == pytest.approx((1 + as_low) / 4)
+        row = ranks.loc[name]
+        limit = BROKEN * row["unsteered_mass"]
+        counted = (draws["opening_mass"] >= limit) | (row["method_mass"] < limit)
+        whole = (counted & (draws["refusal_score"] <= row["method"])).sum()
+        assert row["p_value_whole"] == pytest.approx((1 + whole) / 4)
+        assert row["draw_mass_low"] == pytest.approx(draws["opening_mass"].min())
 
 
 def test_the_tables_hold_no_text_of_prompts_or_answers(

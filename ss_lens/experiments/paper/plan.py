@@ -31,6 +31,11 @@ SELECTIONS = (
     *("TopK(k=8)", "TopK(k=16)", "TopK(k=24)"),
 )
 """Rules whose sites and dial are compared on dev, beside ``Discriminative(centred=True)``."""
+UNIFORM_PLANE = "RandomPlane(seed={})"
+"""The text of a uniform random plane, with a place for a seed."""
+MATCHED_NULL = "random planes, equal energy"
+NULLS = ("random planes, uniform", MATCHED_NULL, "random site sets")
+"""What the method is ranked among."""
 CENTRED = "Discriminative(centred=True)"
 ADDED = (0.25, 0.5, 1.0, 2.0)
 """Strengths of Activation Addition that dev chooses from: in units of the mean gap between the
@@ -50,7 +55,7 @@ class Size:
         dev, test: prompts per class.
         angles_deg: that dev chooses from.
         draws: of random sites; of the other random controls half as many.
-        nulls: random planes and random site sets by the one-pass score.
+        nulls: random planes of each kind and random site sets by the one-pass score.
         tries: at most so many angles of a variant are answered on dev; strengths are few, and all.
     """
 
@@ -224,6 +229,7 @@ def variants(
     }
     for name, plane in (
         ("random second axis", "RandomSecond(seed={})"),
+        ("random plane", UNIFORM_PLANE),
         ("random plane, matched energy", matched_plane(sites)),
     ):
         few = range(max(1, size.draws // 2))

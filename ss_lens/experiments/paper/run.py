@@ -6,10 +6,10 @@ What the cells of ``small`` cost on a model of 1.5 B on 2 cores, as planned (:da
 stage                   cells                                                       minutes
 ======================  ==========================================================  =======
 capture                 192 + 32 prompts; the template variant once more            3
-scan on dev             one pass at 8 angles: 7 methods, 13 controls, 9 rules       20
-answers on dev          32 per variant and try, 32 tokens, perplexity               35
-answers on test         48 per method, 24 per control, 32 tokens, two perplexities  30
-nulls                   99 planes and 99 site sets, one pass of 24 prompts each     22
+scan on dev             one pass at 8 angles: 7 methods, 14 controls, 9 rules       21
+answers on dev          32 per variant and try, 32 tokens, perplexity               36
+answers on test         48 per method, 24 per control, 32 tokens, two perplexities  31
+nulls                   99 planes of each kind, 99 site sets, a pass of 24 prompts  33
 capability              80 items for 6 models, where lm-eval is installed           10
 ======================  ==========================================================  =======
 """
@@ -45,9 +45,11 @@ from ss_lens.experiments.paper.plan import (
     CENTRED,
     CRITERION,
     FULL,
+    NULLS,
     PUBLISHED,
     PUBLISHED_WRAP,
     SELECTIONS,
+    UNIFORM_PLANE,
     UNSTEERED,
     PaperConfig,
     Variant,
@@ -62,10 +64,10 @@ from ss_lens.scoring.registry import ANSWERS
 
 STAGES: Mapping[str, float] = {
     "capture and the method's sites": 5,
-    "scan of the angles on dev": 20,
-    "answers on dev": 35,
-    "answers on test": 30,
-    "random planes and site sets": 22,
+    "scan of the angles on dev": 21,
+    "answers on dev": 36,
+    "answers on test": 31,
+    "random planes and site sets": 33,
     "capability": 10,
 }
 """Stages in their order and the minutes that are planned for each."""
@@ -268,32 +270,21 @@ class _Work:
         """Random planes at the method's sites and random site sets in its plane, at its angle."""
         setting = self.bench.setting(CellGroup(self.full, "test", "positive", (0.0,)))
         sites = Explicit(",".join(map(str, setting.calibration.selected_sites))).sites
-        model, dataset, at = self.config.model, self.dataset, (full.angle_deg,)
-        seeds = range(self.config.size.nulls)
-        plane, count = matched_plane(sites), len(sites.split(","))
-        drawn: dict[str, list[Arm]] = {
-            "random planes": [
-                Arm(
-                    model=model,
-                    dataset=dataset,
-                    selection=f"Explicit(sites={sites!r})",
-                    plane=plane.format(seed),
-                )
-                for seed in seeds
-            ],
-            "random site sets": [
-                Arm(
-                    model=model,
-                    dataset=dataset,
-                    selection=f"RandomSites(seed={seed}, count={count})",
-                )
-                for seed in seeds
-            ],
-        }
-        return {
-            name: self.sweep(dict.fromkeys(arms, at), "test", ONE_PASS, HARMFUL)
-            for name, arms in drawn.items()
-        }
+        same, count = f"Explicit(sites={sites!r})", len(sites.split(","))
+        places: tuple[dict[str, str], ...] = (
+            {"selection": same, "plane": UNIFORM_PLANE},
+            {"selection": same, "plane": matched_plane(sites)},
+            {"selection": "RandomSites(seed={}, count=" + f"{count})"},
+        )
+        found = {}
+        for name, texts in zip(NULLS, places, strict=True):
+            arms = [
+                replace(self.full, **{key: text.format(seed) for key, text in texts.items()})
+                for seed in range(self.config.size.nulls)
+            ]
+            at = dict.fromkeys(arms, (full.angle_deg,))
+            found[name] = self.sweep(at, "test", ONE_PASS, HARMFUL)
+        return found
 
     def capability(self, chosen: tuple[Chosen, ...]) -> dict[str, pd.DataFrame]:
         """The embedded items under each published method; nothing where lm-eval is missing."""

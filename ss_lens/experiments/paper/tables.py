@@ -12,6 +12,7 @@ import pandas as pd
 
 from ss_lens.calibration.site_selection import as_rule, rule_name
 from ss_lens.core.files import atomic_path, make_folder
+from ss_lens.experiments.dial.verdict import BROKEN
 from ss_lens.experiments.grid import Arm
 from ss_lens.experiments.paper.plan import (
     CENTRED,
@@ -229,14 +230,23 @@ def null_draws(measured: Measured) -> pd.DataFrame:
 
 
 def null_ranks(measured: Measured, full: Chosen) -> pd.DataFrame:
-    """Where the method stands among the draws: p = (1 + draws that lower as much) / (1 + draws)."""
+    """Where the method stands among the draws: p = (1 + draws that lower as much) / (1 + draws).
+
+    ``p_value_whole`` counts the draws only that leave the text whole, with an opening mass of at
+    least :data:`ss_lens.experiments.dial.verdict.BROKEN` of the unsteered one; where the method's
+    own is less, it counts them all.
+    """
     harmful = "prompt_class == 'positive'"
     method = rows_of(measured.tested.table, full.arm, full.angle_deg).query(harmful)
     score = float(method["refusal_score"].mean())
-    base = float(measured.tested.unsteered.query(harmful)["refusal_score"].mean())
-    rows = []
+    unsteered = measured.tested.unsteered.query(harmful)
+    base, base_mass = (float(unsteered[name].mean()) for name in ("refusal_score", "opening_mass"))
+    mass, rows = float(method["opening_mass"].mean()), []
+    limit = BROKEN * base_mass
     for name, draws in null_draws(measured).groupby("null", sort=False):
-        as_low = int((draws["refusal_score"] <= score).sum())
+        low = draws.loc[draws["refusal_score"] <= score]
+        as_low = len(low)
+        whole = as_low if mass < limit else int((low["opening_mass"] >= limit).sum())
         rows.append(
             {
                 "null": name,
@@ -249,6 +259,12 @@ def null_ranks(measured: Measured, full: Chosen) -> pd.DataFrame:
                 "draw_high": draws["refusal_score"].max(),
                 "draws_as_low": as_low,
                 "p_value": (1 + as_low) / (1 + len(draws)),
+                "unsteered_mass": base_mass,
+                "method_mass": mass,
+                "draw_mass_low": draws["opening_mass"].min(),
+                "draw_mass_high": draws["opening_mass"].max(),
+                "draws_as_low_whole": whole,
+                "p_value_whole": (1 + whole) / (1 + len(draws)),
             }
         )
     return pd.DataFrame(rows)
