@@ -207,7 +207,7 @@ def _base_of(adapter: adapters.Adapter, revision: str | None) -> _Source:
     try:
         source = _resolve(adapter.base, revision or adapter.revision)
     except UserError as error:
-        raise UserError(
+        raise type(error)(  # also where it is Unavailable, which a caller may fall back on
             f"the base model of the adapter at {adapter.folder} is missing: {error}"
         ) from error
     if Path(source.place).is_dir():

@@ -164,6 +164,25 @@ def test_a_size_beyond_the_dataset_is_refused_before_a_model_is_loaded(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_folder_of_something_else_or_of_other_prompts_is_refused_and_left(
+    finished: tuple[PaperConfig, Path], prompts_file: Path, tmp_path: Path
+) -> None:
+    config, tables = finished
+    data = ss_lens.load_dataset(prompts_file)
+    own = tmp_path / "mine" / "data.jsonl"
+    own.parent.mkdir()
+    own.write_text("mine")
+    with pytest.raises(UserError, match=r"is not empty and holds no paper run; choose another"):
+        run_paper(config, data, own.parent)
+    assert own.read_text() == "mine"
+    assert [*own.parent.iterdir()] == [own]
+    written = (tables.parent / "data.jsonl").read_bytes()
+    fewer = replace(config, size=replace(config.size, train=5))
+    with pytest.raises(UserError, match=r"holds a paper run on other prompts \(data"):
+        run_paper(fewer, data, tables.parent)
+    assert (tables.parent / "data.jsonl").read_bytes() == written
+
+
 def test_a_judge_reads_the_answers_to_harmful_test_prompts_of_every_method(
     finished: tuple[PaperConfig, Path],
     prompts_file: Path,

