@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +13,7 @@ from analyses.paper.page import read_tables, write_page
 from analyses.run_figures import cosine_heatmap, norm_growth, sign_agreement
 from analyses.run_parts import RunParts
 from ss_lens import Calibration, Store, UserError
+from ss_lens.core.files import read_json
 from ss_lens.experiments.ablation import FULL as REFERENCE, METRICS
 from ss_lens.experiments.paper.plan import FULL
 
@@ -22,12 +22,13 @@ def parts_of(folder: Path, store: Store) -> RunParts:
     """The method's calibration, and the activations that a paper run names.
 
     Raises:
-        UserError: the run is not finished, or the store lacks its activations.
+        UserError: the run is not finished or damaged, or the store lacks its activations.
     """
     path = folder / "paper.json"
     if not path.is_file():
         raise UserError(f"{folder} holds no finished paper run; run `ss-lens paper` again.")
-    keys = json.loads(path.read_text("utf-8"))["activations"]
+    again = "run `ss-lens paper` again, which makes it from what it keeps"
+    keys = read_json(path, "list of activations (paper.json)", remedy=again)["activations"]
     train, test = (store.load(keys[part]) for part in ("train", "test"))
     return RunParts(Calibration.load(folder / "calibration"), train, test, pd.DataFrame())
 

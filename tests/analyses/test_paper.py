@@ -8,8 +8,10 @@ import pandas as pd
 import pytest
 
 from analyses.paper import published
+from analyses.paper.__main__ import parts_of
 from analyses.paper.page import page, page_of
 from analyses.paper.verdicts import Tables, verdicts
+from ss_lens import Store, UserError
 from ss_lens.experiments.paper.plan import FULL, MATCHED_NULL, NULLS, PUBLISHED, UNSTEERED
 from ss_lens.experiments.paper.tables import METRICS
 
@@ -151,3 +153,11 @@ def test_a_page_shows_every_method_the_papers_row_and_no_number_of_its_own() -> 
 @pytest.mark.parametrize("name", PAGES)
 def test_a_committed_page_is_what_its_tables_say(name: str) -> None:
     assert (RESULTS / f"{name}.md").read_text("utf-8") == page_of(RESULTS, name)
+
+
+def test_a_damaged_list_of_activations_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "paper.json").write_text('{"activations": {"train"')
+    with pytest.raises(
+        UserError, match=r"paper\.json\) at .* is damaged .*run `ss-lens paper` again"
+    ):
+        parts_of(tmp_path, Store(tmp_path / "store"))
