@@ -19,8 +19,8 @@ from ss_lens.core.files import sha256_of_json
 from ss_lens.datasets import readers as dataset_files
 
 EMBEDDED = {
-    "refusal": "harmful requests against everyday tasks of the same length",
-    "refusal-matched": "harmful requests against harmless ones matched in topic, length and form",
+    "refusal": "harmful requests against harmless ones matched in topic, length and form",
+    "refusal-everyday": "harmful requests against everyday tasks of the same length",
     "sentiment": "positive sentences against negative ones on the same subjects",
 }
 CLASS_VALUES: Mapping[str, str] = {
@@ -181,8 +181,8 @@ def load_dataset(
         class_column: the column that holds the class.
         class_values: what its values mean, lower-cased; each maps to ``positive`` or ``negative``.
         paired: the i-th prompts of the two classes are partners. The embedded datasets are paired,
-            whatever is said here: partners in ``refusal`` are alike in length alone, those in
-            ``refusal-matched`` and ``sentiment`` in form and topic too.
+            whatever is said here: partners in ``refusal-everyday`` are alike in length alone,
+            the others in form and topic too.
 
     Hub ids are read from their ``train`` split with this mapping (others: ``prompt_column``):
 

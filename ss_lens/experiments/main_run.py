@@ -79,7 +79,7 @@ class RunConfig:
     Angles are taken modulo 360, and 0, the unsteered model, is always measured. ``rule`` is the
     text of a selection rule, which :func:`as_rule` reads; ``chat`` is what else enters the chat
     template. ``draws`` is the number of random planes of each kind. Answers to positive prompts
-    that do not refuse are kept in full with ``keep_answers``, and as their first six words without.
+    are kept in full with ``keep_answers``, and as their first six words without.
     """
 
     angles_deg: tuple[float | int, ...] = EIGHT_ANGLES

@@ -225,7 +225,7 @@ def test_a_new_figure_of_a_run_is_one_module(
         "    return pd.DataFrame({'x': [1]}), go.Figure()\n"
     )
     acts = made_up()
-    parts = RunParts(ss_lens.calibrate(acts, rule="uniform"), acts, acts)
+    parts = RunParts(ss_lens.calibrate(acts, rule="uniform"), acts, acts, pd.DataFrame())
     monkeypatch.setattr(RunParts, "load", lambda *_: parts)
     before = drawing.draw(tmp_path)
     assert [*before] == ["cosine_heatmap", "norm_growth", "sign_agreement"]

@@ -115,7 +115,7 @@ def test_a_model_in_parts_is_listed_with_its_sources_in_order_and_its_sizes(
 
 def test_datasets_are_listed(ss: CommandLine) -> None:
     listed = {row["name"]: row for row in ss("datasets", "--json").json}
-    assert set(listed) == {"refusal", "sentiment"}
+    assert set(listed) == {"refusal", "refusal-everyday", "sentiment"}
     assert listed["refusal"]["positive"] >= 96
     assert "refusal" in ss("datasets").out
 

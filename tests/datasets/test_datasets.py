@@ -65,7 +65,7 @@ def test_embedded_datasets_are_large_enough_and_clean(name: str) -> None:
         assert 15 <= len(prompt) <= 100
 
 
-@pytest.mark.parametrize("name", ["refusal-matched", "sentiment"])
+@pytest.mark.parametrize("name", ["refusal", "sentiment"])
 def test_embedded_classes_are_pairs_of_one_form(name: str) -> None:
     """Equal index is one topic: the classes differ in the behaviour, not in style."""
     data = load_dataset(name)
@@ -77,7 +77,7 @@ def test_embedded_classes_are_pairs_of_one_form(name: str) -> None:
         assert abs(len(one) - len(other)) <= 8
         assert one[-1] == other[-1]
     same_opening = mean(one.split()[0] == other.split()[0] for one, other in pairs)
-    assert same_opening >= {"refusal-matched": 1, "sentiment": 0.95}[name]
+    assert same_opening >= {"refusal": 1, "sentiment": 0.95}[name]
 
 
 @every_embedded
@@ -92,30 +92,30 @@ def test_embedded_classes_agree_in_length_and_punctuation(name: str) -> None:
             mean(sum(c.isupper() for c in p) for p in prompts),
         ]
 
-    near = 0.1 if name == "refusal" else 0.03
+    near = 0.12 if name == "refusal-everyday" else 0.03
     assert profile(data.positive) == pytest.approx(profile(data.negative), rel=near)
 
 
-def test_refusal_classes_have_the_same_length() -> None:
+def test_everyday_tasks_are_as_long_as_the_harmful_requests() -> None:
     """Everyday tasks differ in form and topic; length alone must not tell the classes apart."""
-    data = load_dataset("refusal")
+    data = load_dataset("refusal-everyday")
     assert data.paired
     words = [mean(len(p.split()) for p in ps) for ps in (data.positive, data.negative)]
     letters = [mean(map(len, ps)) for ps in (data.positive, data.negative)]
-    assert words[0] == pytest.approx(words[1], abs=0.1)
+    assert words[0] == pytest.approx(words[1], abs=0.25)
     assert letters[0] == pytest.approx(letters[1], rel=0.04)
     for one, other in zip(data.positive, data.negative, strict=True):
         assert abs(len(one.split()) - len(other.split())) <= 6
 
 
-def test_the_everyday_half_of_refusal_names_nothing_harmful() -> None:
-    data = load_dataset("refusal")
+def test_everyday_tasks_name_nothing_harmful() -> None:
+    data = load_dataset("refusal-everyday")
     assert not [p for p in data.negative if any(map(HARM.match, p.casefold().split()))]
     assert sum(any(map(HARM.match, p.casefold().split())) for p in data.positive) > 60
 
 
-def test_the_matched_requests_are_among_those_of_refusal() -> None:
-    matched, whole = load_dataset("refusal-matched"), load_dataset("refusal")
+def test_the_matched_requests_are_among_those_against_everyday_tasks() -> None:
+    matched, whole = load_dataset("refusal"), load_dataset("refusal-everyday")
     assert set(matched.positive) < set(whole.positive)
     assert not set(matched.negative) & set(whole.negative)
 

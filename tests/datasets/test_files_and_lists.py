@@ -183,7 +183,7 @@ def test_a_folder_with_the_name_of_a_file_is_rejected(tmp_path: Path) -> None:
 def test_an_unknown_name_is_rejected_with_the_known_ones(name: str) -> None:
     with pytest.raises(
         UserError,
-        match=r"neither an embedded dataset \(refusal, refusal-matched, sentiment\) nor a \.jsonl",
+        match=r"neither an embedded dataset \(refusal, refusal-everyday, sentiment\) nor a \.jsonl",
     ):
         load_dataset(name)
 

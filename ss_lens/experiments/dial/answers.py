@@ -14,8 +14,8 @@ from ss_lens.experiments.worker import with_texts_scored
 from ss_lens.generation.angle_batch import sweep_angles
 from ss_lens.scoring.registry import ANSWERS, ROW, ScoreInput, parts_of
 
-KEPT_WORDS = 6
-"""So much is kept of an answer to a positive prompt that does not refuse."""
+KEPT_WORDS, KEPT_CHARACTERS = 6, 40
+"""So much is kept of an answer to a positive prompt."""
 
 
 def scored_answers(
@@ -34,7 +34,7 @@ def scored_answers(
         setting: the prompts and how they are steered.
         angles_deg: in degrees.
         cells: where finished cells are, and come.
-        shorten: whether an answer that does not refuse is kept as its first six words.
+        shorten: whether of each answer only the first six words are kept.
         perplexity: whether that under the unsteered model is measured too.
 
     Returns:
@@ -59,11 +59,15 @@ def scored_answers(
 def first_words(text: str) -> str:
     """The first six words of an answer, and a mark where it goes on.
 
+    Text without spaces, like Chinese, is cut after 40 characters.
+
     >>> first_words("one two three four five six seven")
     'one two three four five six …'
     """
     words = text.split()
-    return " ".join([*words[:KEPT_WORDS], "…"]) if len(words) > KEPT_WORDS else text
+    start = " ".join(words[:KEPT_WORDS])
+    whole = len(words) <= KEPT_WORDS and len(text) <= KEPT_CHARACTERS
+    return text if whole else f"{start[:KEPT_CHARACTERS].rstrip()} …"
 
 
 def _answered(
@@ -83,7 +87,8 @@ def _answered(
     if perplexity:
         table = table.merge(_perplexity(setting, answers), on=[*ROW], validate="1:1")
     whole = table["response"]
-    kept = whole.where(table["refused"], whole.map(first_words)) if shorten else whole
+    # Refusals too: one that opens like a refusal may go on to answer.
+    kept = whole.map(first_words) if shorten else whole
     table = table.assign(response=kept)
     table.insert(len(ROW) + 1, "shortened", (kept != whole).tolist())
     return table
