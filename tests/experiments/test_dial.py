@@ -124,14 +124,14 @@ def test_each_sense_has_the_best_admissible_angle_of_dev(finished: tuple[Path, R
     assert sorted(run.responses["angle_deg"].unique()) == [0, 90, 225]
 
 
-def test_answers_to_positive_prompts_are_cut_unless_they_refuse_and_nowhere_kept_whole(
+def test_answers_to_positive_prompts_are_cut_and_nowhere_kept_whole(
     finished: tuple[Path, Run],
 ) -> None:
     folder, run = finished
     positive = run.responses.query("prompt_class == 'positive'")
     refused, others = positive.query("refused"), positive.query("not refused")
     assert len(refused) == 1
-    assert refused["response"].iloc[0].endswith("of yours at all")
+    assert refused["response"].iloc[0] == "I'm sorry, but I cannot help …"  # and may have gone on
     assert others["response"].str.fullmatch(r"Sure thing number \d+ goes on …").all()
     assert others["shortened"].all()
     negative = run.responses.query("prompt_class == 'negative'")
@@ -167,6 +167,7 @@ def test_all_answers_are_kept_on_request(
         ("", ""),
         ("a b c d e f", "a b c d e f"),
         ("a b\nc d  e f g", "a b c d e f …"),
+        ("字" * 60, "字" * 40 + " …"),
     ],
 )
 def test_six_words_are_kept(text: str, kept: str) -> None:
