@@ -202,7 +202,9 @@ class Store:
         lock = FileLock(folder / ".lock")
         while True:
             make_folder(folder)
-            with disk_errors(self.root), suppress(FileNotFoundError):
+            # The lock makes its folder too, and finds that one both there and gone where it is
+            # removed at that moment: `mkdir` says "exists" of what is no folder any more.
+            with disk_errors(self.root), suppress(FileNotFoundError, FileExistsError):
                 _acquire(lock)
                 if (folder / ".lock").exists():  # else it was removed while this one waited
                     break

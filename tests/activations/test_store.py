@@ -22,6 +22,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 import ss_lens
 from ss_lens import Activations, ContrastiveDataset, Store, UserError
+from ss_lens.activations import store as store_module
 from ss_lens.activations.manifest import Manifest
 from tests.activations.stores import capture_module, contents, forward_passes, same, whole
 
@@ -392,6 +393,26 @@ def test_a_store_that_cannot_be_written_serves_what_it_holds(
         store.load(acts.spec.key)
     with pytest.raises(UserError, match="cannot be written"):
         ask()
+
+
+def test_a_folder_that_is_removed_while_its_lock_makes_it_is_made_again(
+    tiny_llama: TransformerBridge,
+    tiny_data: ContrastiveDataset,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    acquire, tried = store_module._acquire, list[str]()
+
+    def removed_once(lock: FileLock) -> None:
+        tried.append(lock.lock_file)
+        if len(tried) == 1:
+            raise FileExistsError(17, "File exists", str(Path(lock.lock_file).parent))
+        acquire(lock)
+
+    monkeypatch.setattr(store_module, "_acquire", removed_once)
+    acts = ss_lens.capture(tiny_llama, tiny_data.head(3), store=store)
+    assert store.stored_keys() == [acts.spec.key]
+    assert len(tried) > 1
 
 
 def test_a_set_may_be_removed_while_others_wait_to_capture_it(
