@@ -26,8 +26,8 @@ def test_make_demo_runs_the_main_job_and_draws_its_figures(tmp_path: Path) -> No
     stamp.touch()
     done = run_in(
         ROOT,
-        f'make --no-print-directory demo MODEL=smollm2-135m-refusal BIN="{BIN}" STAMP="{stamp}" RUN_DIR="{out}" '
-        f'RUN_FLAGS="{SMALL}"',
+        f'make --no-print-directory demo MODEL=smollm2-135m-refusal BIN="{BIN}" STAMP="{stamp}" '
+        f'RUN_DIR="{out}" RUN_FLAGS="{SMALL}"',
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "direction site" in done.stdout
