@@ -54,7 +54,7 @@ def check_disk(needed: int, folder: Path, what: str) -> None:
         )
 
 
-def in_gb(n_bytes: float) -> str:
+def in_gb(n_bytes: int | float) -> str:
     """A size as text: ``1.1 GB``, or in MB below one GB."""
     return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"
 
