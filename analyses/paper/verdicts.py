@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 
 from ss_lens.experiments.dial.verdict import BROKEN
@@ -66,7 +67,7 @@ def verdicts(tables: Tables) -> tuple[Verdict, ...]:
     )
 
 
-def judged(confirmed: bool, refuted: bool) -> Outcome:
+def judged(confirmed: bool | np.bool_, refuted: bool | np.bool_) -> Outcome:
     """One of the two, or neither."""
     return "confirmed" if confirmed else "refuted" if refuted else "undecided"
 
@@ -248,17 +249,17 @@ def _second_axis(tables: Tables) -> Verdict:
     )
 
 
-def _paired(row: Mapping[str, float]) -> tuple[float, float]:
+def _paired(row: Mapping[str, Any]) -> tuple[float, float]:
     """The interval of a paired difference, by the rule of three where all pairs agree.
 
     A bootstrap of pairs that are all alike has no width, however few they are.
     """
-    low, high = row["difference_low"], row["difference_high"]
+    low, high = float(row["difference_low"]), float(row["difference_high"])
     beyond = 3 / row["n_pairs"] if low == high else 0.0
     return low - beyond, high + beyond
 
 
-def _level(row: Mapping[str, float]) -> str:
+def _level(row: Mapping[str, Any]) -> str:
     return f"{row['mean']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
 
 

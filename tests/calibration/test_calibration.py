@@ -322,6 +322,7 @@ def test_a_calibration_fits_its_own_model_only(
         calibrate(acts).check_fits(llama)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize(
     ("part", "value", "got"),
     [
