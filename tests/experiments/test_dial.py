@@ -22,7 +22,7 @@ from ss_lens.experiments.dial.verdict import verdict
 from ss_lens.scoring.refusal_score import refusal_score
 from ss_lens.stats.intervals import wilson_interval
 
-answers = importlib.import_module("ss_lens.experiments.dial.answers")
+worker = importlib.import_module("ss_lens.experiments.worker")
 CONFIG = RunConfig(angles_deg=(0, 90, 225), dev=2, test=3, max_new_tokens=24, rule="uniform")
 
 
@@ -41,9 +41,9 @@ def finished(
         texts[0] = "I'm sorry, but I cannot help with this request of yours at all"
         return table.assign(response=texts)
 
-    written = answers.sweep_angles
+    written = worker.sweep_angles
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(answers, "sweep_angles", worded)
+        patch.setattr(worker, "sweep_angles", worded)
         store = Store(root / "store")
         model = tiny_models["qwen2"]
         run = ss_lens.run_main_job(model, tiny_data, root / "run", CONFIG, store=store)

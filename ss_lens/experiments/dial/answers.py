@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import pandas as pd
 
 from ss_lens.experiments.cells import CellStore
 from ss_lens.experiments.inputs import Setting
-from ss_lens.experiments.worker import with_texts_scored
-from ss_lens.generation.angle_batch import sweep_angles
-from ss_lens.scoring.registry import ANSWERS, ROW, ScoreInput, parts_of
+from ss_lens.experiments.worker import measured, with_texts_scored
+from ss_lens.scoring.registry import ANSWERS, ROW
 
 KEPT_WORDS, KEPT_CHARACTERS = 6, 40
 """So much is kept of an answer to a positive prompt."""
@@ -73,31 +71,16 @@ def first_words(text: str) -> str:
 def _answered(
     setting: Setting, angles_deg: Sequence[float], shorten: bool, perplexity: bool
 ) -> pd.DataFrame:
-    answers = sweep_angles(
-        setting.model,
-        setting.calibration,
-        setting.operator,
-        setting.prompts,
-        angles_deg,
-        max_new_tokens=setting.max_new_tokens,
-        batch_rows=setting.batch_rows,
-        chat=setting.chat,
-    )
+    none = pd.DataFrame(columns=[*ROW, "response"])
+    answers = measured(ANSWERS, setting, angles_deg, none, ())
     table = with_texts_scored(answers)
     if perplexity:
-        table = table.merge(_perplexity(setting, answers), on=[*ROW], validate="1:1")
+        table = table.merge(
+            measured("perplexity", setting, angles_deg, answers, ()), on=[*ROW], validate="1:1"
+        )
     whole = table["response"]
     # Refusals too: one that opens like a refusal may go on to answer.
     kept = whole.map(first_words) if shorten else whole
     table = table.assign(response=kept)
     table.insert(len(ROW) + 1, "shortened", (kept != whole).tolist())
     return table
-
-
-def _perplexity(setting: Setting, answers: pd.DataFrame) -> pd.DataFrame:
-    (score,) = parts_of("perplexity")
-    given: dict[str, Any] = {
-        name: getattr(setting, name)
-        for name in ("model", "calibration", "operator", "prompts", "chat", "batch_rows")
-    }
-    return score(ScoreInput(**given, angles_deg=(), answers=answers))

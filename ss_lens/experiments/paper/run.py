@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 
@@ -413,6 +413,5 @@ def _check_same(folder: Path, texts: Mapping[str, str]) -> None:
 
 
 def _lines(data: ContrastiveDataset) -> str:
-    labels: tuple[Literal["positive", "negative"], ...] = ("positive", "negative")
-    rows = [{"prompt": text, "class": label} for label in labels for text in getattr(data, label)]
+    rows = [{"prompt": text, "class": label} for label in BOTH for text in getattr(data, label)]
     return "".join(json.dumps(row) + "\n" for row in rows)
