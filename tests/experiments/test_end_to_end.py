@@ -26,7 +26,7 @@ from tests.oracles import HuggingFaceOracle, dense_rotation, everywhere, relativ
 
 pytestmark = pytest.mark.default_model
 TOLERANCE = 1e-4
-scored_answers = importlib.import_module("ss_lens.experiments.dial.answers")
+worker = importlib.import_module("ss_lens.experiments.worker")
 CONFIG = RunConfig(
     angles_deg=(0.0, 120.0),
     dev=2,
@@ -163,7 +163,7 @@ def test_a_killed_main_job_resumes_to_the_same_tables(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    sweep: Callable[..., pd.DataFrame] = scored_answers.sweep_angles
+    sweep: Callable[..., pd.DataFrame] = worker.sweep_angles
     chunks: list[list[str]] = []
 
     def counted(*args: Any, **options: Any) -> pd.DataFrame:
@@ -176,12 +176,12 @@ def test_a_killed_main_job_resumes_to_the_same_tables(
         return counted(*args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(scored_answers, "sweep_angles", killed_at_the_second_chunk)
+        patch.setattr(worker, "sweep_angles", killed_at_the_second_chunk)
         with pytest.raises(KeyboardInterrupt):
             ss_lens.run_main_job(default_model, data, tmp_path / "run", CONFIG, store=kept)
     with pytest.raises(ss_lens.UserError, match="is not finished; start `ss-lens run` on it again"):
         ss_lens.load_run(tmp_path / "run")
-    monkeypatch.setattr(scored_answers, "sweep_angles", counted)
+    monkeypatch.setattr(worker, "sweep_angles", counted)
     resumed = ss_lens.run_main_job(default_model, data, tmp_path / "run", CONFIG, store=kept)
     assert len(chunks) == 4  # dev and test of both classes: one before the kill, the others after
     assert len({tuple(prompts) for prompts in chunks}) == 4
