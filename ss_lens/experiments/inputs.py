@@ -19,6 +19,7 @@ from ss_lens.datasets.contrastive import ContrastiveDataset, DatasetSplit, load_
 from ss_lens.experiments.config import SweepConfig
 from ss_lens.experiments.grid import Arm, CellGroup
 from ss_lens.generation.loop import stop_ids
+from ss_lens.generation.lower_blocks import LowerBlocks
 from ss_lens.geometry.operators import Operator
 from ss_lens.models.chat import ChatFormat, tokenize, tokens_digest
 from ss_lens.models.load import load_model
@@ -28,7 +29,8 @@ from ss_lens.models.load import load_model
 class Setting:
     """A cell group with all that it takes; its cells depend on ``identity`` and the angle alone.
 
-    ``unsteered`` likewise identifies the unsteered model's answers to the same prompts.
+    ``unsteered`` likewise identifies the unsteered model's answers to the same prompts. All
+    settings of one model share ``lower``.
     """
 
     model: TransformerBridge
@@ -40,6 +42,7 @@ class Setting:
     batch_rows: int
     identity: Mapping[str, Any]
     unsteered: Mapping[str, Any]
+    lower: LowerBlocks
 
 
 class Workbench:
@@ -108,6 +111,7 @@ class Workbench:
                 "versions": dict(spec.versions),
                 **answered,
             },
+            lower=self._once("lower blocks", LowerBlocks),
         )
 
     def _once(self, what: Hashable, make: Callable[[], Any]) -> Any:

@@ -363,5 +363,6 @@ def _scored(
             answers=answers,
             unsteered=unsteered,
             batch_rows=setting.batch_rows,
+            lower=setting.lower,
         )
     )

@@ -22,6 +22,7 @@ from ss_lens.core.errors import UserError
 from ss_lens.core.progress import progress_bar
 from ss_lens.generation import reuse as shared_work
 from ss_lens.generation.loop import check_logits, continue_tokens, decode, greedy
+from ss_lens.generation.lower_blocks import LowerBlocks
 from ss_lens.generation.reuse import Reach, SharedPrefix
 from ss_lens.geometry.operators import AngularOperator, Operator
 from ss_lens.geometry.strengths import Strengths, reduced
@@ -133,14 +134,16 @@ def sweep_first_logits(
     batch_rows: int = BATCH_ROWS,
     positions: Positions = ALL_POSITIONS,
     chat: ChatFormat = DEFAULT_FORMAT,
+    lower: LowerBlocks | None = None,
 ) -> pd.DataFrame:
     """Measure the logits that follow each prompt at each angle.
 
-    Work is shared as in :func:`sweep_angles`.
+    Work is shared as in :func:`sweep_angles`, and with earlier sweeps through ``lower``.
 
     Args:
         measure: from logits to the values of each of ``columns``, one per row.
         columns: follow ``prompt_index``, ``prompt`` and ``angle_deg`` in the table.
+        lower: of the model, from sweeps of other planes, operators and sites before this one.
 
     Raises:
         UserError: what :func:`sweep_angles` raises.
@@ -152,7 +155,7 @@ def sweep_first_logits(
         return measure(chunk.logits)
 
     sweep = _Sweep.of(
-        model, calibration, operator, prompts, angles_deg, batch_rows, positions, chat
+        model, calibration, operator, prompts, angles_deg, batch_rows, positions, chat, lower
     )
     check_context(model, sweep.tokens, prompts)
     return sweep.table(measured, columns, steps=1)
@@ -231,6 +234,7 @@ class _Sweep:
     prompts: Sequence[Prompt]
     tokens: Sequence[Tokens]
     reach: Reach
+    lower: LowerBlocks | None = None
 
     @classmethod
     def of(
@@ -243,6 +247,7 @@ class _Sweep:
         batch_rows: int,
         positions: Positions,
         chat: ChatFormat,
+        lower: LowerBlocks | None = None,
     ) -> _Sweep:
         check_at_least("batch_rows", batch_rows)
         check_is("model", model, (TransformerBridge,), "a model from ss_lens.load_model(...)")
@@ -253,7 +258,8 @@ class _Sweep:
         reach = Reach.of(model, calibration.selected_sites, positions)
         tokens = tokenize(model, prompts, chat)
         return cls(
-            model, calibration, operator, angles, batch_rows, positions, prompts, tokens, reach
+            *(model, calibration, operator, angles, batch_rows, positions),
+            *(prompts, tokens, reach, lower),
         )
 
     def table(self, measure: Measure, columns: Sequence[str], steps: int) -> pd.DataFrame:
@@ -335,7 +341,9 @@ class _Sweep:
         )
         strengths = batch.ids.new_tensor([group.index(place) for place in places])
         with self._steered(places, self.reach.prompt < self.reach.blocks):
-            after = shared_work.run_prompts(self.model, batch, prefix, strengths, self.reach)
+            after = shared_work.run_prompts(
+                self.model, batch, prefix, strengths, self.reach, self.lower
+            )
         return _Chunk(places, batch, *after)
 
     def _text(self, ids: Sequence[int]) -> str:

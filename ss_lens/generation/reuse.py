@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from ss_lens.generation.lower_blocks import LowerBlocks, Stream
 from ss_lens.models import forward
 from ss_lens.models.chat import Tokens, shared_prefix_length
 from ss_lens.models.forward import Batch, Origin
@@ -126,7 +127,7 @@ class SharedPrefix:
         model: TransformerBridge,
         padding: Int[Tensor, "row"],
         strengths: Int[Tensor, "row"],
-        repeats: Repeats,
+        below: Int[Tensor, "distinct"],
         depth: int,
     ) -> DynamicCache:
         """The KV cache that the first ``length`` columns of a left-padded batch leave behind.
@@ -135,7 +136,7 @@ class SharedPrefix:
         again, in columns that would hold padding without the sharing. So no padding comes between a
         row's tokens, where a sliding window, which is counted in columns, would reach less far.
         ``strengths`` says which of the prefix's strengths each row has; layers below ``depth`` get
-        the distinct rows alone.
+        the rows ``below`` alone.
         """
         columns = torch.arange(self.length, device=padding.device) - padding.unsqueeze(1)
         # Padding gets the keys of some token, which the mask hides.
@@ -143,7 +144,7 @@ class SharedPrefix:
         every = torch.arange(len(padding), device=padding.device)
         cache = DynamicCache(config=_config(model))
         for layer, kept in enumerate(self.layers):
-            rows = repeats.first if layer < depth else every
+            rows = below if layer < depth else every
             which = strengths[rows] if len(kept[0]) > 1 else torch.zeros_like(rows)
             # Indexed around a slice: [row, token, head, key].
             keys, values = (
@@ -169,7 +170,7 @@ def run_prefix(
     cache = DynamicCache()
     # Each prompt continues from here to an end of its own, which is out of reach.
     origin = Origin(tuple(range(rows)), batch.new_full((rows,), 2**31))
-    with _once_below(model, reach.prefix, Repeats.of([0] * rows, device)):
+    with _once_below(model, reach.prefix, Repeats.of([0] * rows, device), None):
         forward.run(model, batch, torch.ones_like(batch), cache, origin=origin)
     layers = cast(Any, cache).layers
     return SharedPrefix(len(ids), tuple((layer.keys, layer.values) for layer in layers))
@@ -181,19 +182,25 @@ def run_prompts(
     prefix: SharedPrefix | None,
     strengths: Int[Tensor, "row"],
     reach: Reach,
+    lower: LowerBlocks | None = None,
 ) -> tuple[Float[Tensor, "row vocab"], Any]:
     """Logits after each prompt, and the KV cache, as :func:`forward.run` returns them.
 
     ``batch`` is left-padded and holds whole prompts; rows with equal tokens are computed once as
-    far as the edit allows. Where it reaches the prompts it must be in force.
+    far as the edit allows, and not at all where ``lower`` has what those blocks gave. Then there is
+    no cache to go on from. Where the edit reaches the prompts it must be in force.
     """
-    ids, done, cache = batch.ids, 0, None
+    ids, cache = batch.ids, None
     alike = zip(ids.tolist(), batch.lengths.tolist(), strict=True)
     rows = [(*row, n) for row, n in alike] if reach.shares else range(len(batch.rows))
     repeats = Repeats.of(rows, ids.device)
+    done = 0 if prefix is None else prefix.length
+    kept = None
+    if lower is not None and reach.shares and 0 < reach.prompt < reach.blocks:
+        kept = lower.at((reach.prompt, done, tuple(dict.fromkeys(rows))))
     if prefix is not None:
-        done, padding = prefix.length, ids.shape[1] - batch.lengths
-        cache = prefix.cache(model, padding, strengths, repeats, reach.prompt)
+        padding, below = ids.shape[1] - batch.lengths, _run_below(repeats, kept)
+        cache = prefix.cache(model, padding, strengths, below, reach.prompt)
     origin = Origin(batch.rows, batch.lengths)
     if reach.prompt == reach.blocks:
         first = repeats.first
@@ -202,33 +209,45 @@ def run_prompts(
         logits, cache = forward.run(model, ids[first, done:], mask, cache, True, origin)
         logits = logits[repeats.like]
     else:
-        with _once_below(model, reach.prompt, repeats):
-            logits, cache = forward.run(model, ids[:, done:], batch.mask, cache, True, origin)
+        with _once_below(model, reach.prompt, repeats, kept):
+            keep = kept is None
+            logits, cache = forward.run(model, ids[:, done:], batch.mask, cache, keep, origin)
+    if kept is not None:
+        return logits, None
     if repeats.any:
         for layer in cache.layers[: reach.prompt]:
             layer.reorder_cache(repeats.like)
     return logits, cache
 
 
+def _run_below(repeats: Repeats, kept: Stream | None) -> Int[Tensor, "distinct"]:
+    """The rows that the blocks below the edit run on; one, where what they give is known."""
+    return repeats.first if kept is None or kept.known is None else repeats.first[:1]
+
+
 @contextmanager
-def _once_below(model: TransformerBridge, depth: int, repeats: Repeats) -> Iterator[None]:
+def _once_below(
+    model: TransformerBridge, depth: int, repeats: Repeats, kept: Stream | None
+) -> Iterator[None]:
     """Inside, the blocks below ``depth`` run on the distinct rows of each batch alone.
 
     The model itself is given all rows, and so are the blocks from ``depth`` on and whoever watches
-    them. The caches of the lower blocks hold the distinct rows.
+    them. The caches of the lower blocks hold the distinct rows. What these give is taken from
+    ``kept``, or put there.
     """
-    rows = len(repeats.like)
+    rows, below = len(repeats.like), _run_below(repeats, kept)
 
     def narrow(block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
-        given = {name: _picked(value, rows, repeats.first) for name, value in kwargs.items()}
-        return _picked(args, rows, repeats.first), given
+        given = {name: _picked(value, rows, below) for name, value in kwargs.items()}
+        return _picked(args, rows, below), given
 
     def widen(block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
         # All else comes from outside of the blocks, where every row is.
-        return (args[0][repeats.like], *args[1:]), kwargs
+        stream = args[0] if kept is None else kept.taken_or(args[0])
+        return (stream[repeats.like], *args[1:]), kwargs
 
     handles = []
-    if repeats.any and depth > 0:
+    if depth > 0 and (repeats.any or kept is not None):
         blocks = model.blocks
         handles = [b.register_forward_pre_hook(narrow, with_kwargs=True) for b in blocks[:depth]]
         if depth < len(blocks):

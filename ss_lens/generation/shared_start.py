@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from ss_lens.generation import reuse
-from ss_lens.generation.reuse import Reach, Repeats, SharedPrefix
+from ss_lens.generation.reuse import Reach, SharedPrefix
 from ss_lens.models import forward
 from ss_lens.models.block import kept_apart
 from ss_lens.models.chat import Tokens, shared_prefix_length
@@ -62,7 +63,7 @@ class SharedStart:
         origin, cache, done = Origin(batch.rows, prompt_lengths), None, 0
         if self.prefix is not None:
             done, padding = self.prefix.length, batch.ids.shape[1] - batch.lengths
-            every = Repeats.of(range(len(padding)), padding.device)
+            every = torch.arange(len(padding), device=padding.device)
             first = padding.new_zeros(len(padding))
             cache = self.prefix.cache(model, padding, first, every, depth=0)
         ids = batch.ids[:, done:]

@@ -16,6 +16,7 @@ from ss_lens.core.checks import check_at_least
 from ss_lens.core.errors import UserError
 from ss_lens.generation.angle_batch import BATCH_ROWS, Angled, sweep_first_logits
 from ss_lens.generation.loop import check_logits
+from ss_lens.generation.lower_blocks import LowerBlocks
 from ss_lens.generation.shared_start import SharedStart
 from ss_lens.models import forward
 from ss_lens.models.chat import DEFAULT_FORMAT, ChatFormat, check_context, tokenize
@@ -135,8 +136,11 @@ def sweep_refusal_score(
     *,
     batch_rows: int = BATCH_ROWS,
     chat: ChatFormat = DEFAULT_FORMAT,
+    lower: LowerBlocks | None = None,
 ) -> pd.DataFrame:
     """Measure :func:`refusal_score` at every angle, with one angle per batch row.
+
+    Work is shared with earlier sweeps of the same model through ``lower``.
 
     Returns:
         Columns ``prompt_index``, ``prompt``, ``angle_deg``, ``refusal_score``, ``opening_mass``.
@@ -144,7 +148,9 @@ def sweep_refusal_score(
 
     measure = _measure_of(model)
     return sweep_first_logits(
-        model, calibration, operator, prompts, angles_deg, measure, _COLUMNS, batch_rows, chat=chat
+        *(model, calibration, operator, prompts, angles_deg, measure, _COLUMNS, batch_rows),
+        chat=chat,
+        lower=lower,
     )
 
 
@@ -160,6 +166,7 @@ SCORE = Score(
         given.angles_deg,
         chat=given.chat,
         batch_rows=given.batch_rows,
+        lower=given.lower,
     ),
     place=0,
 )

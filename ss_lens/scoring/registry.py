@@ -21,6 +21,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from ss_lens.calibration.calibration import Calibration
 from ss_lens.core.errors import UserError
 from ss_lens.generation.angle_batch import BATCH_ROWS, Angled
+from ss_lens.generation.lower_blocks import LowerBlocks
 from ss_lens.models.chat import ChatFormat
 
 ROW = ("prompt_index", "prompt", "angle_deg")
@@ -74,6 +75,7 @@ class ScoreInput:
         answers: the columns of :data:`ROW` and ``response``; empty for a score of prompts.
         unsteered: the unsteered model's answer to each prompt, for the scores that need them.
         batch_rows: at most this many rows run at once.
+        lower: what passes over prompts may share with those before; ``None`` is nothing.
     """
 
     model: TransformerBridge
@@ -85,6 +87,7 @@ class ScoreInput:
     answers: pd.DataFrame
     unsteered: Sequence[str] = ()
     batch_rows: int = BATCH_ROWS
+    lower: LowerBlocks | None = None
 
 
 @dataclass(frozen=True)

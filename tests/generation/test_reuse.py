@@ -20,7 +20,7 @@ from ss_lens import (
     sweep_angles,
 )
 from ss_lens.generation import reuse as shared_work
-from ss_lens.generation.reuse import Reach, Repeats
+from ss_lens.generation.reuse import Reach
 from ss_lens.geometry.operators import AngularOperator
 from ss_lens.models import forward
 from ss_lens.models.chat import tokenize
@@ -281,7 +281,7 @@ def test_the_cache_of_a_shared_prefix_equals_what_a_padded_batch_leaves(
         assert prefix is not None
         head = slice(0, prefix.length)
         _, plain = forward.run(model, batch.ids[:, head], batch.mask[:, head], keep_cache=True)
-        every = Repeats.of(range(len(prompts)), torch.device("cpu"))
+        every = torch.arange(len(prompts))
         padding = batch.ids.shape[1] - batch.lengths
         built = prefix.cache(model, padding, torch.zeros_like(padding), every, depth=0)
     for got, expected in zip(built.layers, plain.layers, strict=True):
