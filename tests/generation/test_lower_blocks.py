@@ -33,7 +33,7 @@ def swept(
     table = sweep_first_logits(
         model, calibration, operator, prompts, ANGLES, measure, ["logits"], lower=lower, **options
     )
-    return np.stack(table["logits"])
+    return np.stack([*table["logits"]])
 
 
 @pytest.mark.parametrize("first", SITES)
