@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from ss_lens.core.checks import check_is, check_one_of, check_whole
-from ss_lens.experiments.choose_angle import AngleCriterion
 from ss_lens.experiments.config import Grid, Part, PromptClass, Split, SweepConfig
+from ss_lens.experiments.dial.scan import CRITERIA
 from ss_lens.experiments.grid import Arm
 from ss_lens.judges import read_judge
 
@@ -16,21 +16,16 @@ FULL = "Selective Steering"
 UNSTEERED = "unsteered"
 PUBLISHED = (FULL, "SAS", "AAS", "Activation Addition", "Directional Ablation")
 """The methods of the paper's own tables."""
-CRITERION = AngleCriterion(
-    score="refusal_score",
-    goal="minimise",
-    max_perplexity=20,
-    max_repetition=0.3,
-    max_non_latin_share=0.3,
-    max_collapsed=0.1,
-)
-"""Least refusal of harmful prompts where at most a tenth of all answers collapses."""
+CRITERION = CRITERIA["weakened"]
+"""The main job's: least refusal of harmful prompts where at most a tenth of answers collapses."""
 SELECTIONS = (
     *("site", "block", "uniform"),
     *("Discriminative(margin=0.02)", "Discriminative(margin=0.05)"),
     *("TopK(k=8)", "TopK(k=16)", "TopK(k=24)"),
 )
 """Rules whose sites and dial are compared on dev, beside ``Discriminative(centred=True)``."""
+WEAKENING = (90.0, 180.0)
+"""Between these angles, and unsteered, rules are compared: there the dial is deepest."""
 UNIFORM_PLANE = "RandomPlane(seed={})"
 """The text of a uniform random plane, with a place for a seed."""
 MATCHED_NULL = "random planes, equal energy"
@@ -134,6 +129,12 @@ class PaperConfig:
             cluster=self.cluster or ("local" if self.workers > 1 else None),
             workers=self.workers,
         )
+
+    @property
+    def rule_angles_deg(self) -> tuple[float, ...]:
+        """At which rules of selection are compared."""
+        low, high = WEAKENING
+        return tuple(a for a in self.size.angles_deg if a == 0 or low <= a <= high)
 
     def as_json(self) -> dict[str, Any]:
         """JSON values; where the work is done is left out."""

@@ -6,10 +6,10 @@ What the cells of ``small`` cost on a model of 1.5 B on 2 cores, as planned (:da
 stage                   cells                                                       minutes
 ======================  ==========================================================  =======
 capture                 192 + 32 prompts; the template variant once more            3
-scan on dev             one pass at 8 angles: 7 methods, 14 controls, 9 rules       21
-answers on dev          32 per variant and try, 32 tokens, perplexity               36
-answers on test         48 per method, 24 per control, 32 tokens, two perplexities  31
-nulls                   99 planes of each kind, 99 site sets, a pass of 24 prompts  33
+scan on dev             one pass at 8 angles: 7 methods, 14 controls; 10 rules at 4  14
+answers on dev          32 per method and try, 16 per control, 32 tokens            14
+answers on test         48 per method, 24 per control, 32 tokens, perplexities      30
+nulls                   99 planes of each kind, 99 site sets, a pass of 24 prompts  36
 capability              80 items for 6 models, where lm-eval is installed           10
 ======================  ==========================================================  =======
 """
@@ -21,7 +21,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,15 +64,16 @@ from ss_lens.scoring.registry import ANSWERS
 
 STAGES: Mapping[str, float] = {
     "capture and the method's sites": 5,
-    "scan of the angles on dev": 21,
-    "answers on dev": 36,
-    "answers on test": 31,
-    "random planes and site sets": 33,
+    "scan of the angles on dev": 14,
+    "answers on dev": 14,
+    "answers on test": 30,
+    "random planes and site sets": 36,
     "capability": 10,
 }
 """Stages in their order and the minutes that are planned for each."""
-ON_DEV = (ANSWERS, "perplexity", "refusal_score")
+ON_DEV = (ANSWERS, "refusal_score")
 ON_TEST = (ANSWERS, "perplexity", "perplexity_steered", "refusal_score")
+OF_ABLATIONS = (ANSWERS, "perplexity", "refusal_score")
 ONE_PASS = ("refusal_score",)
 BOTH: tuple[PromptClass, ...] = ("positive", "negative")
 HARMFUL: tuple[PromptClass, ...] = ("positive",)
@@ -203,7 +204,7 @@ class _Work:
         methods = _union(variant for variant in plan if variant.table == "methods")
         self.sweep(methods, "dev", ONE_PASS)
         found = self.sweep(_union(plan), "dev", ONE_PASS, HARMFUL)
-        angles = self.config.size.angles_deg
+        angles = self.config.rule_angles_deg
         model, dataset = self.config.model, self.dataset
         rules = [Arm(model=model, dataset=dataset, selection=rule) for rule in SELECTIONS]
         rules += [*self.centred(), full_method(self.config, self.wrapped)]
@@ -239,8 +240,7 @@ class _Work:
             }
             if not at:
                 break
-            cells = _cells(((arm, angle) for arm, angle, _ in at.values()))
-            answered = self.sweep(cells, "dev", ON_DEV).table
+            answered = self.answered_on_dev(at)
             for variant, (arm, angle, _) in at.items():
                 rows = rows_of(answered, arm, angle)
                 choice = choose_angle(rows, CRITERION)
@@ -250,6 +250,18 @@ class _Work:
                 if found.admissible:
                     chosen[variant] = found
         return tuple(chosen.get(variant) or tried[variant][0] for variant in pending)
+
+    def answered_on_dev(self, at: Mapping[Variant, tuple[Arm, float, float]]) -> pd.DataFrame:
+        """Of the methods to both classes; of the ablations to harmful prompts, as on test."""
+        parts = []
+        for table, prompt_class in (("methods", BOTH), ("ablations", HARMFUL)):
+            pairs = [cell[:2] for variant, cell in at.items() if variant.table == table]
+            if pairs:
+                parts.append(self.sweep(_cells(pairs), "dev", ON_DEV, prompt_class).table)
+        # An arm may stand in both tables.
+        return pd.concat(parts, ignore_index=True).drop_duplicates(
+            [*asdict(self.full), "angle_deg", "prompt_class", "prompt_index"], ignore_index=True
+        )
 
     def test(self, chosen: tuple[Chosen, ...]) -> SweepResult:
         """The methods on both classes, the ablations on harmful prompts alone."""
@@ -262,7 +274,7 @@ class _Work:
         found = self.sweep(methods, "test", ON_TEST)
         if not others:
             return found
-        more = self.sweep(others, "test", ON_TEST, HARMFUL)
+        more = self.sweep(others, "test", OF_ABLATIONS, HARMFUL)
         return replace(
             found,
             table=pd.concat([found.table, more.table], ignore_index=True),

@@ -126,14 +126,17 @@ def compared(config: PaperConfig, measured: Measured, table: str) -> pd.DataFram
             }
         )
     parts.append(measured.tested.unsteered.assign(variant=UNSTEERED, draw=0))
-    wanted = [name for name in METRICS if name not in ("collapsed", "answered")]
+    metrics = METRICS
+    if table == "ablations":  # of these it is not measured
+        metrics = tuple(name for name in METRICS if name != "perplexity_steered")
+    wanted = [name for name in metrics if name not in ("collapsed", "answered")]
     keys = ["variant", "draw", "prompt_class", "prompt_index", "empty", "loop"]
     cells = pd.concat([part[[*keys, *wanted]] for part in parts], ignore_index=True)
     if table == "ablations":  # which are measured on these alone
         cells = cells.query("prompt_class == 'positive'").reset_index(drop=True)
     cells["collapsed"] = collapse(cells, CRITERION.rule)["collapsed"]
     cells["answered"] = ~(cells["collapsed"] | cells["refused"].astype(bool))
-    found = compare(cells, METRICS, FULL, seed=config.seed)
+    found = compare(cells, metrics, FULL, seed=config.seed)
     placed = pd.DataFrame(places).groupby("variant", sort=False).agg(_joined).reset_index()
     return found.merge(placed, how="left", on="variant")
 
