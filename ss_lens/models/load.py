@@ -104,14 +104,12 @@ def load_model(
     if source.described:
         check_folder(Path(source.place))
     with load_errors(str(name), source.place, DEFAULT_MODEL), without_bars():
-        tokenizer = AutoTokenizer.from_pretrained(
-            source.place, trust_remote_code=trust_remote_code, **source.arguments()
-        )
         header = None if source.gguf is None else read_header(source.gguf)
         stored = stored_numbers(Path(source.place)) if header is None else header.n_parameters
         if stored:
             _check_memory(str(name), stored, chosen_dtype)
         options = {"trust_remote_code": trust_remote_code, **source.arguments()}
+        tokenizer = AutoTokenizer.from_pretrained(source.place, **options)
         if header is not None and is_mapped(header):
             config = AutoConfig.from_pretrained(source.place, **options)
             hf_model, found = cast(Any, load_weights(header, config, chosen_dtype))
@@ -189,18 +187,23 @@ def _place_of(name: str, revision: str | None) -> _Source:
         first = MODELS[name].sources[0]
         if isinstance(first, Hub):
             return _Source(first.repository, revision=revision)
-        folder = fetch(name)
-        kept = folder / GGUF
-        return _Source(str(folder), gguf=kept if kept.exists() else None)
+        return _in_folder(fetch(name))
     path = Path(name).expanduser()
     if path.suffix.lower() == ".gguf":
         check_gguf(path)
         return _Source(str(path.parent), gguf=path, described=False)
     if path.is_dir():
-        return _Source(str(path))
+        return _in_folder(path)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return _Source(name, revision=revision)
     raise unknown_model(name)
+
+
+def _in_folder(folder: Path) -> _Source:
+    """A local folder; one that was fetched may keep its weights as a GGUF file."""
+    kept = folder / GGUF
+    fetched = (folder / "source.json").is_file() and kept.is_file()
+    return _Source(str(folder), gguf=kept if fetched else None)
 
 
 def _base_of(adapter: adapters.Adapter, revision: str | None) -> _Source:

@@ -190,7 +190,7 @@ def test_an_interrupted_conversion_goes_on_from_the_download(
         patch.setattr(fetching, "write_json", interrupt)
         with pytest.raises(KeyboardInterrupt):
             fetching.fetch("tiny")
-    assert left_in(kept) == ["tiny.gguf"]
+    assert left_in(kept) == ["tiny.gguf", "tiny.gguf.source"]
     no_installer(monkeypatch)
     folder = fetching.fetch("tiny")
     assert left_in(kept) == [folder.name]

