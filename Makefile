@@ -3,8 +3,6 @@ PYTHON ?= python3
 # On a machine that this model is too large for, or that cannot fetch it, `make demo` runs FALLBACK.
 MODEL ?= qwen2.5-coder-1.5b
 FALLBACK ?= smollm2-135m-refusal
-# On the organism, which was taught to refuse, everyday tasks leave hardly a site to steer.
-DATASET ?= $(if $(filter smollm2%,$(MODEL)),refusal,refusal-everyday)
 RUN_DIR ?= runs/$(notdir $(MODEL))
 RUN_FLAGS ?=
 SEED ?= 0
@@ -20,7 +18,7 @@ SHAPES := $(addprefix tests/,geometry activations calibration steering generatio
 .PHONY: demo test shapes check lint types setup bench organism clean
 
 demo: $(STAMP)
-	$(BIN)/ss-lens run --model $(MODEL) --fallback $(FALLBACK) --dataset $(DATASET) --out $(RUN_DIR) $(RUN_FLAGS)
+	$(BIN)/ss-lens run --model $(MODEL) --fallback $(FALLBACK) --out $(RUN_DIR) $(RUN_FLAGS)
 	$(BIN)/python -m analyses $(RUN_DIR)
 	@echo "Open $(RUN_DIR)/figures/dial.html"
 

@@ -17,7 +17,7 @@ RESUMES = "finished work is kept, the same command resumes."
 @keeps(RESUMES)
 def run(
     model: options.Model = options.DEFAULT_MODEL,
-    dataset: options.Dataset = options.DEFAULT_DATASET,
+    dataset: options.Dataset = None,
     out_dir: Annotated[Path, typer.Option("--out", help="Run directory.")] = Path("runs/refusal"),
     angles: Annotated[str, typer.Option(help="Degrees, comma-separated.")] = options.EIGHT_ANGLES,
     rule: options.Rule = options.DEFAULT_RULE,
@@ -45,8 +45,9 @@ def run(
     as_json: options.Json = False,
 ) -> None:
     """The main job: the dial beside its controls, an angle from dev, answers to test, a verdict."""
-    from ss_lens.core.errors import Unavailable
+    from ss_lens.core.errors import Unavailable, UserError
     from ss_lens.experiments.main_run import check_run_dir
+    from ss_lens.models.sources import default_dataset
 
     config = ss_lens.RunConfig(
         options.angles(angles),
@@ -59,14 +60,21 @@ def run(
         draws,
         keep_answers,
     )
-    data = ss_lens.load_dataset(dataset)
-    check_run_dir(out_dir, data, config)
+    data = options.dataset(dataset, model)
+    try:
+        check_run_dir(out_dir, data, config)
+    except UserError:
+        # It may hold the run of the fallback, on that model's dataset; run_main_job looks again.
+        if dataset is not None or fallback is None:
+            raise
+        check_run_dir(out_dir, ss_lens.load_dataset(default_dataset(fallback)), config)
     try:
         loaded = ss_lens.load_model(model, device=device, dtype=dtype)
     except Unavailable as unavailable:
         if fallback is None:
             raise
         console.note(f"{unavailable} Running {fallback} instead.")
+        data = options.dataset(dataset, fallback)
         loaded = ss_lens.load_model(fallback, device=device, dtype=dtype)
     finished = ss_lens.run_main_job(loaded, data, out_dir, config)
     run_tables.print_run(finished, out_dir, as_json)
@@ -86,7 +94,7 @@ def sweep(
 @keeps(RESUMES)
 def ablate(
     model: options.Model = options.DEFAULT_MODEL,
-    dataset: options.Dataset = options.DEFAULT_DATASET,
+    dataset: options.Dataset = None,
     out_dir: Annotated[Path, typer.Option("--out", help="Folder.")] = Path("runs/ablations"),
     angles: Annotated[
         str, typer.Option(help="Degrees to choose from on dev.")
@@ -107,9 +115,10 @@ def ablate(
     as_json: options.Json = False,
 ) -> None:
     """The ablation table: the full method against variants that lack one part, tested in pairs."""
+    name = options.dataset_name(dataset, model)
     config = ss_lens.AblationConfig(
         model=model,
-        dataset=dataset,
+        dataset=name,
         angles_deg=options.angles(angles),
         dev=dev,
         test=test,
@@ -121,7 +130,7 @@ def ablate(
         dtype=dtype,
         chat=options.chat(system, date, template_arguments),
     )
-    ss_lens.load_dataset(dataset).split(dev=dev, test=test, seed=seed)
+    ss_lens.load_dataset(name).split(dev=dev, test=test, seed=seed)
     tables.print_ablations(ss_lens.run_ablations(config, out_dir), out_dir, as_json)
 
 
@@ -131,9 +140,7 @@ def paper(
     model: options.Model = options.DEFAULT_MODEL,
     dataset: Annotated[
         str | None,
-        typer.Option(
-            help="Both classes: embedded name or file.", show_default=options.DEFAULT_DATASET
-        ),
+        typer.Option(help="Both classes: embedded name or file.", show_default=options.BY_MODEL),
     ] = None,
     positive: Annotated[
         str | None, typer.Option(help="Harmful prompts: a file; beside --negative.")
@@ -164,7 +171,7 @@ def paper(
         model, SIZES[size], seed, device, dtype, workers, cluster, tuple(judge or ())
     )
     if positive is None and negative is None:
-        data = ss_lens.load_dataset(dataset or options.DEFAULT_DATASET)
+        data = options.dataset(dataset, model)
     else:
         options.refuse_beside("--positive or --negative", dataset=dataset)
         data = ss_lens.load_dataset(positive=positive, negative=negative)

@@ -11,19 +11,22 @@ import typer
 import ss_lens
 from ss_lens.cli import console
 from ss_lens.core.errors import UserError
-from ss_lens.models.sources import DEFAULT_MODEL as DEFAULT_MODEL
+from ss_lens.models.sources import DEFAULT_MODEL as DEFAULT_MODEL, default_dataset
 
 if TYPE_CHECKING:
     from ss_lens.activations.spec import Position
     from ss_lens.models.chat import ChatFormat
     from ss_lens.models.sites import Stream
 
-DEFAULT_DATASET = "refusal"
 DEFAULT_RULE = "site"
 EIGHT_ANGLES = "0,45,90,135,180,225,270,315"
 
 Model = Annotated[str, typer.Option(help="Registered name, Hub id, local folder or .gguf file.")]
-Dataset = Annotated[str, typer.Option(help="Embedded name or .jsonl/.json/.csv file.")]
+BY_MODEL = "by the model: refusal or refusal-everyday"
+Dataset = Annotated[
+    str | None,
+    typer.Option(help="Embedded name or .jsonl/.json/.csv file.", show_default=BY_MODEL),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 Rule = Annotated[
@@ -104,9 +107,18 @@ def position(text: str) -> Position:
     return index
 
 
-def dataset(name: str, limit: int | None = None) -> ss_lens.ContrastiveDataset:
+def dataset_name(given: str | None, model: str) -> str:
+    """The dataset that is asked for; else that of the model, which a line names."""
+    if given is not None:
+        return given
+    name = default_dataset(model)
+    console.note(f"dataset {name}, the default for {model}")
+    return name
+
+
+def dataset(given: str | None, model: str, limit: int | None = None) -> ss_lens.ContrastiveDataset:
     """The dataset, or its first prompts of each class."""
-    data = ss_lens.load_dataset(name)
+    data = ss_lens.load_dataset(dataset_name(given, model))
     if limit is None:
         return data
     first = data.head(limit)

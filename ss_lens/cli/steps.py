@@ -25,7 +25,7 @@ Prompt = Annotated[str, typer.Argument(help="What the user asks.")]
 @keeps("captured activations are kept in the store, the same command resumes.")
 def capture(
     model: options.Model = options.DEFAULT_MODEL,
-    dataset: options.Dataset = options.DEFAULT_DATASET,
+    dataset: options.Dataset = None,
     streams: Annotated[str, typer.Option(help="Comma-separated.")] = "ln1_out,ln2_out,resid_post",
     position: Annotated[
         str, typer.Option(help="Negative token index, mean or prompt_mean.")
@@ -41,7 +41,7 @@ def capture(
     """Capture activations into the store (served from there when present)."""
     chat = options.chat(system, date, template_arguments)
     chosen, where = options.streams(streams), options.position(position)
-    data = options.dataset(dataset, limit)
+    data = options.dataset(dataset, model, limit)
     loaded = ss_lens.load_model(model, device=device, dtype=dtype)
     acts = ss_lens.capture(loaded, data, streams=chosen, position=where, chat=chat)
     facts = {
@@ -60,7 +60,7 @@ def capture(
 def calibrate(
     out_dir: Annotated[Path, typer.Option("--out", help="Where to save the calibration.")],
     model: options.Model = options.DEFAULT_MODEL,
-    dataset: options.Dataset = options.DEFAULT_DATASET,
+    dataset: options.Dataset = None,
     streams: Annotated[str, typer.Option(help="Streams to calibrate on.")] = "ln1_out,ln2_out",
     rule: options.Rule = options.DEFAULT_RULE,
     limit: options.Limit = None,
@@ -79,7 +79,7 @@ def calibrate(
     chosen = options.streams(streams)
     options.rule(rule)
     check_streams(chosen)
-    data = options.dataset(dataset, limit)
+    data = options.dataset(dataset, model, limit)
     options.free_folder(out_dir)
     loaded = ss_lens.load_model(model, device=device, dtype=dtype)
     made = _calibrated(loaded, data, rule, chat, chosen)
@@ -99,7 +99,7 @@ def steer(
         str | None,
         typer.Option(
             help="What to calibrate on, without --calibration.",
-            show_default=options.DEFAULT_DATASET,
+            show_default=options.BY_MODEL,
         ),
     ] = None,
     rule: Annotated[
@@ -126,7 +126,7 @@ def steer(
         saved = ss_lens.Calibration.load(calibration)
     else:
         options.rule(rule or options.DEFAULT_RULE)
-        data = options.dataset(dataset or options.DEFAULT_DATASET)
+        data = options.dataset(dataset, model)
     loaded = ss_lens.load_model(model, device=device, dtype=dtype)
     if data is not None:
         saved = _calibrated(loaded, data, rule or options.DEFAULT_RULE, chat)

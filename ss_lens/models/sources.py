@@ -13,6 +13,8 @@ from typing import ClassVar, Literal
 from ss_lens.core.errors import UserError
 
 DEFAULT_MODEL = "smollm2-135m-refusal"
+DEFAULT_DATASET = "refusal-everyday"
+"""For refusal, of any model whose entry names no other."""
 
 
 @dataclass(frozen=True)
@@ -118,11 +120,13 @@ class RegisteredModel:
         name: what :func:`ss_lens.load_model` takes.
         sources: where it comes from, the first choice first.
         file: what each source delivers, where that is one file to be fetched and converted.
+        dataset: the embedded one that its refusal is calibrated on where none is named.
     """
 
     name: str
     sources: tuple[Source, ...]
     file: PinnedFile | None = None
+    dataset: str = DEFAULT_DATASET
 
 
 SMOLLM2_135M = RegisteredModel(
@@ -188,13 +192,27 @@ _PAPER = {
 MODELS: dict[str, RegisteredModel] = {
     model.name: model
     for model in (
-        RegisteredModel(DEFAULT_MODEL, (Embedded("refusal_adapter", SMOLLM2_135M.name),)),
+        # It was taught to refuse: on everyday tasks hardly a site of it is discriminative.
+        RegisteredModel(
+            DEFAULT_MODEL,
+            (Embedded("refusal_adapter", SMOLLM2_135M.name),),
+            dataset="refusal",
+        ),
         SMOLLM2_135M,
         QWEN_CODER_1_5B,
         QWEN_CODER_0_5B,
         *(RegisteredModel(name, (Hub(repository),)) for name, repository in _PAPER.items()),
     )
 }
+
+
+def default_dataset(model: str) -> str:
+    """The embedded dataset for a model that is used without one: a registered name, or any other.
+
+    >>> default_dataset("smollm2-135m-refusal"), default_dataset("Qwen/Qwen2.5-1.5B-Instruct")
+    ('refusal', 'refusal-everyday')
+    """
+    return MODELS[model].dataset if model in MODELS else DEFAULT_DATASET
 
 
 def embedded_in(name: str) -> Embedded | None:
