@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from jaxtyping import Float
@@ -64,11 +65,22 @@ class Activations:
         keep = [i for i, site in enumerate(self.sites) if site.stream in set(streams)]
         if len(keep) == len(self.sites):
             return self
-        return Activations(
+        made = Activations(
             self.positive[:, keep],
             self.negative[:, keep],
             replace(self.spec, sites=tuple(self.sites[i] for i in keep)),
         )
+        _wholes[made] = ref(self.whole)
+        return made
+
+    @property
+    def whole(self) -> Activations:
+        """What these were restricted from, while somebody holds it; otherwise these.
+
+        So what is derived from them can be kept with what outlives them.
+        """
+        whole = _wholes[self]() if self in _wholes else None
+        return self if whole is None else whole
 
     def at(self, site: Site) -> tuple[Tensor, Tensor]:
         """``(positive, negative)``, each ``[prompt, d_model]``, at one site."""
@@ -77,6 +89,9 @@ class Activations:
             raise UserError(f"{site} was not captured; captured are {range_of(self.sites)}.")
         index = self.sites.index(site)
         return self.positive[:, index], self.negative[:, index]
+
+
+_wholes: WeakKeyDictionary[Activations, ref[Activations]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, eq=False)

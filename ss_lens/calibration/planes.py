@@ -13,12 +13,7 @@ from torch import Tensor
 from ss_lens.activations.activations import Evidence
 from ss_lens.calibration.candidates import Candidates, first_principal_component
 from ss_lens.calibration.global_direction import GlobalDirection
-from ss_lens.calibration.plane_search.energy import (
-    Spectrum,
-    in_plane_energy,
-    matched_draw,
-    unit_rows,
-)
+from ss_lens.calibration.plane_search.energy import Target, matched_draw
 from ss_lens.calibration.plane_search.grassmann import Separation, ascend
 from ss_lens.calibration.site_selection import Explicit
 from ss_lens.core.checks import check_one_of, check_positive, check_seed, check_whole
@@ -131,15 +126,14 @@ class MatchedRandomPlane:
         """Raises a :class:`UserError` where no drawn plane holds as much, and as PC1 does."""
         own = PC1().build(direction, candidates, evidence).plane
         mask = None if self.sites is None else Explicit(self.sites).select(evidence, own).mask
-        rows = unit_rows(evidence.train, mask)
-        target = in_plane_energy(rows, own.basis)
-        drawn = matched_draw(Spectrum.of(rows), target, np.random.default_rng(self.seed))
+        target = Target.of(evidence.train, mask, own.basis)
+        drawn = matched_draw(target.spectrum, target.energy, np.random.default_rng(self.seed))
         return FittedPlane(
             Plane.from_span(*drawn.basis),
             {
                 "energy": drawn.energy,
-                "target_energy": target,
-                "isotropic_energy": 2 / rows.shape[1],
+                "target_energy": target.energy,
+                "isotropic_energy": 2 / len(direction.vector),
                 "exponent": drawn.exponent,
             },
         )

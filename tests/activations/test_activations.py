@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 import ss_lens
 from ss_lens import Activations, CaptureSpec, ContrastiveDataset, Evidence, Site, Store, UserError
+from ss_lens.models.sites import Stream
 from tests.conftest import made_activations
 
 SITES = (Site(0, "ln1_out"), Site(1, "ln2_out"))
@@ -104,3 +106,15 @@ def test_a_specification_of_another_form_is_one_clear_error(name: str, acts: Act
 def test_what_is_no_specification_is_one_clear_error(value: object) -> None:
     with pytest.raises(UserError, match="a CaptureSpec has the fields model, dataset_name"):
         CaptureSpec.from_json(value)
+
+
+def test_restricted_activations_know_what_they_were_restricted_from_as_long_as_it_is_held() -> None:
+    streams: tuple[Stream, ...] = ("ln1_out", "resid_post")
+    sites = tuple(Site(layer, stream) for layer in range(2) for stream in streams)
+    whole = made_activations(torch.ones(2, 4, 3), torch.zeros(2, 4, 3), sites)
+    part = whole.restricted_to(["ln1_out"])
+    assert part.whole is whole is whole.whole
+    assert part.restricted_to(["ln1_out"]) is part
+    del whole
+    gc.collect()
+    assert part.whole is part

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from ss_lens import Evidence, MatchedRandomPlane, RotateBy, Site, UserError
+from ss_lens import Evidence, MatchedRandomPlane, RotateBy, Site, UserError, calibrate
 from ss_lens.calibration.candidates import Candidates
 from ss_lens.calibration.global_direction import GlobalDirection
 from ss_lens.calibration.plane_search import energy
@@ -18,6 +20,7 @@ from ss_lens.calibration.plane_search.energy import (
     unit_rows,
 )
 from ss_lens.calibration.planes import PC1
+from ss_lens.models.sites import Stream
 from tests.calibration.test_planes import SITES, D, built, evidence_of, noise
 from tests.conftest import made_activations
 
@@ -88,9 +91,36 @@ def test_many_draws_share_one_decomposition(monkeypatch: pytest.MonkeyPatch) -> 
     for seed in range(6):
         built(MatchedRandomPlane(seed=seed), evidence)
     assert len(calls) == 1
+    kept = len(energy._targets)
     built(MatchedRandomPlane(seed=0, sites=SOME), evidence)
     assert len(calls) == 2
-    assert len(energy._last) == 1
+    assert len(energy._targets) == kept  # the last alone
+    del evidence
+    gc.collect()
+    assert len(energy._targets) == kept - 1  # and no longer than its activations
+
+
+def test_draws_of_a_whole_calibration_read_the_activations_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each calibration restricts what was captured to its streams, in tensors of its own."""
+    streams: tuple[Stream, ...] = ("ln1_out", "ln2_out", "resid_post")
+    sites = tuple(Site(layer, stream) for layer in range(3) for stream in streams)
+    clouds = (noise(6, len(sites), D, seed=s) for s in range(2))
+    acts, read = made_activations(*clouds, sites), []
+    monkeypatch.setattr(energy, "unit_rows", lambda *a: read.append(a) or unit_rows(*a))
+
+    def basis(seed: int) -> torch.Tensor:
+        return calibrate(acts, plane=MatchedRandomPlane(seed=seed), rule="uniform").plane.basis
+
+    together = [basis(seed) for seed in range(4)]
+    assert len(read) == 1
+    for seed, drawn in enumerate(together):
+        energy._targets.clear()
+        assert torch.equal(basis(seed), drawn)
+    other = made_activations(acts.positive.flip(0) * 2, acts.negative + 1, sites)
+    method = MatchedRandomPlane(seed=0)
+    assert not torch.equal(calibrate(other, plane=method, rule="uniform").plane.b1, together[0][0])
 
 
 def test_an_energy_out_of_reach_is_refused() -> None:

@@ -8,9 +8,10 @@ the unit-normalised activation in the plane. So no site counts more for its scal
 
 from __future__ import annotations
 
-import hashlib
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -54,7 +55,7 @@ class Spectrum:
 
     @classmethod
     def of(cls, rows: Float[Tensor, "row d_model"]) -> Spectrum:
-        """Decompose; the last result is kept by the digest of its rows, for many draws of one.
+        """Decompose.
 
         Raises:
             NotApplicable: an activation is zero or not finite, and has no direction.
@@ -64,19 +65,42 @@ class Spectrum:
                 "an activation is zero or not finite, so it has no unit length and no in-plane "
                 "energy; expected finite activations. Use RandomPlane(seed=0), or other sites."
             )
-        digest = hashlib.sha256(rows.contiguous().numpy().tobytes()).hexdigest()
-        if digest not in _last:
-            found = cls(*torch.linalg.eigh(rows.T @ rows / len(rows)))
-            _last.clear()
-            _last[digest] = found
-        return _last[digest]
+        return cls(*torch.linalg.eigh(rows.T @ rows / len(rows)))
 
     def energy(self, coefficients: Float[Tensor, "d_model 2"]) -> float:
         """In-plane energy of an orthonormal basis that is given in the eigenvectors."""
         return float((coefficients.square() * self.values[:, None]).sum())
 
 
-_last: dict[str, Spectrum] = {}
+@dataclass(frozen=True, eq=False)
+class Target:
+    """What draws are matched to: the energy of a plane, and the spectrum of its activations."""
+
+    spectrum: Spectrum
+    energy: float
+
+    @classmethod
+    def of(
+        cls, acts: Activations, sites: torch.Tensor | None, basis: Float[Tensor, "2 d_model"]
+    ) -> Target:
+        """Measure; the last result is kept beside the activations, for many draws of one.
+
+        Args:
+            acts: the activations; what is kept goes with those that they were restricted from.
+            sites: a mask over their sites; ``None`` for all.
+            basis: orthonormal, of the plane.
+        """
+        mask = None if sites is None else (*sites.tolist(),)
+        asked = acts.sites, mask, basis.numpy().tobytes()
+        known = _targets.get(acts.whole)
+        if known is None or known[0] != asked:
+            rows = unit_rows(acts, sites)
+            known = asked, cls(Spectrum.of(rows), in_plane_energy(rows, basis))
+            _targets[acts.whole] = known
+        return known[1]
+
+
+_targets: WeakKeyDictionary[Activations, tuple[Hashable, Target]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, eq=False)
