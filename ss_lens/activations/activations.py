@@ -14,6 +14,7 @@ from torch import Tensor
 from ss_lens.activations.spec import CaptureSpec, range_of
 from ss_lens.core.checks import check_is, described
 from ss_lens.core.errors import UserError
+from ss_lens.core.shown import card, table
 from ss_lens.models.sites import Site, Stream
 
 
@@ -40,6 +41,32 @@ class Activations:
 
     def __repr__(self) -> str:
         return f"Activations({self.spec.summary}, d_model={self.positive.shape[-1]})"
+
+    def _repr_html_(self) -> str:
+        spec, numbers = self.spec, self.positive.numel() + self.negative.numel()
+        facts = {
+            "model": f"{spec.model.name} ({spec.model.n_layers} layers, width "
+            f"{spec.model.d_model}, {spec.model.dtype})",
+            "prompts": f"{spec.n_positive} positive and {spec.n_negative} negative of "
+            f"{spec.dataset_name!r}{', paired' if spec.paired else ''}",
+            "sites": f"{len(self.sites)}, {range_of(self.sites)}",
+            "position": str(spec.position),
+            "size": f"{self.positive.element_size() * numbers / 1e6:.1f} MB in memory",
+            "key in the store": spec.key[:12],
+        }
+        norms = [
+            [str(site), *(float(h.norm(dim=-1).mean()) for h in self.at(site))]
+            for site in (self.sites if len(self.sites) < 5 else self._sample)
+        ]
+        heading = "mean norms at some sites" if len(self.sites) > len(norms) else "mean norms"
+        return card(
+            "Activations", facts, table(("site", "positive", "negative"), norms, caption=heading)
+        )
+
+    @property
+    def _sample(self) -> tuple[Site, ...]:
+        last = len(self.sites) - 1
+        return tuple(self.sites[i * last // 4] for i in range(5))
 
     @property
     def sites(self) -> tuple[Site, ...]:

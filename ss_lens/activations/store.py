@@ -55,6 +55,9 @@ class Store:
             check_path("root", root)
         self.root = Path(root) if root is not None else cache_root() / "store"
 
+    def __repr__(self) -> str:
+        return f"Store({str(self.root)!r})"
+
     def fetch(
         self, spec: CaptureSpec, plan: Sequence[Sequence[int]], compute: ComputeShard
     ) -> Activations:

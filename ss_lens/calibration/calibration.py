@@ -14,6 +14,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from ss_lens.activations.activations import Activations, Evidence
+from ss_lens.activations.site_map import site_map
 from ss_lens.activations.spec import CaptureSpec, range_of
 from ss_lens.calibration.candidates import UNIT_TOLERANCE, Candidates
 from ss_lens.calibration.directions import DifferenceOfMeans, DirectionMethod
@@ -26,6 +27,7 @@ from ss_lens.calibration.site_selection import as_rule
 from ss_lens.calibration.stored import read_calibration, write_calibration
 from ss_lens.core.checks import check_flag, check_is, check_path
 from ss_lens.core.errors import UserError
+from ss_lens.core.shown import card, in_lines, listed
 from ss_lens.geometry.plane import Plane
 from ss_lens.models.load import identify, is_identified_by
 from ss_lens.models.sites import Site, Stream
@@ -33,7 +35,7 @@ from ss_lens.models.sites import Site, Stream
 CALIBRATION_STREAMS: tuple[Stream, ...] = ("ln1_out", "ln2_out")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Calibration:
     """What :func:`calibrate` found.
 
@@ -85,23 +87,39 @@ class Calibration:
 
     def __repr__(self) -> str:
         """What was made of what, in a few lines; the attributes hold the numbers."""
-        model, spec, recipe = self.spec.model, self.spec, self.recipe
-        chosen, excluded = self.selected_sites, self.candidates.excluded
-        named = [str(site) for site in excluded]
-        shown = ", ".join(named[:4]) + (f" and {len(named) - 4} more" if len(named) > 4 else "")
-        lines = (
-            f"Calibration on {model.name!r} ({model.n_layers} layers, width {model.d_model}, "
-            f"{model.dtype})",
-            f"prompts:   {spec.dataset_name!r}, {spec.n_positive} positive and {spec.n_negative} "
-            f"negative, at position {spec.position}",
-            f"direction: {self.direction_site or 'of no single site'}, by {recipe.direction!r} and "
-            f"{recipe.choice!r}",
-            f"plane:     {recipe.plane!r}",
-            f"steers:    {len(chosen)} of {len(self.sites)} sites, {range_of(chosen)}, by "
-            f"{recipe.rule!r}",
-            f"excluded:  {shown or 'no site'}",
+        return in_lines(self._title, self._facts)
+
+    def _repr_html_(self) -> str:
+        """The same for notebooks, with a map of the sites."""
+        picture = site_map(
+            self.sites,
+            filled=self.selected_sites,
+            ring=self.direction_site,
+            crossed=self.candidates.excluded,
         )
-        return "\n  ".join(lines)
+        return card(self._title, self._facts, picture)
+
+    @property
+    def _title(self) -> str:
+        model = self.spec.model
+        return (
+            f"Calibration on {model.name!r} ({model.n_layers} layers, width {model.d_model}, "
+            f"{model.dtype})"
+        )
+
+    @property
+    def _facts(self) -> dict[str, str]:
+        spec, recipe, chosen = self.spec, self.recipe, self.selected_sites
+        return {
+            "prompts": f"{spec.dataset_name!r}, {spec.n_positive} positive and {spec.n_negative} "
+            f"negative, at position {spec.position}",
+            "direction": f"{self.direction_site or 'of no single site'}, by {recipe.direction!r} "
+            f"and {recipe.choice!r}",
+            "plane": repr(recipe.plane),
+            "steers": f"{len(chosen)} of {len(self.sites)} sites, {range_of(chosen)}, by "
+            f"{recipe.rule!r}",
+            "excluded": listed(self.candidates.excluded) or "no site",
+        }
 
     @property
     def _fit(self) -> Fit:

@@ -10,7 +10,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ss_lens.activations.activations import Activations
+from ss_lens.activations.spec import range_of
 from ss_lens.core.errors import NotApplicable, UserError
+from ss_lens.core.shown import listed
 from ss_lens.models.sites import Site
 
 AGREEMENT_TOLERANCE = 1e-5
@@ -20,7 +22,7 @@ PERPENDICULAR_TOLERANCE = 1e-6
 UNIT_TOLERANCE = 1e-4
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Candidates:
     """Unit directions per site, each pointing from the negative to the positive class.
 
@@ -56,6 +58,13 @@ class Candidates:
                     f"the candidate at {site} has length {norm:.6g}; expected "
                     f"{'1: divide it by its length' if ok else '0, since the site is excluded'}."
                 )
+
+    def __repr__(self) -> str:
+        without = listed(self.excluded) or "no site"
+        return (
+            f"Candidates({len(self.sites)} sites {range_of(self.sites)}, "
+            f"width {self.directions.shape[-1]}, without a direction: {without})"
+        )
 
     @property
     def excluded(self) -> tuple[Site, ...]:

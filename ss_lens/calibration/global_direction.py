@@ -22,7 +22,7 @@ from ss_lens.models.sites import Site
 CANCELLATION_TOLERANCE = 1e-6
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class GlobalDirection:
     """The direction that becomes ``b1``.
 
@@ -46,6 +46,11 @@ class GlobalDirection:
                 "the global direction holds NaN or infinity; expected finite entries. Calibrate "
                 "again."
             )
+
+    def __repr__(self) -> str:
+        known = self.scores[self.scores.isfinite()]
+        among = f"{float(known.min()):.3g} to {float(known.max()):.3g}" if len(known) else "none"
+        return f"GlobalDirection(of {self.site or 'all sites'}, scores {among})"
 
 
 @dataclass(frozen=True)

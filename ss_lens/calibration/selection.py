@@ -16,11 +16,12 @@ from torch import Tensor
 
 from ss_lens.activations.activations import Evidence
 from ss_lens.core.errors import UserError
+from ss_lens.core.shown import listed
 from ss_lens.geometry.plane import Plane
 from ss_lens.models.sites import Site
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Selection:
     """The sites to steer and why.
 
@@ -40,6 +41,10 @@ class Selection:
             raise UserError("no site is selected; a calibration needs at least one to steer.")
         if self.table["selected"].tolist() != self.mask.tolist():
             raise UserError("the selection's table differs from its mask; calibrate again.")
+
+    def __repr__(self) -> str:
+        named = listed(self.table.loc[self.table["selected"], "site"].tolist())
+        return f"Selection({int(self.mask.sum())} of {len(self.mask)} sites: {named})"
 
 
 def tabulated(

@@ -38,15 +38,16 @@ def models(as_json: options.Json = False) -> None:
 
 @keeps(UNCHANGED)
 def datasets(as_json: options.Json = False) -> None:
-    """List the embedded datasets."""
-    from ss_lens.datasets.contrastive import EMBEDDED
+    """List the embedded datasets: their sizes, what they hold and are for, and their licence."""
+    from ss_lens.datasets.contrastive import EMBEDDED, Embedded
 
     loaded = {name: ss_lens.load_dataset(name) for name in EMBEDDED}
     rows = [
-        (name, len(data.positive), len(data.negative), data.digest[:12], EMBEDDED[name])
+        (name, len(data.positive), len(data.negative), data.digest[:12], *EMBEDDED[name])
         for name, data in loaded.items()
     ]
-    console.print_rows(("name", "positive", "negative", "digest", "contents"), rows, as_json)
+    columns = ("name", "positive", "negative", "digest", *Embedded._fields)
+    console.print_rows(columns, rows, as_json)
 
 
 @keeps(UNCHANGED)
@@ -82,8 +83,14 @@ def store_rm(key: Annotated[str, typer.Argument(help="A key or its first charact
 @keeps(UNCHANGED)
 def store_verify(as_json: options.Json = False) -> None:
     """Check every shard against its checksum; exit code 1 when one is missing or damaged."""
-    store = ss_lens.Store()
-    problems = {key: store.verify(key) for key in store.stored_keys()}
+    from ss_lens.core.progress import progress_bar
+
+    store, problems = ss_lens.Store(), {}
+    keys = store.stored_keys()
+    with progress_bar(len(keys), "verify", "set") as bar:
+        for key in keys:
+            problems[key] = store.verify(key)
+            bar.update()
     if as_json:
         console.print_json(problems)
     else:

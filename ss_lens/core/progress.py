@@ -6,11 +6,15 @@ import sys
 
 from tqdm import tqdm
 
+AFTER_SECONDS = 0.5
+"""Work that is over sooner shows no bar."""
+
 
 def progress_bar(total: int, what: str, unit: str) -> tqdm:
     """A bar on standard error; silent when that is neither a terminal nor a notebook's output.
 
-    Bytes (``unit="B"``) are shown as MB and GB.
+    It appears once the work has taken :data:`AFTER_SECONDS`. Bytes (``unit="B"``) are shown as MB
+    and GB.
     """
     in_notebook = "ipykernel" in sys.modules
     return tqdm(
@@ -18,6 +22,7 @@ def progress_bar(total: int, what: str, unit: str) -> tqdm:
         desc=what,
         unit=unit,
         unit_scale=unit == "B",
+        delay=AFTER_SECONDS,
         leave=False,
         dynamic_ncols=True,
         disable=not (sys.stderr.isatty() or in_notebook),

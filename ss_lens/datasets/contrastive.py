@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
+from itertools import zip_longest
 from numbers import Integral
 from pathlib import Path
 from random import Random
@@ -16,12 +17,38 @@ from typing import Any, NamedTuple, cast
 from ss_lens.core.checks import check_flag, check_is, check_one_of, described, is_finite
 from ss_lens.core.errors import UserError
 from ss_lens.core.files import sha256_of_json
+from ss_lens.core.shown import card, table
 from ss_lens.datasets import readers as dataset_files
 
-EMBEDDED = {
-    "refusal": "harmful requests against harmless ones matched in topic, length and form",
-    "refusal-everyday": "harmful requests against everyday tasks of the same length",
-    "sentiment": "positive sentences against negative ones on the same subjects",
+CLASSES = ("positive", "negative")
+SHOWN = 3
+"""Prompts of each class that a notebook shows."""
+
+
+class Embedded(NamedTuple):
+    """What an embedded dataset holds, what it is for, and the licence of its texts."""
+
+    contents: str
+    purpose: str
+    licence: str
+
+
+EMBEDDED: Mapping[str, Embedded] = {
+    "refusal": Embedded(
+        "harmful requests against harmless ones matched in topic, length and form",
+        "refusal, with nothing but harm to tell the classes apart",
+        "MIT",
+    ),
+    "refusal-everyday": Embedded(
+        "harmful requests against everyday tasks of the same length",
+        "refusal, with the paper's kind of contrast",
+        "MIT",
+    ),
+    "sentiment": Embedded(
+        "positive sentences against negative ones on the same subjects",
+        "a behaviour other than refusal",
+        "MIT",
+    ),
 }
 CLASS_VALUES: Mapping[str, str] = {
     **dict.fromkeys(("positive", "harmful", "1", "true"), "positive"),
@@ -85,6 +112,16 @@ class ContrastiveDataset:
         sizes = f"{len(self.positive)} positive, {len(self.negative)} negative"
         sizes += ", paired" if self.paired else ""
         return f"ContrastiveDataset({self.name!r}, {sizes}, digest={self.digest[:12]})"
+
+    def _repr_html_(self) -> str:
+        facts = {
+            "prompts": f"{len(self.positive)} positive and {len(self.negative)} negative"
+            f"{', paired' if self.paired else ''}",
+            "digest": self.digest[:12],
+        }
+        first = [*zip_longest(self.positive[:SHOWN], self.negative[:SHOWN], fillvalue="")]
+        rows = table(CLASSES, first, caption="the first of each class", length=120)
+        return card(f"Dataset {self.name!r}", facts, rows)
 
     @cached_property
     def digest(self) -> str:

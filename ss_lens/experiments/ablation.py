@@ -14,10 +14,12 @@ from ss_lens.core.checks import check_is, check_path, check_whole
 from ss_lens.core.errors import UserError
 from ss_lens.core.files import atomic_path, check_replaceable, read_json
 from ss_lens.core.sealed import read_sealed_json, write_sealed_json
+from ss_lens.core.shown import card, in_lines, listed
 from ss_lens.experiments.cells import CellStore, read_table, write_table
 from ss_lens.experiments.choose_angle import AngleCriterion, choose_angle, rank_angles
 from ss_lens.experiments.config import SEED, USUAL, Grid, Part, Split, SweepConfig
 from ss_lens.experiments.grid import ARM_COLUMNS
+from ss_lens.experiments.summaries import degrees, first_rows
 from ss_lens.experiments.sweep import SweepResult, run_sweep
 from ss_lens.models.chat import DEFAULT_FORMAT, ChatFormat
 from ss_lens.scoring.coherence import collapse
@@ -142,7 +144,7 @@ class AblationConfig:
         return cls(**{**values, "angles_deg": tuple(values["angles_deg"]), "chat": chat})
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class AblationResult:
     """A finished ablation.
 
@@ -161,6 +163,30 @@ class AblationResult:
     scan: pd.DataFrame
     choices: pd.DataFrame
     problems: pd.DataFrame
+
+    def __repr__(self) -> str:
+        return in_lines(self._title, self._facts)
+
+    def _repr_html_(self) -> str:
+        return card(self._title, self._facts, first_rows(self.table, ()))
+
+    @property
+    def _title(self) -> str:
+        variants = self.table["variant"].nunique()
+        return f"Ablation on {self.config.model!r}: {variants} variants compared with {FULL!r}"
+
+    @property
+    def _facts(self) -> dict[str, str]:
+        config = self.config
+        differing = self.table.query("p_holm < 0.05").drop_duplicates(["variant", "metric"])
+        pairs = [f"{row['variant']}: {row['metric']}" for row in differing.to_dict("records")]
+        return {
+            "prompts": f"{config.dataset!r}, {config.dev} dev and {config.test} test per class",
+            "angles": degrees(config.angles_deg),
+            "metrics": listed([*self.table["metric"].unique()], most=6),
+            "differ (Holm)": listed(pairs) or "none",
+            "without answers": f"{len(self.problems)} draws",
+        }
 
 
 def run_ablations(

@@ -71,7 +71,7 @@ class AngleCriterion:
         )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class AngleChoice:
     """An angle chosen on dev, all that it was chosen by, and what test says at that angle.
 
@@ -115,6 +115,9 @@ class AngleChoice:
                 f"{found['collapsed']:.2f} collapsed"
             )
         return said
+
+    def __repr__(self) -> str:
+        return f"AngleChoice({self})"
 
     def as_json(self) -> dict[str, Any]:
         return {

@@ -14,6 +14,7 @@ import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
 from ss_lens.activations.capture import capture
+from ss_lens.activations.site_map import site_map
 from ss_lens.activations.store import Store
 from ss_lens.calibration.calibration import Calibration
 from ss_lens.calibration.site_selection import as_rule
@@ -30,6 +31,7 @@ from ss_lens.core.files import atomic_path, check_can_be_made, read_json, sha256
 from ss_lens.core.progress import progress_bar
 from ss_lens.core.replace import holds_nothing, remove_leftovers
 from ss_lens.core.sealed import read_sealed_json, write_sealed_json
+from ss_lens.core.shown import card, in_lines
 from ss_lens.datasets.contrastive import ContrastiveDataset, check_part
 from ss_lens.experiments.cells import CellStore
 from ss_lens.experiments.config import Grid, Split, SweepConfig
@@ -52,6 +54,7 @@ from ss_lens.experiments.dial.scan import (
 from ss_lens.experiments.dial.verdict import verdict
 from ss_lens.experiments.grid import Arm, CellGroup
 from ss_lens.experiments.inputs import Workbench
+from ss_lens.experiments.summaries import degrees, first_rows
 from ss_lens.geometry.strengths import reduced
 from ss_lens.models.chat import DEFAULT_FORMAT, ChatFormat, check_context, tokenize
 from ss_lens.scoring.coherence import collapse
@@ -142,7 +145,7 @@ class RunConfig:
         return cls(**{**values, "angles_deg": tuple(values["angles_deg"]), "chat": chat})
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Run:
     """A finished main job, as its run directory holds it.
 
@@ -170,6 +173,37 @@ class Run:
     dial: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=[*DIAL_COLUMNS]))
     choices: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=[*CHOICE_COLUMNS]))
     verdict: str = ""
+
+    def __repr__(self) -> str:
+        return in_lines(self._title, self._facts)
+
+    def _repr_html_(self) -> str:
+        made, columns = self.calibration, ("angle_deg", "refusal_positive", "refusal_negative")
+        picture = site_map(
+            made.sites,
+            filled=made.selected_sites,
+            ring=made.direction_site,
+            crossed=made.candidates.excluded,
+        )
+        scores = first_rows(self.scores.filter([*columns]), ())
+        return card(self._title, self._facts, picture, scores)
+
+    @property
+    def _title(self) -> str:
+        spec = self.calibration.spec
+        return f"Run on {spec.model.name!r} with {spec.dataset_name!r}"
+
+    @property
+    def _facts(self) -> dict[str, str]:
+        config, made = self.config, self.calibration
+        return {
+            "verdict": self.verdict or "none; a run of an earlier version",
+            "prompts": f"{made.spec.n_positive} + {made.spec.n_negative} to calibrate on, "
+            f"{config.dev} dev and {config.test} test per class",
+            "steers": f"{len(made.selected_sites)} of {len(made.sites)} sites",
+            "dial": degrees(config.angles_deg),
+            "answers": f"{len(self.responses)}, at {degrees(self.responses['angle_deg'].tolist())}",
+        }
 
 
 def run_main_job(

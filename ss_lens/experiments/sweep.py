@@ -16,12 +16,14 @@ from ss_lens.core.errors import UserError
 from ss_lens.core.files import atomic_path, check_replaceable
 from ss_lens.core.progress import progress_bar
 from ss_lens.core.sealed import read_sealed_json, write_sealed_json
+from ss_lens.core.shown import card, in_lines, listed
 from ss_lens.experiments.cells import CellStore, read_table, write_table
 from ss_lens.experiments.choose_angle import AngleChoice, choose_angle
 from ss_lens.experiments.cluster import finish_on_cluster
 from ss_lens.experiments.config import SweepConfig
 from ss_lens.experiments.grid import ARM_COLUMNS, Arm, CellGroup
 from ss_lens.experiments.inputs import Workbench
+from ss_lens.experiments.summaries import degrees, first_rows, varied
 from ss_lens.experiments.worker import (
     Outcome,
     finish_groups,
@@ -46,7 +48,7 @@ class ArmChoice:
     choice: AngleChoice
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SweepResult:
     """A finished sweep, as its folder holds it.
 
@@ -69,6 +71,35 @@ class SweepResult:
     groups: pd.DataFrame
     choices: tuple[ArmChoice, ...]
     unsteered: pd.DataFrame
+
+    def __repr__(self) -> str:
+        return in_lines(self._title, self._facts)
+
+    def _repr_html_(self) -> str:
+        cells = by_cell(self.table)
+        return card(self._title, self._facts, first_rows(cells, GROUP_COLUMNS))
+
+    @property
+    def _title(self) -> str:
+        arms = self.groups.drop_duplicates([*ARM_COLUMNS])
+        return f"Sweep of {len(arms)} arms: {len(self.table)} rows, one per prompt and angle"
+
+    @property
+    def _facts(self) -> dict[str, str]:
+        scores = [name for score in self.config.scores for name in columns_of(score)]
+        problems = self.groups.query("problem.notna()").drop_duplicates([*ARM_COLUMNS])
+        arms = varied(self.groups, ARM_COLUMNS)
+        differing = [f"{name} ({values})" for name, values in [*arms.items()][1:]]
+        return {
+            "alike": arms["in all rows"],
+            "arms differ in": listed(differing) or "nothing",
+            "parts": listed([*self.table["part"].unique(), *self.table["prompt_class"].unique()]),
+            "angles": degrees(self.table["angle_deg"].tolist()),
+            "scores": listed(scores, most=8),
+            "unsteered": f"{len(self.unsteered)} rows",
+            "chosen on dev": listed([f"{c.choice}" for c in self.choices], most=2) or "nothing",
+            "not computed": listed(problems["problem"].tolist(), most=2) or "nothing",
+        }
 
 
 def run_sweep(

@@ -20,6 +20,8 @@ from torch import Tensor
 from ss_lens import geometry
 from ss_lens.core.checks import described, is_finite
 from ss_lens.core.errors import UserError
+from ss_lens.core.shown import card
+from ss_lens.geometry.picture import picture
 from ss_lens.geometry.plane import Plane
 from ss_lens.geometry.strengths import Strengths, angles, each, radians, strength, validated
 
@@ -88,6 +90,21 @@ class Operator(ABC):
     def bound(self, length: float | int) -> Operator:
         """The operator where the mean difference has ``length``: itself, unless it needs one."""
         return self
+
+    def _repr_html_(self) -> str:
+        """For notebooks: what it is, and where it carries the points of the plane."""
+        facts = {
+            "map": "linear" if self.is_linear else "not linear",
+            "acts": "in the plane" if self.stays_in_plane else "in the plane of b1 and each token",
+        }
+        if self.identity is not None:
+            at = ", ".join(f"{name} = {value:g}" for name, value in self.identity.items())
+            facts["identity"] = "now" if self.is_identity else f"at {at}"
+        if self.rows is not None:
+            return card(repr(self), {**facts, "strengths": f"{self.rows}, one per batch row"})
+        if self.needs_length:
+            return card(repr(self), {**facts, "length": "that of a calibration's mean difference"})
+        return card(repr(self), facts, picture(self.apply))
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,14 @@ from torch import Tensor
 
 from ss_lens.core.checks import check_is
 from ss_lens.core.errors import UserError
+from ss_lens.core.files import sha256_of_json
+from ss_lens.core.shown import card, in_lines
 from ss_lens.geometry.blockwise import full_precision, widened
 
 ORTHONORMALITY_TOLERANCE = 1e-5
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Plane:
     """An oriented 2D plane: ``b1`` is angle 0, ``b2`` is angle 90°.
 
@@ -48,6 +50,28 @@ class Plane:
                 f"the plane's basis is not orthonormal: it deviates by {deviation:.2e}, allowed is "
                 f"{ORTHONORMALITY_TOLERANCE:.0e}. Use Plane.from_span(b1, b2) to orthonormalise it."
             )
+
+    def __repr__(self) -> str:
+        return in_lines(f"Plane of {self.b1.numel()} dimensions", self._facts)
+
+    def _repr_html_(self) -> str:
+        return card(f"Plane of {self.b1.numel()} dimensions", self._facts)
+
+    @property
+    def _facts(self) -> dict[str, str]:
+        basis = self.basis.detach().cpu()
+        wide = basis.double()
+        deviation = float((wide @ wide.T - torch.eye(2).double()).abs().max())
+        strongest = [int(row.abs().argmax()) for row in wide]
+        return {
+            "basis": f"orthonormal to within {deviation:.1e}",
+            "largest": ", ".join(
+                f"{name}[{i}] = {float(row[i]):+.3f}"
+                for name, i, row in zip(("b1", "b2"), strongest, wide, strict=True)
+            ),
+            "numbers": f"{str(basis.dtype).removeprefix('torch.')} on {self.b1.device}",
+            "digest": sha256_of_json(basis.tolist())[:12],
+        }
 
     @cached_property
     def basis(self) -> Float[Tensor, "2 d_model"]:

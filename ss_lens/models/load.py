@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from ss_lens.core.checks import check_flag, check_is, described
 from ss_lens.core.errors import UserError, first_line
+from ss_lens.core.progress import progress_bar
 from ss_lens.core.resources import check_memory, in_gb
 from ss_lens.models import adapters
 from ss_lens.models.delivery.kept import GGUF
@@ -312,10 +313,13 @@ def is_identified_by(model: TransformerBridge, fingerprint: str) -> bool:
 
 def _digest(model: TransformerBridge, settings: str) -> str:
     digest = hashlib.sha256(settings.encode())
-    for name, tensor in model.original_model.named_parameters():
-        clean = name.replace("_original_component.", "")
-        digest.update(f"{clean}:{tuple(tensor.shape)}:{tensor.dtype};".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    parameters = [*model.original_model.named_parameters()]
+    with progress_bar(sum(w.nbytes for _, w in parameters), "fingerprint", "B") as bar:
+        for name, tensor in parameters:
+            clean = name.replace("_original_component.", "")
+            digest.update(f"{clean}:{tuple(tensor.shape)}:{tensor.dtype};".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+            bar.update(tensor.nbytes)
     return digest.hexdigest()
 
 

@@ -14,6 +14,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from ss_lens.calibration.calibration import Calibration
 from ss_lens.core.checks import check_at_least
 from ss_lens.core.errors import UserError
+from ss_lens.core.progress import progress_bar
 from ss_lens.generation.angle_batch import BATCH_ROWS, Angled, sweep_first_logits
 from ss_lens.generation.loop import check_logits
 from ss_lens.generation.lower_blocks import LowerBlocks
@@ -96,16 +97,18 @@ def refusal_score(
     check_context(model, tokens, prompts)
     measure, scores = _measure_of(model), np.empty((len(_COLUMNS), len(prompts)))
     start = SharedStart.of(model, tokens)
-    for batch in forward.batches(
-        tokens,
-        forward.equal_groups(forward.order_by_length(tokens), batch_size),
-        side="left",
-        pad_id=forward.pad_id_of(model),
-        device=device_of(model),
-    ):
-        logits = start.logits(model, batch, batch.lengths, keep=1)[:, 0]
-        check_logits(model, logits)
-        scores[:, list(batch.rows)] = [*measure(logits).values()]
+    with progress_bar(len(tokens), "refusal score", "prompt") as bar:
+        for batch in forward.batches(
+            tokens,
+            forward.equal_groups(forward.order_by_length(tokens), batch_size),
+            side="left",
+            pad_id=forward.pad_id_of(model),
+            device=device_of(model),
+        ):
+            logits = start.logits(model, batch, batch.lengths, keep=1)[:, 0]
+            check_logits(model, logits)
+            scores[:, list(batch.rows)] = [*measure(logits).values()]
+            bar.update(len(batch.rows))
     return pd.DataFrame(dict(zip(_COLUMNS, scores, strict=True)))
 
 

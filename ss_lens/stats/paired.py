@@ -13,6 +13,7 @@ from jaxtyping import Float
 from transformer_lens.utilities.statistics import derive_generator, sign_flip_permutation_pvalue
 
 from ss_lens.core.errors import UserError
+from ss_lens.core.progress import progress_bar
 from ss_lens.stats.bootstrap import derive_rng
 from ss_lens.stats.intervals import mean_interval, wilson_interval
 
@@ -49,16 +50,19 @@ def compare(
     _check(cells, metrics, reference)
     rows = []
     places = cells[["variant", "prompt_class"]].drop_duplicates()
-    for variant, prompt_class in zip(places["variant"], places["prompt_class"], strict=True):
-        group = cells.query("variant == @variant and prompt_class == @prompt_class")
-        of_class = cells.query("variant == @reference and prompt_class == @prompt_class")
-        for metric in metrics:
-            labels = {"variant": variant, "prompt_class": prompt_class, "metric": metric}
-            where = (seed, variant, prompt_class, metric)
-            row = {**labels, **_level(group, metric, where)}
-            if variant != reference:
-                row |= _difference(_by_prompt(group, metric), _by_prompt(of_class, metric), where)
-            rows.append(row)
+    with progress_bar(len(places) * len(metrics), "compare", "interval") as bar:
+        for variant, prompt_class in zip(places["variant"], places["prompt_class"], strict=True):
+            group = cells.query("variant == @variant and prompt_class == @prompt_class")
+            others = cells.query("variant == @reference and prompt_class == @prompt_class")
+            for metric in metrics:
+                labels = {"variant": variant, "prompt_class": prompt_class, "metric": metric}
+                where = (seed, variant, prompt_class, metric)
+                row = {**labels, **_level(group, metric, where)}
+                if variant != reference:
+                    pair = _by_prompt(group, metric), _by_prompt(others, metric)
+                    row |= _difference(*pair, where)
+                rows.append(row)
+                bar.update()
     table = pd.DataFrame(rows, columns=[*_COLUMNS])
     table["p_holm"] = table.groupby(["prompt_class", "metric"])["p_value"].transform(holm)
     return table

@@ -56,6 +56,11 @@ class Trace:
         self._passes = 0
         self._in_use = False
 
+    def __repr__(self) -> str:
+        sites = {record.site for record in self._records}
+        tokens = sum(len(record.changed) for record in self._records)
+        return f"Trace({self._passes} passes, {len(sites)} sites, {tokens} tokens recorded)"
+
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Held by steering while its block runs.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import subprocess
 import sys
 import time
@@ -41,15 +42,19 @@ print("LOADED", sorted(heavy & set(sys.modules)))
         ("--help",),
         *((verb, "--help") for verb in VERBS),
         *(("store", "rm", "--help"), ("models",), ("datasets",), ("store", "ls")),
+        ("--version",),
     ],
     ids=" ".join,
 )
 def test_help_answers_without_loading_torch(arguments: tuple[str, ...]) -> None:
-    start = time.monotonic()
+    start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         [sys.executable, "-c", HELP, *arguments], capture_output=True, text=True, timeout=60
     )
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr
+    # Of the processor's time, which other work on the machine does not change.
+    assert used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime < 1
     assert done.stdout.endswith("LOADED []\n")
     assert "Usage:" in done.stdout or arguments[-1] != "--help"
     assert time.monotonic() - start < 10  # importing torch and its company takes longer
@@ -118,6 +123,9 @@ def test_datasets_are_listed(ss: CommandLine) -> None:
     assert set(listed) == {"refusal", "refusal-everyday", "sentiment"}
     assert listed["refusal"]["positive"] >= 96
     assert "refusal" in ss("datasets").out
+    for row in listed.values():
+        assert all(row[name] for name in ("contents", "purpose", "licence"))
+        assert all(str(value) in ss("datasets").out for value in row.values())
 
 
 def test_the_store_is_listed_verified_and_emptied(

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ss_lens.activations.activations import Activations
 from ss_lens.core.errors import NotApplicable, UserError
+from ss_lens.core.progress import progress_bar
 
 NO_SPREAD = 1e-12
 """A variance of unit vectors below this is float32 rounding."""
@@ -149,15 +150,17 @@ def ascend(
         [point], lr=learning_rate, betas=MOMENTUM_DECAYS, stabilize=10
     )
     best, best_value, best_step = start, -math.inf, 0
-    for step in range(steps + 1):
-        here = point.detach().clone()
-        value, gradient = separation.value_and_gradient(here)
-        if value > best_value:
-            best, best_value, best_step = here, value, step
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate * (1 + math.cos(math.pi * step / steps)) / 2
-        point.grad = -gradient / value  # of the logarithm, which has no scale
-        optimiser.step()
+    with progress_bar(steps + 1, "plane", "step") as bar:
+        for step in range(steps + 1):
+            here = point.detach().clone()
+            value, gradient = separation.value_and_gradient(here)
+            if value > best_value:
+                best, best_value, best_step = here, value, step
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate * (1 + math.cos(math.pi * step / steps)) / 2
+            point.grad = -gradient / value  # of the logarithm, which has no scale
+            optimiser.step()
+            bar.update()
     return best, best_step
 
 

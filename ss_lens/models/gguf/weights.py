@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 from torch import Tensor, nn
+from tqdm import tqdm
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.modeling_gguf_pytorch_utils import (
     TENSOR_PROCESSORS,
@@ -18,6 +19,7 @@ from transformers.modeling_gguf_pytorch_utils import (
     get_gguf_hf_weights_map,
 )
 
+from ss_lens.core.progress import progress_bar
 from ss_lens.models.gguf.header import Header, StoredTensor
 
 _PIECE = 1 << 17
@@ -46,14 +48,20 @@ def load_weights(
     """
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(config)
-    weights = dict(_tensors(header, skeleton, config, dtype))
+    total = sum(tensor.n_bytes for tensor in header.tensors)
+    with progress_bar(total, f"reading {header.path.name}", "B") as bar:
+        weights = dict(_tensors(header, skeleton, config, dtype, bar))
     return type(skeleton).from_pretrained(
         None, config=config, state_dict=weights, dtype=dtype, output_loading_info=True
     )
 
 
 def _tensors(
-    header: Header, skeleton: nn.Module, config: PreTrainedConfig, dtype: torch.dtype
+    header: Header,
+    skeleton: nn.Module,
+    config: PreTrainedConfig,
+    dtype: torch.dtype,
+    bar: tqdm,
 ) -> Iterator[tuple[str, Tensor]]:
     """Names as transformers has them, and tensors in its layout."""
     settings = config.to_dict()
@@ -65,6 +73,7 @@ def _tensors(
             if as_stored:
                 if tensor.name in names:
                     yield names[tensor.name], dequantised(header, tensor, dtype, threads)
+                bar.update(tensor.n_bytes)
                 continue
             # Some layouts differ: rows are permuted, or a norm's gain is one less.
             made = processor.process(
@@ -76,6 +85,7 @@ def _tensors(
             if made.name in names:
                 array = np.ascontiguousarray(made.weights)
                 yield names[made.name], torch.from_numpy(array).to(dtype)
+            bar.update(tensor.n_bytes)
 
 
 def dequantised(
