@@ -71,6 +71,7 @@ from .experiments.sweep import (
 )
 from .generation.angle_batch import sweep_angles as sweep_angles
 from .generation.generate import generate as generate
+from .generation.stream import stream as stream
 from .geometry.operators import (
     Ablate as Ablate,
     ActAdd as ActAdd,

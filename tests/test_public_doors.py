@@ -74,6 +74,15 @@ def doors(
             ss_lens.generate,
             {**_defaults(ss_lens.generate), "model": model, **answered},
         ),
+        "stream": (
+            ss_lens.stream,
+            {
+                **_defaults(ss_lens.stream),
+                "model": model,
+                "prompt": prompts[0],
+                "max_new_tokens": 1,
+            },
+        ),
         "sweep_angles": (
             ss_lens.sweep_angles,
             {
@@ -150,8 +159,16 @@ def _defaults(door: Callable[..., object]) -> dict[str, Any]:
 
 
 NAMES = (
-    *("steer", "steer_all", "calibrate", "capture", "generate", "sweep_angles", "choose_angle"),
-    *("AngleCriterion", "run_main_job", "RunConfig", "run_sweep", "run_ablations", "load_dataset"),
+    *("steer", "steer_all", "calibrate", "capture", "generate", "stream", "sweep_angles"),
+    *(
+        "choose_angle",
+        "AngleCriterion",
+        "run_main_job",
+        "RunConfig",
+        "run_sweep",
+        "run_ablations",
+        "load_dataset",
+    ),
     *("load_dataset by name", "ContrastiveDataset", "split", "load_model", "Store", "Store.load"),
     *("Store.verify", "Store.resolve", "load_run", "load_sweep", "load_sweep_config"),
     *("load_ablations", "Calibration.load", "Calibration.save", "Calibration.from_reference"),

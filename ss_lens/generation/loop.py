@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, cast
 
@@ -73,9 +73,7 @@ def continue_tokens(
     for batch in forward.batches(
         tokens, groups, side="left", pad_id=forward.pad_id_of(model), device=device_of(model)
     ):
-        choose = greedy
-        if temperature > 0:
-            choose = _sampler(temperature, [derive_generator(seed, row) for row in batch.rows])
+        choose = choice(temperature, seed, batch.rows)
         origin = Origin(batch.rows, batch.lengths)
         after_prompt = forward.run(model, batch.ids, batch.mask, keep_cache=True, origin=origin)
         new = decode(model, batch, after_prompt, max_new_tokens, choose, bar)
@@ -107,6 +105,13 @@ def check_logits(model: TransformerBridge, logits: Float[Tensor, "row vocab"]) -
         )
 
 
+def choice(temperature: float | int, seed: int, rows: Sequence[int]) -> Choice:
+    """Greedy at temperature 0; above it, each row draws with a generator of its own."""
+    if temperature == 0:
+        return greedy
+    return _sampler(temperature, [derive_generator(seed, row) for row in rows])
+
+
 def _sampler(temperature: float | int, generators: Sequence[torch.Generator]) -> Choice:
     def draw(logits: Tensor) -> Tensor:
         probabilities = torch.softmax(logits.float().cpu() / temperature, dim=-1)
@@ -121,6 +126,10 @@ def _sampler(temperature: float | int, generators: Sequence[torch.Generator]) ->
 
 def _as_it_is(lines: Sequence[int]) -> AbstractContextManager[object]:
     return nullcontext()
+
+
+def _nothing(lines: Sequence[int]) -> None:
+    """What there is to do where no rows are steered apart."""
 
 
 def decode(
@@ -138,43 +147,68 @@ def decode(
     The passes over the answers run inside ``steered(lines)``, where ``lines`` are the batch rows
     that they compute: all of them, unless those whose answer is over may ``leave``.
     """
-    stops = torch.tensor(stop_ids(model), device=device_of(model))
     new: list[list[int]] = [[] for _ in batch.rows]
+    with ExitStack() as edit:
+
+        def begin(lines: Sequence[int]) -> None:
+            edit.close()
+            edit.enter_context(steered(lines))
+
+        of_steps = steps(model, batch, after_prompt, max_new_tokens, choose, begin, leave)
+        left = max_new_tokens
+        for tokens in of_steps:
+            for line, token in tokens:
+                new[line].append(token)
+            bar.update(1)
+            left -= 1
+        bar.update(left)
+    return new
+
+
+def steps(
+    model: TransformerBridge,
+    batch: Batch,
+    after_prompt: tuple[Tensor, Any],
+    max_new_tokens: int,
+    choose: Choice,
+    begin: Callable[[Sequence[int]], None] = _nothing,
+    leave: bool = False,
+) -> Iterator[list[tuple[int, int]]]:
+    """Yield, step by step, the batch row and the new token of each answer that goes on.
+
+    Before the first pass over the answers, and wherever rows leave, ``begin`` is told the batch
+    rows that are computed from there on. The generator itself places no hook: it may be left
+    unfinished.
+    """
+    stops = torch.tensor(stop_ids(model), device=device_of(model))
     logits, cache = after_prompt
     lines = torch.arange(len(batch.rows), device=batch.ids.device)
     mask, lengths = batch.mask, batch.lengths
     running, chosen = torch.ones_like(lines, dtype=torch.bool), lines
-    with ExitStack() as edit:
-        for step in range(max_new_tokens):
-            if step > 0:
-                leaving = leave and _worth_leaving(running)
-                if leaving:
-                    kept = running.nonzero()[:, 0]
-                    lines, mask, lengths = lines[kept], mask[kept], lengths[kept]
-                    running, chosen = running[kept], chosen[kept]
-                    for layer in cache.layers:
-                        layer.reorder_cache(kept)
-                if leaving or step == 1:
-                    edit.close()
-                    edit.enter_context(steered(lines.tolist()))
-                rows = tuple(batch.rows[line] for line in lines.tolist())
-                mask = torch.cat((mask, mask.new_ones(len(rows), 1)), dim=1)
-                origin = Origin(rows, lengths, finished=~running)
-                logits, cache = forward.run(
-                    model, chosen.unsqueeze(1), mask, cache, keep_cache=True, origin=origin
-                )
-            check_logits(model, logits)
-            chosen = choose(logits)
-            running = running & ~torch.isin(chosen, stops)
-            of_step = zip(lines.tolist(), chosen.tolist(), running.tolist(), strict=True)
-            for line, token, is_answer in of_step:
-                if is_answer:
-                    new[line].append(token)
-            bar.update(1)
-            if not running.any():
-                bar.update(max_new_tokens - step - 1)
-                break
-    return new
+    for step in range(max_new_tokens):
+        if step > 0:
+            leaving = leave and _worth_leaving(running)
+            if leaving:
+                kept = running.nonzero()[:, 0]
+                lines, mask, lengths = lines[kept], mask[kept], lengths[kept]
+                running, chosen = running[kept], chosen[kept]
+                for layer in cache.layers:
+                    layer.reorder_cache(kept)
+            if leaving or step == 1:
+                begin(lines.tolist())
+            rows = tuple(batch.rows[line] for line in lines.tolist())
+            mask = torch.cat((mask, mask.new_ones(len(rows), 1)), dim=1)
+            origin = Origin(rows, lengths, finished=~running)
+            logits, cache = forward.run(
+                model, chosen.unsqueeze(1), mask, cache, keep_cache=True, origin=origin
+            )
+        check_logits(model, logits)
+        chosen = choose(logits)
+        running = running & ~torch.isin(chosen, stops)
+        of_step = zip(lines.tolist(), chosen.tolist(), running.tolist(), strict=True)
+        yield [(line, token) for line, token, is_answer in of_step if is_answer]
+        if not running.any():
+            return
 
 
 def _worth_leaving(running: Tensor) -> bool:
