@@ -1,0 +1,1 @@
+from .dial import LiveDial as LiveDial, StoredDial as StoredDial
