@@ -20,7 +20,7 @@ SHAPES := $(addprefix tests/,geometry activations calibration steering generatio
 demo: $(STAMP)
 	$(BIN)/ss-lens run --model $(MODEL) --fallback $(FALLBACK) --out $(RUN_DIR) $(RUN_FLAGS)
 	$(BIN)/python -m analyses $(RUN_DIR)
-	@echo "Open $(RUN_DIR)/figures/dial.html"
+	@echo "Open $(RUN_DIR)/report.html"
 
 test: $(STAMP)
 	$(PYTEST) --durations=10

@@ -10,6 +10,7 @@ import typer
 import ss_lens
 from ss_lens.cli import console, options, run_tables, tables
 from ss_lens.cli.console import keeps
+from ss_lens.cli.reports import report_of_job
 
 RESUMES = "finished work is kept, the same command resumes."
 
@@ -77,7 +78,7 @@ def run(
         data = options.dataset(dataset, fallback)
         loaded = ss_lens.load_model(fallback, device=device, dtype=dtype)
     finished = ss_lens.run_main_job(loaded, data, out_dir, config)
-    run_tables.print_run(finished, out_dir, as_json)
+    run_tables.print_run(finished, out_dir, report_of_job(out_dir), as_json)
 
 
 @keeps(RESUMES)

@@ -15,12 +15,13 @@ if TYPE_CHECKING:
     from ss_lens.experiments.main_run import Run
 
 
-def print_run(run: Run, run_dir: Path, as_json: bool) -> None:
+def print_run(run: Run, run_dir: Path, report: Path | None, as_json: bool) -> None:
     """The calibration; scores by way of steering and angle; answers at the chosen angles."""
     if as_json:
         tables = {name: _records(getattr(run, name)) for name in ("dial", "choices", "scores")}
         found = console.summary(run.calibration)
-        console.print_json({**found, "run_dir": str(run_dir), **tables, "verdict": run.verdict})
+        paths = {"run_dir": str(run_dir), "report": None if report is None else str(report)}
+        console.print_json({**found, **paths, **tables, "verdict": run.verdict})
         return
     console.print_facts(console.summary(run.calibration), as_json=False)
     _print_dial(run.dial)
@@ -28,6 +29,8 @@ def print_run(run: Run, run_dir: Path, as_json: bool) -> None:
     _print_answers(run)
     console.line(f"\n{run.verdict}")
     console.line(f"saved in {run_dir}; draw its figures with: python -m analyses {run_dir}")
+    if report is not None:
+        console.line(f"report: {report}")
 
 
 def _print_dial(dial: pd.DataFrame) -> None:

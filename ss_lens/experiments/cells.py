@@ -36,7 +36,7 @@ What a single score computes has a version of its own (:class:`ss_lens.scoring.r
 """
 
 
-_OWN = frozenset({"sweep.json", "cells", "result", "logs", "ablations"})
+_OWN = frozenset({"sweep.json", "cells", "result", "logs", "ablations", "report.html"})
 _RESUME = "run the same command again, which writes it anew and keeps what is finished"
 
 

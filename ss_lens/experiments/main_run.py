@@ -292,16 +292,9 @@ def load_run(run_dir: Path | str) -> Run:
     """
     check_path("run_dir", run_dir)
     folder = Path(run_dir)
-    path = folder / "run.json"
-    found = read_json(path, "run (run.json)")
-    known = found.get("format") if isinstance(found, dict) else None
-    if known not in (FORMAT, *EARLIER):
-        raise UserError(
-            f"the run at {folder} has format {known}, this version reads {FORMAT}; run it again."
-        )
-    identity = _identity(path)
+    identity = run_identity(folder)
     sealed, current = identity["format"] != UNSEALED, identity["format"] == FORMAT
-    if not (folder / ("tables.json" if sealed else EARLIER_TABLES[-1])).exists():
+    if not is_finished(folder):
         raise UserError(f"the run at {folder} is not finished; start `ss-lens run` on it again.")
     told = _check_tables(folder, TABLES if current else EARLIER_TABLES) if sealed else {}
     undefined = [name for name, column in all_columns().items() if column.undefined]
@@ -352,6 +345,35 @@ def score_by_angle(responses: pd.DataFrame) -> pd.DataFrame:
             row[column] = float(positive[column].mean())
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def is_finished(run_dir: Path) -> bool:
+    """Whether a run has its tables, the last of which is written when all the rest is.
+
+    Raises:
+        UserError: what :func:`run_identity` says.
+    """
+    sealed = run_identity(run_dir)["format"] != UNSEALED
+    return (run_dir / ("tables.json" if sealed else EARLIER_TABLES[-1])).exists()
+
+
+def run_identity(run_dir: Path) -> dict[str, Any]:
+    """What a run says of itself, finished or not.
+
+    Returns:
+        ``format``, ``config``, ``dataset`` (name and digest), ``ss_lens`` (the version),
+        ``activations`` (keys of ``train`` and ``test``), ``started``.
+
+    Raises:
+        UserError: there is no run, it is damaged, or of a format that this version does not read.
+    """
+    found = read_json(run_dir / "run.json", "run (run.json)")
+    known = found.get("format") if isinstance(found, dict) else None
+    if known not in (FORMAT, *EARLIER):
+        raise UserError(
+            f"the run at {run_dir} has format {known}, this version reads {FORMAT}; run it again."
+        )
+    return _identity(run_dir / "run.json")
 
 
 def _identity(path: Path) -> dict[str, Any]:

@@ -31,7 +31,8 @@ def test_make_demo_runs_the_main_job_and_draws_its_figures(tmp_path: Path) -> No
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "direction site" in done.stdout
-    assert done.stdout.strip().endswith(f"Open {out}/figures/dial.html")
+    assert done.stdout.strip().endswith(f"Open {out}/report.html")
+    assert (out / "report.html").read_text("utf-8").startswith("<!doctype html>")
     for name in ("dial", "sign_agreement", "norm_growth", "cosine_heatmap"):
         assert (out / "figures" / f"{name}.html").stat().st_size > 1e6
 

@@ -1,0 +1,9 @@
+// Each part starts on its own; one that the run has no data for finds no place on the page.
+startDial();
+startCurves();
+startAnswers();
+startSites();
+startCosines();
+startNorms();
+startSamples();
+document.documentElement.dataset.ready = "yes";

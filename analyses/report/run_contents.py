@@ -1,0 +1,219 @@
+"""The contents of the report of a main job, finished or not."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from analyses.report import notes, run_facts, site_map
+from analyses.report.contents import (
+    UNSTEERED,
+    Command,
+    Contents,
+    Measure,
+    Role,
+    Said,
+    Series,
+)
+from analyses.report.run_tables import choice_table, score_table
+from analyses.run_figures import norm_growth
+from ss_lens import Calibration, Store, UserError, load_run
+from ss_lens.activations.spec import range_of
+from ss_lens.experiments.dial.scan import (
+    ALL_SITES,
+    HEADINGS,
+    METHOD,
+    RANDOM,
+    SAME,
+    SAS,
+    SAS_ALL_SITES,
+    chosen_angles,
+)
+from ss_lens.experiments.main_run import Run, RunConfig, is_finished, run_identity
+from ss_lens.scoring.registry import all_columns, headings
+
+MEASURES = (
+    Measure("refusal_score", "refusal score (nats)", level=0.0),
+    Measure("opening_mass", "opening mass", level=0.5, is_rate=True),
+)
+_ROLES: dict[str, Role] = {
+    METHOD: "method",
+    **dict.fromkeys((ALL_SITES, SAS, SAS_ALL_SITES, SAME), "variant"),
+    **dict.fromkeys(RANDOM, "random"),
+}
+_UNFINISHED = (
+    "This run is not finished: the dial, the choice of angles, the answers and the verdict are "
+    "missing. What is finished is kept; this command makes the rest: {command}"
+)
+_SENTENCES = r"(?<=\.) (?=(?:Refusal turned|Nothing turned|No angle|No turned angle)\b)"
+
+
+def of_run(folder: Path, store: Store | None = None) -> Contents:
+    """What there is of a run, with a note on each thing that there is not.
+
+    Raises:
+        UserError: the folder holds no run, or one that was changed since it was made.
+    """
+    identity = run_identity(folder)
+    config = RunConfig.from_json(identity["config"])
+    run = load_run(folder) if is_finished(folder) else None
+    calibration = run.calibration if run else _calibration(folder)
+    model = calibration.spec.model.name if calibration else "MODEL"
+    dataset = identity["dataset"]["name"]
+    command = run_facts.run_command(config, model, dataset, folder)
+    told = [*run_facts.about_version(identity), *run_facts.about_dataset(identity)]
+    if run is None:
+        told.insert(0, _UNFINISHED.format(command=command))
+    contents = Contents(
+        title=f"{model} · {dataset}",
+        subtitle="Selective Steering: the dial of the main job, its controls, answers to test",
+        configuration=run_facts.configuration(config, calibration),
+        provenance=run_facts.provenance(identity, calibration),
+        commands=(
+            Command("the run, resumed where it stopped", command),
+            Command("this report", f"ss-lens report {folder}"),
+            Command("its figures, one by one", f"python -m analyses {folder}"),
+        ),
+    )
+    if calibration is not None:
+        contents, more = _with_sites(contents, calibration, identity["activations"], store)
+        told += more
+    if run is not None:
+        contents, more = _with_results(contents, run)
+        told += more
+    return replace(contents, notes=tuple(told))
+
+
+def said(verdict: str) -> tuple[Said, ...]:
+    """The verdict's sentences, each in a headline and its numbers.
+
+    >>> said("Refusal turned down at 90°: refused 1 → 0. No turned angle was asked for.")
+    (Said(headline='Refusal turned down at 90°', detail='Refused 1 → 0.'), \
+Said(headline='No turned angle was asked for.', detail=''))
+    """
+    typeset = re.sub(r"(?<![\w.])-(?=\d)", "−", verdict)
+    parts = [sentence.partition(": ") for sentence in re.split(_SENTENCES, typeset) if sentence]
+    return tuple(Said(head, detail[:1].upper() + detail[1:]) for head, _, detail in parts)
+
+
+def curves(dial: pd.DataFrame) -> tuple[tuple[Series, ...], pd.DataFrame]:
+    """The dial's table as named curves: the mean of the draws, and where there are several, their
+    range; beside them the value without steering, on the same prompts.
+    """
+    found, tables = [], []
+    columns = [measure.column for measure in MEASURES]
+    for (way, label), name in HEADINGS.items():
+        rows = dial.loc[(dial["way"] == way) & (dial["prompt_class"] == label)]
+        if rows.empty:
+            continue
+        start = _unsteered(dial, way, label)
+        groups = rows.groupby("angle_deg", sort=True)
+        table = groups.agg(n=("n", "first"), draws=("draw", "size"))
+        for column in columns:
+            table[column] = groups[column].mean()
+            for suffix, bound in (("low", groups[column].min()), ("high", groups[column].max())):
+                table[f"{column}_{suffix}"] = bound.where(table["draws"] > 1)
+            table[f"{column}_unsteered"] = start[column]
+        table = table.reset_index()
+        if way == ALL_SITES:  # which starts from the unsteered model, measured once
+            first = {"angle_deg": 0.0, "n": start["n"], "draws": 1}
+            first |= {column: start[column] for column in columns}
+            first |= {f"{column}_unsteered": start[column] for column in columns}
+            table = pd.concat([pd.DataFrame([first]), table], ignore_index=True)
+        tables.append(table.assign(series=name))
+        role: Role = "harmless" if label == "negative" else _ROLES[way]
+        found.append(Series(name, role, label))
+    return tuple(found), pd.concat(tables, ignore_index=True)
+
+
+def samples(responses: pd.DataFrame) -> pd.DataFrame:
+    """The answers as the report takes them: those at 0 degrees are the unsteered ones."""
+    still = responses["angle_deg"] == 0
+    arm = np.where(still, UNSTEERED, HEADINGS[METHOD, "positive"])
+    table = responses.assign(arm=arm, part="test", angle_deg=responses["angle_deg"].mask(still))
+    return table if "shortened" in table else table.assign(shortened=False)
+
+
+def _unsteered(dial: pd.DataFrame, way: str, label: str) -> pd.Series:
+    """Where the rotations of these prompts start from."""
+    few = way in (SAME, *RANDOM)
+    own = (dial["way"] == (SAME if few else METHOD)) & (dial["prompt_class"] == label)
+    return dial.loc[own & (dial["angle_deg"] == 0)].iloc[0]
+
+
+def _with_results(contents: Contents, run: Run) -> tuple[Contents, list[str]]:
+    told, columns = [], all_columns()
+    table = samples(run.responses)
+    wanted = {**headings(), "opening_mass": "opening mass", "collapsed": "collapsed"}
+    shown = {name: heading for name, heading in wanted.items() if name in table}
+    defined = [name for name in shown if name == "collapsed" or not columns[name].undefined]
+    told += notes.about_values(table, defined, "the answers") + notes.about_prompts(table)
+    contents = replace(
+        contents,
+        verdict=said(run.verdict),
+        samples=table,
+        scores=shown,
+        still=(HEADINGS[METHOD, "positive"],),
+        tables=(score_table(run.scores), *choice_table(run.choices)),
+    )
+    if run.dial.empty:
+        told.append(
+            "This run was made by an earlier version, which measured no dial and no controls; run "
+            "it again into another --out to have them."
+        )
+        return replace(contents, start_deg=float(run.scores["angle_deg"].max())), told
+    told += notes.about_values(run.dial, [m.column for m in MEASURES], "the dial")
+    series, drawn = curves(run.dial)
+    chosen = [*chosen_angles(run.choices).values()]
+    start = chosen[0] if chosen else 0.0
+    return replace(contents, series=series, curves=drawn, measures=MEASURES, start_deg=start), told
+
+
+def _with_sites(
+    contents: Contents, calibration: Calibration, keys: dict[str, str], store: Store | None
+) -> tuple[Contents, list[str]]:
+    chosen = calibration.selected_sites
+    contents = replace(
+        contents,
+        steered=f"every token of prompt and answer, at {len(chosen)} of {len(calibration.sites)} "
+        f"sites ({range_of(chosen)})",
+        sites=site_map.of_calibration(calibration),
+        cosines=site_map.pairs(calibration),
+    )
+    told = []
+    try:
+        train, test = ((store or Store()).load(keys[part]) for part in ("train", "test"))
+    except UserError as error:
+        told.append(f"The map has no class means, and there is no norm growth: {error}")
+        return contents, told
+    made, used = calibration.spec, train.spec
+    same = [
+        (spec.model.fingerprint, spec.dataset_digest, spec.tokens_digest) for spec in (made, used)
+    ]
+    if same[0] != same[1]:
+        told.append(
+            f"The calibration in this folder was made on {made.dataset_name!r} with "
+            f"{made.model.name!r}, and the run names the activations {keys['train'][:12]} of other "
+            "prompts or another model: two runs were mixed. Remove the folder and run again."
+        )
+    libraries = {
+        name: dict(acts.spec.versions) for name, acts in (("train", train), ("test", test))
+    }
+    told += notes.about_libraries(libraries)
+    spec = test.spec
+    return replace(
+        contents,
+        sites=site_map.measure(test, calibration),
+        sites_seen=f"{spec.n_positive} + {spec.n_negative} test prompts, which the calibration has "
+        "not seen",
+        norms=norm_growth.measure(train),
+    ), told
+
+
+def _calibration(folder: Path) -> Calibration | None:
+    place = folder / "calibration"
+    return Calibration.load(place) if place.exists() else None

@@ -1,0 +1,118 @@
+"""What a run says of itself: its configuration, where it comes from, and how it is made again."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from analyses.report import notes
+from ss_lens import Calibration, load_dataset
+from ss_lens.datasets.contrastive import EMBEDDED
+from ss_lens.experiments.main_run import RunConfig
+from ss_lens.models.chat import DATE, ChatFormat
+
+_OPTIONS = {
+    "rule": "--rule",
+    "dev": "--dev",
+    "test": "--test",
+    "seed": "--seed",
+    "max_new_tokens": "--max-new-tokens",
+    "draws": "--draws",
+}
+
+
+def run_command(config: RunConfig, model: str, dataset: str, folder: Path) -> str:
+    """``ss-lens run`` with each option that is not the default.
+
+    Of a dataset that is a file the run knows the name, not the folder.
+
+    >>> run_command(RunConfig(dev=4), "smollm2-135m", "refusal", Path("runs/a"))
+    'ss-lens run --model smollm2-135m --dataset refusal --out runs/a --dev 4'
+    """
+    usual = RunConfig()
+    given = dataset if dataset in EMBEDDED else f"path/to/{dataset}"
+    words = ["ss-lens", "run", "--model", model, "--dataset", given, "--out", str(folder)]
+    if config.angles_deg != usual.angles_deg:
+        words += ["--angles", ",".join(f"{angle:g}" for angle in config.angles_deg)]
+    for name, option in _OPTIONS.items():
+        if getattr(config, name) != getattr(usual, name):
+            words += [option, str(getattr(config, name))]
+    words += _chat_options(config.chat)
+    if config.keep_answers:
+        words.append("--keep-answers")
+    return shlex.join(words)
+
+
+def _chat_options(chat: ChatFormat) -> list[str]:
+    words = [] if chat.system is None else ["--system", chat.system]
+    if chat.date != DATE:
+        words += ["--date", chat.date]
+    for name, value in dict(chat.template_arguments).items():
+        words += ["--template-argument", f"{name}={json.dumps(value)}"]
+    return words
+
+
+def about_version(identity: dict[str, Any]) -> list[str]:
+    """A note where the run was made by another version than this."""
+    return notes.about_versions({"the run": str(identity["ss_lens"])}, version("ss_lens"))
+
+
+def about_dataset(identity: dict[str, Any]) -> list[str]:
+    """A note where the embedded dataset is no longer the run's."""
+    name, digest = identity["dataset"]["name"], identity["dataset"]["digest"]
+    if name not in EMBEDDED or load_dataset(name).digest == digest:
+        return []
+    return [
+        f"The embedded dataset {name!r} has changed since this run ({digest[:12]} then), so the "
+        "command below makes a new run; choose another --out for it."
+    ]
+
+
+def configuration(config: RunConfig, calibration: Calibration | None) -> dict[str, str]:
+    """What was asked for, and what the calibration made of it."""
+    chat = config.chat.as_json()
+    found = {
+        "angles": ", ".join(f"{angle:g}°" for angle in config.angles_deg),
+        "rule": config.rule,
+        "prompts per class": f"dev {config.dev}, test {config.test}, seed {config.seed}",
+        "new tokens": str(config.max_new_tokens),
+        "random planes": f"{config.draws} of each kind",
+        "answers to harmful prompts": "kept in full" if config.keep_answers else "first six words",
+        "chat template": ", ".join(f"{name}={value}" for name, value in chat.items()) or "default",
+    }
+    if calibration is None:
+        return found
+    recipe, spec = calibration.recipe, calibration.spec
+    return {
+        **found,
+        "direction": f"{recipe.direction!r}, {recipe.choice!r}",
+        "direction site": str(calibration.direction_site or "none: a consensus of all"),
+        "plane": repr(recipe.plane),
+        "steered sites": notes.joined([str(site) for site in calibration.selected_sites], 60),
+        "sites without a direction": notes.joined([str(s) for s in calibration.candidates.excluded])
+        or "none",
+        "calibrated on": f"{spec.n_positive} + {spec.n_negative} prompts, position {spec.position}",
+    }
+
+
+def provenance(identity: dict[str, Any], calibration: Calibration | None) -> dict[str, str]:
+    """Versions and digests."""
+    found = {
+        "ss_lens": f"{identity['ss_lens']} (run), {version('ss_lens')} (report)",
+        "started": str(identity["started"]),
+        "dataset": f"{identity['dataset']['name']}, SHA-256 {identity['dataset']['digest']}",
+        **{f"activations, {part}": key for part, key in identity["activations"].items()},
+    }
+    if calibration is None:
+        return found
+    model = calibration.spec.model
+    return {
+        "model": f"{model.name}, {model.n_layers} blocks of width {model.d_model}, {model.dtype}",
+        "weights": f"fingerprint {model.fingerprint}",
+        "revision": str(model.revision or "none"),
+        **found,
+        **dict(calibration.spec.versions),
+    }

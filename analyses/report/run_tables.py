@@ -1,0 +1,72 @@
+"""The small tables of a main job: scores at the chosen angles, and how these were chosen."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pandas as pd
+
+from analyses.report.contents import CLASS_NAMES, Table
+
+_COHERENCE = {
+    "perplexity": "perplexity",
+    "repetition": "repetition",
+    "compression_ratio": "compression",
+}
+
+
+def score_table(scores: pd.DataFrame) -> Table:
+    """One row per angle and class; refusal with its 95 % Wilson interval."""
+    rows = []
+    for row in scores.to_dict("records"):
+        for label, word in CLASS_NAMES.items():
+            angle = "unsteered" if row["angle_deg"] == 0 else f"{row['angle_deg']:g}°"
+            cells = {
+                "angle": angle,
+                "prompts": f"{word} ({row[f'n_{label}']:g})",
+                "refused [95 %]": rate(row, label),
+                "score (nats)": _signed(row.get(f"refusal_score_{label}")),
+                "opening mass": _text(row.get(f"opening_mass_{label}")),
+                "collapsed": _text(row.get(f"collapsed_{label}")),
+            }
+            cells |= {word: _text(row.get(f"{name}_{label}")) for name, word in _COHERENCE.items()}
+            rows.append(cells)
+    return Table(
+        "Answers to the test prompts",
+        "At the angles that dev chose. Perplexity is under the unsteered model; it, repetition and "
+        "compression are means over the answers that are long enough to have them.",
+        pd.DataFrame(rows),
+    )
+
+
+def choice_table(choices: pd.DataFrame) -> tuple[Table, ...]:
+    """The angles that were tried on dev for each sense; none in runs of earlier versions."""
+    if choices.empty:
+        return ()
+    rows = [
+        {
+            "sense": row["sense"],
+            "angle": f"{row['angle_deg']:g}°",
+            "dev score (nats)": _signed(row["score"]),
+            "collapsed": _text(row["collapsed"]),
+            "chosen": "chosen" if row["chosen"] else "too much text collapsed",
+        }
+        for row in choices.to_dict("records")
+    ]
+    caption = "From the best score on dev on, until few enough of the dev answers collapse."
+    return (Table("Choice of the angles", caption, pd.DataFrame(rows)),)
+
+
+def rate(row: dict[Any, Any], label: str) -> str:
+    """A refusal rate with its interval."""
+    low, high = row[f"refusal_{label}_low"], row[f"refusal_{label}_high"]
+    return f"{row[f'refusal_{label}']:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def _text(value: float | None) -> str:
+    return "–" if value is None or math.isnan(value) else f"{value:.2f}"
+
+
+def _signed(value: float | None) -> str:
+    return "–" if value is None or math.isnan(value) else f"{value:+.1f}".replace("-", "−")

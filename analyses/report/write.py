@@ -1,0 +1,62 @@
+"""Find out what a folder holds, gather the contents of its report, and write the page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from analyses.report.contents import Contents
+from analyses.report.page import page
+from ss_lens import Store, UserError
+from ss_lens.core.files import atomic_path
+
+NAME = "report.html"
+
+
+def write_report(folder: Path, out: Path | None = None, *, keep_answers: bool = False) -> Path:
+    """Write the report of what ``ss-lens run`` or ``ss-lens sweep`` saved, and return its path.
+
+    This is what the entry point ``report`` of the group ``ss_lens.commands`` names.
+
+    Args:
+        folder: of the run or the sweep.
+        out: the HTML file; ``None`` is ``report.html`` in the folder.
+        keep_answers: of a sweep, show what answers a harmful request in full.
+
+    Raises:
+        UserError: the folder holds neither, or what it holds is damaged.
+    """
+    contents = gather(folder, keep_answers=keep_answers)
+    path = folder / NAME if out is None else out
+    with atomic_path(path) as temporary:
+        temporary.write_text(page(contents), "utf-8")
+    return path
+
+
+def gather(folder: Path, *, keep_answers: bool = False, store: Store | None = None) -> Contents:
+    """The contents of a folder's report.
+
+    Raises:
+        UserError: the folder holds neither a run nor a sweep, or what it holds is damaged.
+    """
+    if (folder / "run.json").exists():
+        if keep_answers:
+            raise UserError(
+                f"{folder} holds a run, which keeps answers as `ss-lens run --keep-answers` says; "
+                "--keep-answers of a report is for sweeps. Leave it out."
+            )
+        from analyses.report.run_contents import of_run
+
+        return of_run(folder, store)
+    if (folder / "sweep.json").exists():
+        from analyses.report.sweep_contents import of_sweep
+
+        return of_sweep(folder, keep_answers=keep_answers)
+    if (folder / "paper.json").exists():
+        raise UserError(
+            f"{folder} holds a run of the paper's tables, which has figures and a page of its own; "
+            f"draw them with: python -m analyses.paper {folder}"
+        )
+    raise UserError(
+        f"{folder} holds neither a run (run.json) nor a sweep (sweep.json); give a folder that "
+        "`ss-lens run` or `ss-lens sweep` made."
+    )
