@@ -15,7 +15,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 
 SHAPES := $(addprefix tests/,geometry activations calibration steering generation scoring analyses \
 	models/test_adapters.py)
 
-.PHONY: demo test shapes check lint types setup bench organism clean
+.PHONY: demo test shapes check lint types docs setup bench organism clean
 
 demo: $(STAMP)
 	$(BIN)/ss-lens run --model $(MODEL) --fallback $(FALLBACK) --out $(RUN_DIR) $(RUN_FLAGS)
@@ -31,6 +31,7 @@ shapes: $(STAMP)
 	$(PYTEST) -p tests.shapes --jaxtyping-packages=ss_lens,analyses,tests.shapes.checked \
 	  --hypothesis-profile=shapes -m "not slow and not default_model" $(SHAPES)
 
+# The suite also builds the documentation, strictly.
 check: lint types test
 
 lint: $(STAMP)
@@ -40,6 +41,10 @@ lint: $(STAMP)
 
 types: $(STAMP)
 	$(BIN)/pyright
+
+# Into site/; with SS_LENS_DOCS_EXECUTE=true every notebook is run and shown with its outputs.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.speed
@@ -62,4 +67,4 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs site
