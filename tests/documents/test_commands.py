@@ -9,7 +9,6 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
-import click
 import pytest
 import typer
 
@@ -55,14 +54,15 @@ def test_every_shell_command_that_is_shown_to_run_runs_in_order(
     assert not apart
 
 
-def check_words(command: click.Command, words: list[str]) -> None:
-    """Parse the words as the command line would, without running anything."""
-    while isinstance(command, click.Group):
-        if not words or words[0].startswith("-"):
-            break
+def check_words(verbs: typer.Typer, words: list[str]) -> None:
+    """Parse the words as the command line would, without running anything.
+
+    A verb without options is mentioned, not shown to run, so it may lack those that it requires.
+    """
+    command = typer.main.get_command(verbs)
+    while words and hasattr(command, "commands"):
         command = command.commands[words.pop(0)]
-    required = [p for p in command.params if p.required and isinstance(p, click.Argument)]
-    if words or required:
+    if words:
         command.make_context("command", words)
 
 
@@ -72,7 +72,7 @@ def check_command(line: str) -> None:
     if words[0] == "ss-lens":
         from ss_lens.cli.main import app
 
-        check_words(typer.main.get_command(app), words[1:])
+        check_words(app, words[1:])
     elif words[:2] == ["python", "-m"]:
         place = ROOT / words[2].replace(".", "/")
         name = f"{words[2]}.__main__" if place.is_dir() else words[2]
@@ -80,7 +80,7 @@ def check_command(line: str) -> None:
         if name.startswith("analyses"):
             alone = typer.Typer()
             alone.command()(import_module(name).main)
-            check_words(typer.main.get_command(alone), words[3:])
+            check_words(alone, words[3:])
     elif words[0] == "make":
         done = run_in(ROOT, f"make --dry-run {words[1]}")
         assert done.returncode == 0, done.stderr
@@ -104,20 +104,21 @@ def test_every_other_command_takes_the_options_that_it_is_shown_with() -> None:
 
 
 @pytest.mark.parametrize(
-    "line",
+    ("line", "named"),
     [
-        "ss-lens run --angels 0,180",
-        "ss-lens frobnicate",
-        "ss-lens steer 'Bake bread.'",
-        "python -m analyses.budget --steps 30",
-        "python -m analyses.frobnicate",
-        "make frobnicate",
-        'pip install "ss_lens[frobnicate]"',
-        "inspect eval task.py --model ss_lens/smollm2-135m -M angel_deg=120",
+        ("ss-lens run --angels 0,180", "--angels"),
+        ("ss-lens frobnicate --json", "frobnicate"),
+        ("ss-lens store frobnicate --json", "frobnicate"),
+        ("ss-lens steer 'Bake bread.'", "angle"),
+        ("python -m analyses.budget --steps 30", "--steps"),
+        ("python -m analyses.frobnicate", "frobnicate"),
+        ("make frobnicate", "frobnicate"),
+        ('pip install "ss_lens[frobnicate]"', "frobnicate"),
+        ("inspect eval task.py --model ss_lens/smollm2-135m -M angel_deg=120", "angel_deg"),
     ],
 )
-def test_a_command_that_would_fail_is_found_without_a_run(line: str) -> None:
-    with pytest.raises((click.ClickException, KeyError, AssertionError, ModuleNotFoundError)):
+def test_a_command_that_would_fail_is_found_without_a_run(line: str, named: str) -> None:
+    with pytest.raises(Exception, match=named):
         check_command(line)
 
 
