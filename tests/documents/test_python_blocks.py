@@ -19,7 +19,11 @@ from tests.documents.readme import README, ROOT, run_in
 
 BLOCKS = [*blocks()]
 RUN = """
-import runpy, sys
+import functools, runpy, sys
+import ss_lens
+load = ss_lens.load_dataset
+ss_lens.load_model = functools.lru_cache(ss_lens.load_model)  # once for all pages
+ss_lens.load_dataset = lambda *given, **named: load(*given, **named).head(56)  # small
 for path in sys.argv[1:]:
     runpy.run_path(path, run_name="__main__")
 """
