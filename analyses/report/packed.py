@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from analyses.report.contents import UNSTEERED, Contents, Measure, Series
+from analyses.report.costs import against_text, entanglement
 
 DIGITS = 4
 """Significant digits of the numbers on the page."""
@@ -30,6 +31,10 @@ def packed(contents: Contents) -> dict[str, Any]:
             for m in contents.measures
         ],
         "series": [_series(series, curves, contents.measures) for series in contents.series],
+        "costs": {
+            "text": _records(against_text(contents)),
+            "both": _records(entanglement(contents)),
+        },
         "samples": _samples(contents, angles),
         "sites": _records(contents.sites),
         "cosines": _square(contents.cosines),

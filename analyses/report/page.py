@@ -20,6 +20,7 @@ def page(contents: Contents) -> str:
     parts = (
         sections.verdict(contents),
         sections.dial(contents),
+        sections.costs(contents),
         sections.tables(contents),
         sections.sites(contents),
         sections.samples(contents),

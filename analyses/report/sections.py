@@ -8,6 +8,7 @@ from html import escape
 import pandas as pd
 
 from analyses.report.contents import Contents
+from analyses.report.costs import against_text, entanglement
 
 
 def verdict(contents: Contents) -> str:
@@ -80,6 +81,28 @@ type="button" id="on" aria-label="next angle with answers">▸</button></span></
 <div id="answers"></div>"""
 
 
+def costs(contents: Contents) -> str:
+    """Score against text, and harmful against harmless prompts, where both were measured."""
+    halves = ""
+    if against_text(contents) is not None:
+        halves += _AGAINST_TEXT
+    if entanglement(contents) is not None:
+        halves += _ENTANGLED
+    return f"{_COSTS}{halves}</div></section>" if halves else ""
+
+
+_COSTS = """<section aria-labelledby="costs-title">
+<h2 id="costs-title">What a turn costs</h2>
+<p class="caption">Rings: where the dial stands.</p>
+<div class="halves">"""
+_AGAINST_TEXT = """<div><h3>Refusal against text</h3><div id="against-text"></div>
+<p class="caption">All curves on harmful prompts, at all angles. The dashed line joins the points
+that no other beats, with a lower score and as much opening mass.</p></div>"""
+_ENTANGLED = """<div><h3>Harmful against harmless prompts</h3><div id="entangled"></div>
+<p class="caption">The method around the circle. A turn that moves harmful prompts alone runs
+level; one that moves both alike runs along the dotted diagonal.</p></div>"""
+
+
 def tables(contents: Contents) -> str:
     return "".join(
         f"<section><h2>{escape(table.title)}</h2>"
@@ -94,13 +117,18 @@ def _table(rows: pd.DataFrame) -> str:
     lines, before = [], None
     for first, *others in rows.itertuples(index=False):
         heading = "" if first == before else escape(str(first))
-        cells = "".join(f"<td>{escape(str(cell))}</td>" for cell in others)
+        cells = "".join(_cell(str(cell)) for cell in others)
         lines.append(f'<tr><th scope="row">{heading}</th>{cells}</tr>')
         before = first
     return (
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
+
+
+def _cell(text: str) -> str:
+    kind = ' class="short"' if len(text) < 24 else ""
+    return f"<td{kind}>{escape(text)}</td>"
 
 
 def sites(contents: Contents) -> str:

@@ -17,7 +17,7 @@ from ss_lens.core.files import read_json
 from ss_lens.experiments.dial.answers import first_words
 from ss_lens.experiments.grid import ARM_COLUMNS
 from ss_lens.experiments.sweep import SweepResult, load_sweep
-from ss_lens.scoring.registry import all_columns, headings
+from ss_lens.scoring.registry import Column, all_columns, columns_of, headings
 
 _LEADING = ("refusal_score", "refused", "opening_mass")
 _LEVELS = {"refusal_score": 0.0, "opening_mass": 0.5}
@@ -39,15 +39,13 @@ def of_sweep(folder: Path, *, keep_answers: bool = False) -> Contents:
     written = read_json(folder / "sweep.json", "sweep (sweep.json)").get("ss_lens", "unknown")
     result = load_sweep(folder)
     table, unsteered = _named(result.table), result.unsteered
-    columns = {name: column for name, column in all_columns().items() if name in table}
-    measures = _measures(columns)
     part = _widest_part(table)
+    measures = _measures(_measured(result, part))
     series, drawn = curves(table.loc[table["part"] == part], unsteered, measures)
     texts = samples(table, unsteered, keep_answers=keep_answers)
-    defined = [name for name, column in columns.items() if not column.undefined]
     told = [
         *notes.about_versions({"the sweep": str(written)}, version("ss_lens")),
-        *notes.about_values(table, defined, "the sweep"),
+        *_about_values(result),
         *notes.about_prompts(texts),
         *_problems(result.groups),
     ]
@@ -113,7 +111,7 @@ def _short(text: str, place: int) -> str:
     return text if len(text) <= LONGEST_NAME else f"{text[: LONGEST_NAME - 6]}… ({place})"
 
 
-def _measures(columns: dict[str, Any]) -> tuple[Measure, ...]:
+def _measures(columns: dict[str, Column]) -> tuple[Measure, ...]:
     leading = [name for name in _LEADING if name in columns]
     others = [name for name in headings() if name in columns and name not in leading]
     return tuple(
@@ -128,9 +126,10 @@ def _measures(columns: dict[str, Any]) -> tuple[Measure, ...]:
 
 
 def _widest_part(table: pd.DataFrame) -> str:
-    """The part that was measured at the most angles; test where both were."""
-    angles = {str(part): rows["angle_deg"].nunique() for part, rows in table.groupby("part")}
-    return max(angles, key=lambda part: (angles[part], part == "test"))
+    """The part with the most points on its curves; test where both have as many."""
+    points = table.filter(["part", "arm", "angle_deg"]).drop_duplicates()
+    counts = {str(part): len(rows) for part, rows in points.groupby("part")}
+    return max(counts, key=lambda part: (counts[part], part == "test"))
 
 
 def _start(
@@ -158,9 +157,25 @@ def _steered(groups: pd.DataFrame) -> str:
     return f"every token of prompt and answer; sites, by arm: {sites}"
 
 
+def _measured(result: SweepResult, part: Any) -> dict[str, Column]:
+    """The columns of the scores that a part was measured by; not all parts have all of them."""
+    names = [c for score in result.config.scores_of(part) for c in columns_of(score)]
+    known = all_columns()
+    return {name: known[name] for name in names if name in result.table}
+
+
+def _about_values(result: SweepResult) -> list[str]:
+    told = []
+    for part, rows in result.table.groupby("part", sort=False):
+        measured = _measured(result, part)
+        defined = [name for name, column in measured.items() if not column.undefined]
+        told += notes.about_values(rows, defined, f"the {part} part")
+    return told
+
+
 def _titles(table: pd.DataFrame) -> list[str]:
     return [
-        notes.joined([str(value) for value in table[name].unique()], 3)
+        notes.joined([Path(str(value)).name for value in table[name].unique()], 3)
         for name in ("model", "dataset")
     ]
 

@@ -36,7 +36,8 @@ def curves(
     least, most = (groups.agg(dict.fromkeys(columns, end)).reset_index() for end in ("min", "max"))
     found["draws"] = groups.size().to_numpy()
     found["n"] = whole.groupby(_KEYS, sort=False)["prompt_index"].nunique().to_numpy()
-    start = _as_numbers(unsteered, columns).groupby("prompt_class").agg(how)
+    still = unsteered.reindex(columns=["prompt_class", *columns])  # KL has no value there
+    start = _as_numbers(still, columns).groupby("prompt_class").agg(how)
     for name in columns:
         single = found["draws"] == 1
         low, high = least[name].mask(single), most[name].mask(single)

@@ -14,7 +14,10 @@ from ss_lens.experiments.config import SweepConfig
 from ss_lens.experiments.sweep import UNSTEERED_COLUMNS, SweepResult, _save
 
 HOSTILE = '</script><script>document.title = "broken"</script><img src="http://example.invalid/x">'
-MEASURES = (Measure("refusal_score", "refusal score (nats)", level=0.0),)
+MEASURES = (
+    Measure("refusal_score", "refusal score (nats)", level=0.0),
+    Measure("opening_mass", "opening mass", level=0.5, is_rate=True),
+)
 
 
 def made_contents(
@@ -121,6 +124,10 @@ def _curve(
             "refusal_score_low": low,
             "refusal_score_high": high,
             "refusal_score_unsteered": start,
+            "opening_mass": 0.75,
+            "opening_mass_low": np.nan,
+            "opening_mass_high": np.nan,
+            "opening_mass_unsteered": 0.75,
         }
     )
 

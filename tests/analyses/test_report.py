@@ -20,6 +20,7 @@ from analyses.report.run_contents import curves, said
 from analyses.report.site_map import in_plane_share, measure
 from ss_lens import Activations, ContrastiveDataset, Plane, RunConfig, Site, Store, UserError
 from ss_lens.core.sealed import write_sealed_json
+from ss_lens.experiments.config import SweepConfig
 from ss_lens.experiments.dial.scan import METHOD, SAME, UNIFORM
 from tests.analyses.made_reports import HOSTILE, made_sweep
 from tests.conftest import made_activations
@@ -219,6 +220,36 @@ def test_a_sweep_is_drawn_by_arm_with_the_range_of_its_seeds(tmp_path: Path) -> 
     found = [rows.loc[(drawn, 90.0), f"refusal_score{end}"] for end in ("_low", "", "_high")]
     assert found == [2.0, 3.0, 4.0]
     assert rows.loc[(method, 0.0), "refusal_score_unsteered"] == 2.0
+
+
+def test_a_sweep_that_was_run_has_a_report_with_its_choices(
+    tiny_folders: dict[str, Path], prompts_file: Path, tmp_path: Path
+) -> None:
+    """On dev no KL is measured, on test all angles but the chosen ones are missing."""
+    same = {"model": str(tiny_folders["qwen2"]), "dataset": str(prompts_file)}
+    same |= {"selection": "uniform", "angles_deg": [0, 120, 240]}
+    drawn = {**same, "plane": "RandomPlane(seed={seed})", "seed": [0, 1]}
+    limits = {"max_perplexity": None, "max_repetition": None, "max_collapsed": 1}
+    config = SweepConfig(
+        grid=[same, drawn, {**same, "operator": "Ablate"}],
+        split={"dev": 2, "test": 2, "seed": 0},
+        parts="dev",
+        max_new_tokens=4,
+        choose={"score": "refusal_score", "goal": "minimise", **limits},
+    )
+    folder = tmp_path / "sweep"
+    result = ss_lens.run_sweep(config, folder, store=Store(tmp_path / "store"))
+    made = gather(folder)
+    assert made.title == f"{tiny_folders['qwen2'].name} · tiny.jsonl"
+    assert made.notes == ()
+    assert [series.role for series in made.series][:2] == ["method", "harmless"]
+    assert made.curves.loc[made.curves["series"] == made.series[0].name, "n"].tolist() == [2] * 3
+    assert made.start_deg == result.choices[0].choice.angle_deg
+    assert len(made.tables[0].rows) == len(result.choices) == 4
+    assert len(made.samples) == len(result.table) + len(result.unsteered)
+    method = made.samples.loc[made.samples["arm"] == "RotateBy · PC1()"]
+    assert {*method["part"]} == {"dev", "test"}
+    assert page(made).count("NaN") == 0
 
 
 def test_a_sweeps_answers_to_harmful_prompts_are_cut_unless_asked_for(tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def test_values_at_the_angle_and_the_control_band_are_read_off(show: Open) -> No
     assert "[+1.00, +1.75]" in control
     assert "8 draws" in control
     assert "−0.50" in control
-    assert tab.locator("#curves .range").count() == 1
+    assert tab.locator("#curves .range").count() == 1  # of the score; the mass has no range
     rows.nth(2).locator("input").uncheck()
     assert tab.locator("#curves .range").count() == 0
 
@@ -195,6 +195,16 @@ def test_nothing_overflows_the_page_at_any_width(show: Open, width: int, dark: b
     tab = show(page(made_contents()), width=width, dark=dark)
     tab.locator("#answers details").nth(1).locator("summary").click()
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_the_costs_show_where_the_dial_stands(show: Open) -> None:
+    tab = show(page(made_contents()))
+    rings = tab.locator("#entangled .cursor circle, #against-text .cursor circle")
+    assert rings.count() == 2
+    before = rings.last.get_attribute("cx")
+    tab.locator("#theta").press("Home")
+    assert rings.count() == 2
+    assert rings.last.get_attribute("cx") != before
 
 
 def test_the_map_of_sites_is_read_by_keys(show: Open) -> None:

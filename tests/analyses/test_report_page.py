@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 
 from analyses.report.contents import SAMPLE_COLUMNS, Contents, Series
+from analyses.report.costs import against_text, entanglement
 from analyses.report.packed import as_json, number, packed
 from analyses.report.page import page
 from ss_lens import UserError
@@ -70,6 +71,26 @@ def test_each_answer_knows_the_unsteered_one_to_the_same_prompt() -> None:
         assert text[base].startswith("own words")
     assert samples["theta"] == [-1, 2] * 4
     assert len(samples["strings"]) == len(set(samples["strings"]))
+
+
+def test_the_front_holds_what_no_other_point_beats_and_harmless_prompts_their_place() -> None:
+    contents = made_contents()
+    points = against_text(contents)
+    assert points is not None
+    # All have the same opening mass, so the lowest score alone, 2 cos 180°, is on the front.
+    assert points.loc[points["on_front"], ["series", "angle_deg", "x"]].to_numpy().tolist() == [
+        ["method", 180.0, -2.0]
+    ]
+    assert "harmless" not in {*points["series"]}
+    both = entanglement(contents)
+    assert both is not None
+    np.testing.assert_allclose(both["x"], [2, 0, -2, 0], atol=1e-9)
+    assert both["y"].tolist() == [-3] * 4
+    # Negative controls: no such measure, no harmless prompts.
+    score_alone = replace(contents, measures=contents.measures[:1])
+    assert against_text(score_alone) is None
+    curves = contents.curves.loc[contents.curves["series"] == "method"]
+    assert entanglement(replace(contents, series=contents.series[:1], curves=curves)) is None
 
 
 def test_the_page_weighs_little_beside_its_data() -> None:

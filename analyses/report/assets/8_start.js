@@ -1,6 +1,7 @@
 // Each part starts on its own; one that the run has no data for finds no place on the page.
 startDial();
 startCurves();
+startCosts();
 startAnswers();
 startSites();
 startCosines();

@@ -45,7 +45,7 @@ function showAnswers() {
   said.replaceChildren(
     isStill(arm, turning.place)
       ? `At 0° nothing is steered: these are the model’s own answers (${parts.join(", ")} part).`
-      : `Left the model’s own answer, right the steered one (${parts.join(", ")} part).`,
+      : `First the model’s own answer, then the steered one (${parts.join(", ")} part).`,
   );
   // Harmless prompts first: they are what one reads without a second thought.
   byId("answers").replaceChildren(...[1, 0].flatMap((cls) => {
