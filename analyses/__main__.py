@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
@@ -11,10 +12,13 @@ import pandas as pd
 import plotly.graph_objects as go
 import typer
 
-from analyses import output, run_figures
+from analyses import output, printed, run_figures, style
 from analyses.run_parts import RunParts
-from ss_lens import Store
+from ss_lens import Store, UserError
 from ss_lens.core.progress import progress_bar
+
+PRINTED = frozenset(module.name for module in iter_modules(printed.__path__))
+"""The figures that can be drawn for print."""
 
 
 def draw(run_dir: Path, store: Store | None = None) -> dict[str, tuple[pd.DataFrame, go.Figure]]:
@@ -37,14 +41,32 @@ def draw(run_dir: Path, store: Store | None = None) -> dict[str, tuple[pd.DataFr
 def main(
     run_dir: Annotated[Path, typer.Argument(help="What `ss-lens run` saved.")],
     out: Annotated[Path | None, typer.Option(help="Folder; default RUN_DIR/figures.")] = None,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="PDF and SVG for one and two columns, and tables.")
+    ] = False,
     formats: Annotated[
         list[str] | None, typer.Option("--format", help="html, pdf, svg or png; may be repeated.")
     ] = None,
 ) -> None:
-    """Draw every figure of a run; tables are written beside them."""
+    """Draw every figure of a run; tables are written beside them.
+
+    With --paper they are drawn for print into the folder `paper`, without a browser.
+    """
+    if paper and formats:
+        raise UserError("--paper writes PDF and SVG; leave out --format, or run twice.")
     folder, chosen = out or run_dir / "figures", output.checked(formats)
     for name, (table, figure) in draw(run_dir).items():
-        output.save(folder, name, table, figure, chosen)
+        if name not in PRINTED:
+            if paper:
+                print(f"{name} has no form for print and is left out")
+            else:
+                output.save(folder, name, table, figure, chosen)
+            continue
+        make = partial(output.printed, name, style.subtitle_of(figure), table)
+        if paper:
+            output.save_print(folder / "paper", name, make())
+        else:
+            output.save(folder, name, table, figure, chosen, make)
 
 
 if __name__ == "__main__":

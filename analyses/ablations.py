@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -15,8 +16,7 @@ from analyses import output, style
 from ss_lens import UserError
 from ss_lens.experiments.ablation import FULL, HEADINGS, METRICS, AblationResult, load_ablations
 
-SETTLED, UNSETTLED, REFERENCE = "#D55E00", "#0072B2", "#000000"
-LEVEL = 0.05
+LEVEL = style.LEVEL
 PANELS_PER_ROW = 4
 HOVER = (
     *("low", "high", "n", "draws", "draw_low", "draw_high"),
@@ -43,7 +43,7 @@ def forest(
 ) -> go.Figure:
     """A panel per metric, a line per variant: mean and 95 % interval, the full method dotted.
 
-    Filled orange: differs from the full method on the same prompts. Hollow blue: not shown to.
+    Filled: differs from the full method on the same prompts. Open: not shown to.
     """
     of_class = table.query("prompt_class == @prompt_class")
     grid = [metrics[i : i + PANELS_PER_ROW] for i in range(0, len(metrics), PANELS_PER_ROW)]
@@ -61,12 +61,14 @@ def forest(
         row, col = divmod(index, widest)
         rows = of_class[of_class["metric"] == metric]
         whole = rows["variant"] == FULL
-        for name, mask, colour, symbol in (
-            ("full method", whole, REFERENCE, "diamond"),
-            (f"differs (p < {LEVEL:g})", ~whole & rows["settled"], SETTLED, "circle"),
-            ("not shown to differ", ~whole & ~rows["settled"], UNSETTLED, "circle-open"),
+        for kind, name, mask in (
+            ("reference", "full method", whole),
+            ("differs", f"differs from it (p < {LEVEL:g})", ~whole & rows["settled"]),
+            ("open", "open: not shown to differ", ~whole & ~rows["settled"]),
         ):
             part = rows[mask]
+            look = style.FOREST_LOOKS[kind]
+            symbol = f"{look.symbol}-open" if kind == "open" else look.symbol
             drawn.add_trace(
                 go.Scatter(
                     x=part["mean"],
@@ -75,13 +77,13 @@ def forest(
                     name=name,
                     legendgroup=name,
                     showlegend=index == 0,
-                    marker={"color": colour, "symbol": symbol, "size": 8},
+                    marker={"color": look.colour, "symbol": symbol, "size": 8},
                     error_x={
                         "type": "data",
                         "symmetric": False,
                         "array": part["high"] - part["mean"],
                         "arrayminus": part["mean"] - part["low"],
-                        "color": colour,
+                        "color": look.colour,
                         "thickness": 1.5,
                         "width": 0,
                     },
@@ -98,23 +100,36 @@ def forest(
             )
         for mean in rows.loc[whole, "mean"]:
             style.upright(drawn, mean, row=row + 1, col=col + 1)
+    style.explain(drawn, style.ACROSS, "95 % interval")
+    style.explain_level(drawn, "mean of the full method")
     # Or the order would be that of the traces, each of which holds some of the variants.
     order = [*dict.fromkeys(of_class["variant"])]
     drawn.update_yaxes(categoryarray=order, autorange="reversed", automargin=True)
     drawn.update_xaxes(nticks=4)
     height = 130 + len(grid) * (70 + 20 * len(order))
-    return style.layout(drawn, f"Ablations on {prompt_class} test prompts", subtitle, height=height)
+    title = f"Ablations on {prompt_class} test prompts"
+    return style.layout(drawn, title, subtitle, height=height, narrowest=130 + 170 * widest)
 
 
 def angle_means(scan: pd.DataFrame) -> pd.DataFrame:
-    """Mean ``refusal_score`` per ``prompt_class``, ``variant``, ``draw`` and ``angle_deg``, over
-    prompts.
+    """Mean ``refusal_score`` and ``opening_mass`` per ``prompt_class``, ``variant``, ``draw`` and
+    ``angle_deg``, over prompts.
 
     Draws stay apart: a random plane has no orientation, so an angle in one draw has nothing to do
     with the same angle in another, and their mean would flatten every curve.
     """
     keys = ["prompt_class", "variant", "draw", "angle_deg"]
-    return scan.groupby(keys, sort=False).agg({"refusal_score": "mean"}).reset_index()
+    return (
+        scan.groupby(keys, sort=False)
+        .agg({"refusal_score": "mean", "opening_mass": "mean"})
+        .reset_index()
+    )
+
+
+def turned(scan: pd.DataFrame) -> pd.DataFrame:
+    """The rows of variants with more than one angle."""
+    angles = scan.groupby("variant")["angle_deg"].transform("nunique")
+    return scan.loc[angles > 1]
 
 
 def polar(
@@ -149,7 +164,7 @@ def polar(
         specs=[[{"type": "polar"}] * len(labels)],
         subplot_titles=[f"{label} prompts" for label in labels],
     )
-    for variant, (colour, dash) in looks.items():
+    for variant, look in looks.items():
         of_variant = means.query("variant == @variant")
         of_draw = of_variant.groupby(["prompt_class", "draw"], sort=False)
         for index, (_, rows) in enumerate(of_draw):
@@ -163,8 +178,8 @@ def polar(
                     name=variant,
                     legendgroup=variant,
                     showlegend=index == 0,
-                    line={"color": colour, "dash": dash, "width": 1.5},
-                    marker={"size": 4},
+                    line={"color": look.colour, "dash": look.dash, "width": 1.5},
+                    marker={"size": 5, "symbol": look.symbol},
                     hovertemplate=f"%{{theta}}°: %{{r:.2f}}, draw {draw}",
                 ),
                 row=1,
@@ -178,7 +193,8 @@ def polar(
         angularaxis={"direction": "counterclockwise", "dtick": 45},
     )
     title = "Refusal score (nats) against the angle, on dev"
-    return style.layout(drawn, title, subtitle, height=500, clear=16)
+    wide = 360 * len(labels)
+    return style.layout(drawn, title, subtitle, height=500, clear=16, narrowest=wide)
 
 
 def main(
@@ -195,10 +211,14 @@ def main(
     for label in dict.fromkeys(table["prompt_class"]):
         drawn = forest(table, f"{seen} that no choice has seen", prompt_class=label)
         rows = table.loc[table["prompt_class"] == label]
-        output.save(place, f"ablations_{label}", rows, drawn, chosen)
+        of_print = f"{seen}, {label} prompts", rows, HEADINGS, FULL
+        make = partial(output.printed, "forest", *of_print)
+        output.save(place, f"ablations_{label}", rows, drawn, chosen, make)
     subtitle = f"{config.model}; {config.dataset}: {config.dev} dev prompts per class"
     drawn = polar(result.scan, subtitle)
-    output.save(place, "angle_polar", angle_means(result.scan), drawn, chosen)
+    means = angle_means(result.scan)
+    make = partial(output.printed, "angle_curves", subtitle, turned(means), FULL)
+    output.save(place, "angle_polar", means, drawn, chosen, make)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Annotated
@@ -90,21 +91,21 @@ def measure(
 
 
 def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
-    """Score against angle, one panel per class; dotted: unsteered, hollow: little opening mass.
+    """Score against angle, one panel per class; bands are 95 % intervals, dotted is unsteered.
 
-    A hollow marker stands where less than half of the first token's probability is on any opening,
-    refusing or complying, so that the score says little.
+    A score is crossed out where less than half of the first token's probability is on any opening,
+    refusing or complying, so that it says little.
     """
     drawn, panels = style.panel_per_class(table)
-    looks = style.series(table["way"])
+    looks, crossed = style.series(table["way"]), style.Crosses()
     for panel, of_class in panels:
         for way, rows in of_class.sort_values("angle_deg", kind="stable").groupby(
             "way", sort=False
         ):
-            colour, dash = looks[str(way)]
+            look = looks[str(way)]
             x = rows["angle_deg"].to_numpy()
             low, high = rows["low"].to_numpy(), rows["high"].to_numpy()
-            drawn.add_trace(style.band(x, low, high, colour, str(way)), row=1, col=panel)
+            drawn.add_trace(style.band(x, low, high, look.colour, str(way)), row=1, col=panel)
             drawn.add_trace(
                 go.Scatter(
                     x=x,
@@ -112,8 +113,8 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
                     mode="lines+markers",
                     name=str(way),
                     legendgroup=str(way),
-                    line={"color": colour, "dash": dash},
-                    marker={"symbol": style.symbols(rows["opening_mass"]), "size": 6},
+                    line={"color": look.colour, "dash": look.dash},
+                    marker={"symbol": look.symbol, "size": 6},
                     customdata=rows[["opening_mass"]],
                     hovertemplate="%{x}°: %{y:.2f} nats<br>opening mass %{customdata[0]:.2f}",
                     showlegend=panel == 1,
@@ -121,11 +122,16 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
                 row=1,
                 col=panel,
             )
+            of_way = rows["angle_deg"], rows["refusal_score"], rows["opening_mass"]
+            crossed.draw(drawn, *of_way, col=panel)
         unsteered = float(of_class["unsteered"].iloc[0])
         style.level(drawn, unsteered, row=1, col=panel)
+    style.explain(drawn, style.BAND, "95 % interval")
+    style.explain_level(drawn, "unsteered")
     drawn.update_xaxes(title_text="θ (degrees)", tickvals=list(range(0, 361, 90)))
     drawn.update_yaxes(title_text="refusal score (nats)", col=1)
-    return style.layout(drawn, "Refusal score against the angle", subtitle, height=480)
+    title = "Refusal score against the angle"
+    return style.layout(drawn, title, subtitle, height=480, narrowest=560)
 
 
 def main(
@@ -144,7 +150,8 @@ def main(
     ways = paper_ways(ss_lens.capture(loaded, parts.train))
     table = measure(loaded, ways, parts.test, range(0, 360, step))
     subtitle = f"{model}; {dataset}: {test} + {test} prompts that no calibration has seen"
-    output.save(out, "angle_response", table, figure(table, subtitle), chosen)
+    make = partial(output.printed, "angle_response", subtitle, table)
+    output.save(out, "angle_response", table, figure(table, subtitle), chosen, make)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from html import escape as escape_html
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -17,9 +21,13 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from analyses import style
 from ss_lens import UserError, load_dataset
 from ss_lens.core.files import atomic_path, disk_errors
 from ss_lens.datasets.contrastive import DatasetSplit
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FORMATS = ("html", "pdf", "svg", "png")
 DRAWING_SECONDS = 120.0
@@ -35,18 +43,72 @@ subprocess.Popen = InThisSession  # so that the browser can be ended together wi
 from plotly.io import from_json
 figure = from_json(sys.stdin.read(), skip_invalid=True)
 try:
-    figure.write_image(sys.argv[1], scale=int(sys.argv[2]))
+    figure.write_image(sys.argv[1], scale=int(sys.argv[2]), width=int(sys.argv[3]))
 except (ImportError, ValueError, RuntimeError) as error:
     print(error)
     sys.exit({NOT_DRAWN})
 """
 
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+body {{ margin: 0; font-family: "DejaVu Sans", Arial, sans-serif; background: white; }}
+header {{ margin: 12px; }}
+h1 {{ font-size: 17px; margin: 0 0 4px; font-weight: normal; }}
+p {{ font-size: 12px; margin: 0; color: #444; }}
+main {{ overflow-x: auto; }}
+main > div {{ min-width: {narrowest}px; }}
+</style>
+</head>
+<body>
+<header><h1>{title}</h1><p>{subtitle}</p></header>
+<main>{figure}</main>
+</body>
+</html>
+"""
 Model = Annotated[str, typer.Option(help="Registered name, Hub id, local folder or .gguf file.")]
 Dataset = Annotated[str, typer.Option(help="Embedded name or file.")]
 Out = Annotated[Path, typer.Option(help="Folder.")]
 Formats = Annotated[
     list[str] | None, typer.Option("--format", help="html, pdf, svg or png; may be repeated.")
 ]
+
+
+@dataclass(frozen=True, eq=False)
+class Print:
+    """What goes into a paper beside a figure for the screen.
+
+    Attributes:
+        figure: draws at the width of one or two columns.
+        table: with its numbers rounded and named for readers.
+        caption: what is drawn, and of what.
+    """
+
+    figure: Callable[[int], Figure]
+    table: pd.DataFrame
+    caption: str
+
+
+def printed(module: str, subtitle: str, *given: Any) -> Print:
+    """What :mod:`analyses.printed` has in the module of that name, of a table and its context.
+
+    Raises:
+        UserError: Matplotlib is not installed.
+    """
+    if find_spec("matplotlib") is None:
+        raise UserError(
+            "figures in PDF, SVG and PNG need Matplotlib, which is not installed; run "
+            'pip install "ss_lens[paper]", or use --format html.'
+        )
+    drawing = import_module(f"analyses.printed.{module}")
+    caption = f"{drawing.CAPTION} Data: {subtitle}."
+    return Print(
+        lambda columns: drawing.figure(*given, columns=columns), drawing.brief(*given), caption
+    )
 
 
 def split(dataset: str, seed: int = 0, test: int = 24) -> DatasetSplit:
@@ -74,7 +136,7 @@ def write(figure: go.Figure, path: Path) -> None:
     """
     with atomic_path(path) as temporary:
         if path.suffix == ".html":
-            figure.write_html(temporary, include_plotlyjs=True)
+            temporary.write_text(page(figure), "utf-8")
             return
         if problem := _problem_of_drawing(figure, temporary):
             raise UserError(
@@ -84,13 +146,33 @@ def write(figure: go.Figure, path: Path) -> None:
             )
 
 
+def page(figure: go.Figure) -> str:
+    """A self-contained page that is as wide as its window, the title above as text that wraps."""
+    told = figure.layout.meta or {}
+    drawn = go.Figure(figure)
+    drawn.update_layout(title=None, margin_t=told.get("top", 40), height=told.get("height"))
+    return PAGE.format(
+        title=escape_html(told.get("title", "")),
+        subtitle=escape_html(told.get("subtitle", "")),
+        narrowest=told.get("narrowest", 0),
+        figure=drawn.to_html(
+            full_html=False,
+            include_plotlyjs=True,
+            config={"responsive": True},
+            default_width="100%",
+            post_script=style.RESPONSIVE,
+        ),
+    )
+
+
 def _problem_of_drawing(figure: go.Figure, path: Path) -> str | None:
     """Draw with a browser and return what went wrong.
 
     A browser may hang, so it is started by a process of its own, which is ended with all that it
     started.
     """
-    command = [sys.executable, "-c", DRAWING, str(path), "2" if path.suffix == ".png" else "1"]
+    scale = "2" if path.suffix == ".png" else "1"
+    command = [sys.executable, "-c", DRAWING, str(path), scale, str(style.WIDTH)]
     with subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
@@ -119,13 +201,50 @@ def save(
     table: pd.DataFrame,
     figure: go.Figure,
     formats: Sequence[str],
+    make_print: Callable[[], Print] | None = None,
 ) -> None:
-    """Write ``name``'s table and figure into ``folder`` and print the figures' paths."""
+    """Write ``name``'s table and figure into ``folder`` and print the figures' paths.
+
+    PDF, SVG and PNG are drawn for print, at the width of two columns, where ``make_print`` is
+    given; else they need a browser.
+    """
     with disk_errors(folder), atomic_path(folder / f"{name}.csv") as temporary:
         table.to_csv(temporary, index=False)
     for suffix in formats:
-        write(figure, folder / f"{name}.{suffix}")
-        print(folder / f"{name}.{suffix}")
+        path = folder / f"{name}.{suffix}"
+        if suffix == "html" or make_print is None:
+            write(figure, path)
+        else:
+            _write_print(make_print().figure(2), path)
+        print(path)
+
+
+def save_print(folder: Path, name: str, made: Print) -> None:
+    """Write a figure as PDF and SVG at both widths, and its table for LaTeX and as Markdown."""
+    from analyses.printed.tables import latex, markdown, negative
+
+    for columns in (1, 2):
+        for suffix in ("pdf", "svg"):
+            path = folder / f"{name}_{columns}col.{suffix}"
+            _write_print(made.figure(columns), path)
+            print(path)
+    rows = negative(markdown(made.table.columns, made.table.itertuples(index=False)))
+    texts = {
+        "tex": latex(made.table, made.caption, name),
+        "md": f"{rows}\n\n{made.caption}\n",
+    }
+    for suffix, text in texts.items():
+        path = folder / f"{name}.{suffix}"
+        with disk_errors(folder), atomic_path(path) as temporary:
+            temporary.write_text(text, "utf-8")
+        print(path)
+
+
+def _write_print(figure: Figure, path: Path) -> None:
+    from analyses.printed import sheet
+
+    with disk_errors(path.parent), atomic_path(path) as temporary:
+        sheet.save(figure, temporary, path.suffix[1:], path.stem.replace("_", " "))
 
 
 def command(function: Callable[..., Any]) -> None:

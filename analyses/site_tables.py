@@ -52,3 +52,12 @@ class SiteMatrix:
         names = [str(site) for site in sites]
         square = frame.pivot(index="site", columns="other_site", values=column)
         return cls(square.loc[names, names].to_numpy(float), sites, column, unit)
+
+
+def unsettled(table: pd.DataFrame, label: str) -> np.ndarray:
+    """Where a class's mean is not known to lie on one side of zero, by its own interval.
+
+    An interval that cannot be known, of a single prompt, settles nothing.
+    """
+    beyond = (table[f"{label}_low"] > 0) | (table[f"{label}_high"] < 0)
+    return ~beyond.to_numpy(dtype=bool)

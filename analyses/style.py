@@ -1,10 +1,10 @@
-"""How all figures look: colours, axes of sites, and the layout."""
+"""How all figures look, on screen and in print: colours, markers, dashes, axes and layout."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Sequence
-from itertools import cycle
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -14,18 +14,45 @@ from plotly.subplots import make_subplots
 
 from ss_lens.models.sites import STREAMS, Site
 
+
+@dataclass(frozen=True)
+class Look:
+    """How a series is drawn, named as Plotly does; dash and symbol alone tell it apart in grey."""
+
+    colour: str
+    dash: str
+    symbol: str
+
+
 # Okabe–Ito, readable with every kind of colour vision.
 CLASS_COLOURS = {"positive": "#D55E00", "negative": "#0072B2"}
+CLASS_LOOKS = {
+    "positive": Look(CLASS_COLOURS["positive"], "solid", "circle"),
+    "negative": Look(CLASS_COLOURS["negative"], "dash", "square"),
+}
+LEVEL = 0.05
+"""Of a corrected p: below it a variant is said to differ."""
+FOREST_LOOKS = {
+    "reference": Look("#000000", "solid", "diamond"),
+    "differs": Look("#D55E00", "solid", "circle"),
+    "open": Look("#0072B2", "solid", "square"),
+}
 SERIES_COLOURS = ("#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#D55E00", "#0072B2", "#000000")
 NEUTRAL = "#666666"
 SELECTED = "rgba(0, 158, 115, 0.14)"
-STREAM_COLOURS = dict(zip(STREAMS, SERIES_COLOURS, strict=True))
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+SYMBOLS = (*("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "star"),)
+"""Filled. An open one says one thing everywhere: the data do not settle on which side it lies."""
+LOW_MASS = 0.5
+"""Below it a cross stands over a marker: the answers mostly open neither way, so that the score
+says little."""
+DIVERGING = (*("#E4F1FB", "#BFD9EC", "#ADBFCB", "#B0B0B0", "#C9925F", "#A3541C", "#5C2200"),)
+"""From −1 to 1: it darkens all the way, so that the two ends differ in grey too."""
 DOTTED = {"color": NEUTRAL, "width": 1, "dash": "dot"}
 """The line at a reference."""
 WIDTH = 900
-"""Of every figure, in pixels: what a page or a notebook shows without scrolling."""
-SUBTITLE_WIDTH = 110
+"""Pixels of a figure that a browser draws into a file; on screen it is as wide as its place."""
+SUBTITLE_WIDTH = 90
 """Characters of the subtitle that fit in a line."""
 _BELOW_AXIS, _LEGEND_ROW = 62, 30
 
@@ -36,16 +63,31 @@ def depth(sites: Sequence[Site]) -> np.ndarray:
     return np.array([site.layer + present.index(site.stream) / len(present) for site in sites])
 
 
-def series(names: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """A colour and a dash for each name; no two are alike among the first 42."""
-    pairs = cycle((colour, dash) for dash in DASHES for colour in SERIES_COLOURS)
-    return dict(zip(dict.fromkeys(names), pairs, strict=False))
+def series(names: Iterable[str]) -> dict[str, Look]:
+    """A look for each name; among the first 42 no two share colour and dash, or symbol and dash."""
+    return {
+        name: Look(
+            SERIES_COLOURS[i % len(SERIES_COLOURS)],
+            DASHES[i % len(DASHES)],
+            SYMBOLS[i % len(SYMBOLS)],
+        )
+        for i, name in enumerate(dict.fromkeys(names))
+    }
 
 
 def layout(
-    figure: go.Figure, title: str, subtitle: str = "", height: int = 480, *, clear: int = 0
+    figure: go.Figure,
+    title: str,
+    subtitle: str = "",
+    height: int = 480,
+    *,
+    clear: int = 0,
+    narrowest: int = 0,
 ) -> go.Figure:
     """Apply the common layout: the title above, the legend below, nothing over the panels.
+
+    The figure is as wide as its place. Its height is fixed, with the legend's rows at
+    :data:`WIDTH`; :data:`RESPONSIVE` counts them anew on a page.
 
     Args:
         figure: with its traces and annotations, which decide how much room they get.
@@ -53,15 +95,25 @@ def layout(
         subtitle: what was measured and on what; wrapped to the width.
         height: in pixels, without the rows of the legend.
         clear: more pixels to keep free above and below the panels, for labels around a circle.
+        narrowest: pixels that the panels need side by side; a page that is narrower scrolls.
     """
     lines = textwrap.wrap(subtitle, SUBTITLE_WIDTH)
     text = "<br>".join([title, *(f"<sup>{line}</sup>" for line in lines)])
-    rows = _legend_rows(figure)
+    entries, entry = _legend_entries(figure)
+    rows = 0 if entries < 2 else -(-entries // max(1, int((WIDTH - 100) / entry)))
     texts = [note.text for note in figure.select_annotations({"yref": "paper"})]
     headings = max((1 + text.count("<br>") for text in texts), default=0)
-    top = 48 + 22 * len(lines) + 20 * headings + clear
-    height += _LEGEND_ROW * rows + 2 * clear
-    bottom = _BELOW_AXIS + _LEGEND_ROW * rows + clear
+    above = 14 + 20 * headings + clear
+    top = 34 + 22 * len(lines) + above
+    below = _BELOW_AXIS + clear
+    height += 2 * clear
+    panels = height - top - below
+    figure.layout.meta = {
+        **{"title": title, "subtitle": subtitle, "narrowest": narrowest, "top": above},
+        **{"height": panels + above + below + _LEGEND_ROW * rows},
+        **{"entries": entries, "entry": entry, "row": _LEGEND_ROW, "below": below},
+        "fixed": panels + above + below,
+    }
     figure.update_shapes(opacity=1)  # the template makes lines and shades faint
     return figure.update_layout(
         template="simple_white",
@@ -71,26 +123,45 @@ def layout(
             **{"y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 24}},
         },
         font={"family": "DejaVu Sans, Arial, sans-serif", "size": 13},
-        margin={"l": 70, "r": 30, "t": top, "b": bottom},
-        width=WIDTH,
-        height=height,
+        margin={"l": 70, "r": 30, "t": top, "b": below + _LEGEND_ROW * rows},
+        autosize=True,
+        height=height + _LEGEND_ROW * rows,
         legend={
             "orientation": "h",
             **{"x": 0, "xanchor": "left", "yanchor": "top"},
-            "y": -(_BELOW_AXIS + clear) / (height - top - bottom),
+            "y": -below / panels,
         },
         hovermode="closest",
     )
 
 
-def _legend_rows(figure: go.Figure) -> int:
-    """How many rows the legend takes below the panels, estimated from the names' lengths."""
+RESPONSIVE = """
+const gd = document.getElementById("{plot_id}"), told = gd.layout.meta;
+if (told && told.entries > 1) {
+  const fit = () => {
+    const across = Math.max(1, Math.floor((gd.clientWidth - 100) / told.entry));
+    const legend = told.row * Math.ceil(told.entries / across);
+    const height = told.fixed + legend;
+    if (Math.abs(gd.layout.height - height) > 1)
+      Plotly.relayout(gd, {"height": height, "margin.b": told.below + legend});
+  };
+  fit();
+  window.addEventListener("resize", fit);
+}
+"""
+"""Gives a page's figure the height that the rows of its legend need at the page's width."""
+
+
+def subtitle_of(figure: go.Figure) -> str:
+    """What a figure was drawn of, as :func:`layout` was told."""
+    return figure.layout.meta["subtitle"]
+
+
+def _legend_entries(figure: go.Figure) -> tuple[int, float]:
+    """How many entries the legend has, and how many pixels the longest takes, by its length."""
     traces = cast("Iterable[Any]", figure.select_traces())  # plotly has it untyped
     shown = [trace.name for trace in traces if trace.name and trace.showlegend is not False]
-    if len(shown) < 2:
-        return 0
-    width = 55 + 7.5 * max(map(len, shown))
-    return -(-len(shown) // max(1, int((WIDTH - 100) / width)))
+    return len(shown), 55 + 7.5 * max(map(len, shown), default=0)
 
 
 def band(x: np.ndarray, low: np.ndarray, high: np.ndarray, colour: str, name: str) -> go.Scatter:
@@ -144,6 +215,86 @@ def panel_per_class(table: pd.DataFrame) -> tuple[go.Figure, list[tuple[int, pd.
     return drawn, [(panel, rows) for panel, (_, rows) in enumerate(of_class, start=1)]
 
 
-def symbols(opening_mass: Iterable[float], shape: str = "circle") -> list[str]:
-    """Hollow where less than half of the first token's probability is on any opening."""
-    return [shape if mass >= 0.5 else f"{shape}-open" for mass in opening_mass]
+EXPLAINS = "explains"
+"""The meta of a trace that says something about the values of others."""
+BAR = {"symbol": "line-ns", "size": 10, "line": {"width": 1.5, "color": "black"}}
+"""The marker that explains error bars in a legend."""
+ACROSS = {"symbol": "line-ew", "size": 14, "line": {"width": 1.5, "color": "black"}}
+BAND = {"symbol": "square", "size": 12, "color": "rgba(0, 0, 0, 0.15)"}
+OPEN = {"symbol": "circle-open", "size": 7, "color": "black"}
+CROSS = {"symbol": "x-thin", "size": 8, "line": {"width": 1.5, "color": "black"}}
+
+
+def opened(symbol: str, open_: Iterable[bool]) -> list[str]:
+    """The symbol of each marker: open where the data do not settle on which side it lies."""
+    return [f"{symbol}-open" if unsettled else symbol for unsettled in open_]
+
+
+def explain(figure: go.Figure, marker: dict[str, Any], text: str) -> None:
+    """Say in the legend what a mark means."""
+    figure.add_trace(
+        go.Scatter(
+            x=[None],
+            y=[None],
+            mode="markers",
+            marker=marker,
+            name=text,
+            showlegend=True,
+            meta=EXPLAINS,
+        )
+    )
+
+
+def explain_level(figure: go.Figure, text: str) -> None:
+    """Say in the legend what dotted lines mean."""
+    figure.add_trace(
+        go.Scatter(
+            x=[None],
+            y=[None],
+            mode="lines",
+            line=DOTTED,
+            name=text,
+            showlegend=True,
+            meta=EXPLAINS,
+        )
+    )
+
+
+class Crosses:
+    """Crosses over the values whose opening mass is low, with one line of the legend for all."""
+
+    text = f"opening mass below {LOW_MASS:g}"
+
+    def __init__(self) -> None:
+        self.explained = False
+
+    def draw(
+        self,
+        figure: go.Figure,
+        x: pd.Series,
+        y: pd.Series,
+        mass: pd.Series,
+        *,
+        row: int = 1,
+        col: int = 1,
+    ) -> None:
+        """Cross out in one panel; nothing where no value is crossed out."""
+        low = (mass < LOW_MASS).to_numpy()
+        if not low.any():
+            return
+        figure.add_trace(
+            go.Scatter(
+                x=x[low],
+                y=y[low],
+                mode="markers",
+                marker=CROSS,
+                name=self.text,
+                legendgroup=self.text,
+                showlegend=not self.explained,
+                hoverinfo="skip",
+                meta=EXPLAINS,
+            ),
+            row=row,
+            col=col,
+        )
+        self.explained = True

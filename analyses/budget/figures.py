@@ -15,43 +15,46 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
 
     The divergence is that over both classes, in either panel, as the budget is. Crosses reach over
     the 95 % intervals. Dotted: unsteered, and the budgets; a marker beside its budget says that
-    test prompts differ from those that the strength was chosen on. A hollow marker stands where
+    test prompts differ from those that the strength was chosen on. A score is crossed out where
     less than half of the first token's probability is on any opening, refusing or complying, so
-    that the score says little. A family without a strength is a diamond; one that reaches no budget
+    that it says little. A family without a strength is a single marker; one that reaches no budget
     stands in the legend alone.
     """
     drawn, panels = style.panel_per_class(table)
-    looks = style.series(table["family"])
+    looks, crossed = style.series(table["family"]), style.Crosses()
     for panel, of_class in panels:
         for family, rows in of_class.groupby("family", sort=False):
-            drawn.add_trace(
-                _points(str(family), rows, *looks[str(family)], in_legend=panel == 1),
-                row=1,
-                col=panel,
+            points, in_legend = _reached(rows), panel == 1
+            trace = _points(str(family), points, looks[str(family)], in_legend=in_legend)
+            drawn.add_trace(trace, row=1, col=panel)
+            crossed.draw(
+                drawn, points["kl"], points["refusal_score"], points["opening_mass"], col=panel
             )
         unsteered = float(of_class["unsteered"].iloc[0])
         style.level(drawn, unsteered, row=1, col=panel)
         for budget in dict.fromkeys(of_class["budget"]):
             style.upright(drawn, budget, row=1, col=panel)
+    style.explain(drawn, style.BAR, "95 % intervals")
+    style.explain_level(drawn, "unsteered; budgets")
     drawn.update_xaxes(
         title_text="KL from the unsteered model (nats per token)", type="log", tickvals=TICKS
     )
     drawn.update_yaxes(title_text="refusal score (nats)", col=1)
     title = "Refusal score of operators at equal divergence"
-    return style.layout(drawn, title, subtitle, height=500)
+    return style.layout(drawn, title, subtitle, height=500, narrowest=560)
 
 
-def _points(
-    family: str, rows: pd.DataFrame, colour: str, dash: str, *, in_legend: bool
-) -> go.Scatter:
-    """A family's points from the smallest divergence to the largest, with their intervals."""
+def _reached(rows: pd.DataFrame) -> pd.DataFrame:
+    """A family's points from the smallest divergence to the largest.
+
+    Without a strength it is the same at every budget.
+    """
     reached = rows.dropna(subset=["kl"]).sort_values("kl")
-    fixed = bool(reached["strength"].isna().any())
-    if fixed:
-        reached = reached.head(1)  # the same at every budget
+    return reached.head(1) if reached["strength"].isna().any() else reached
+
+
+def _points(family: str, reached: pd.DataFrame, look: style.Look, *, in_legend: bool) -> go.Scatter:
     name = family if len(reached) else f"{family} (not reached)"
-    shape = "diamond" if fixed else "circle"
-    symbols = style.symbols(reached["opening_mass"], shape)
     return go.Scatter(
         x=reached["kl"] if len(reached) else [None],
         y=reached["refusal_score"] if len(reached) else [None],
@@ -60,8 +63,8 @@ def _points(
         mode="lines+markers",
         name=name,
         legendgroup=family,
-        line={"color": colour, "width": 1.5, "dash": dash},
-        marker={"symbol": symbols, "size": 8, "color": colour},
+        line={"color": look.colour, "width": 1.5, "dash": look.dash},
+        marker={"symbol": look.symbol, "size": 8, "color": look.colour},
         customdata=reached[["operator", "opening_mass", "budget"]],
         hovertemplate="%{customdata[0]}<br>%{y:.2f} nats at KL %{x:.3g}, budget "
         "%{customdata[2]:g}<br>opening mass %{customdata[1]:.2f}",

@@ -13,8 +13,8 @@ FLOOR = -18
 """Where the figure puts zeros: the power of ten below every change that float64 can show."""
 CONDITIONS = (
     ("float64", "float64", "float64", style.SERIES_COLOURS[5], "circle"),
-    ("float32", "float32", "float32", style.SERIES_COLOURS[0], "circle"),
-    ("bfloat16", "float32", "bfloat16, computed in float32", style.SERIES_COLOURS[1], "circle"),
+    ("float32", "float32", "float32", style.SERIES_COLOURS[0], "square"),
+    ("bfloat16", "float32", "bfloat16, computed in float32", style.SERIES_COLOURS[1], "cross"),
     ("bfloat16", "bfloat16", "all in bfloat16, as published", style.SERIES_COLOURS[4], "diamond"),
 )
 
@@ -22,8 +22,8 @@ CONDITIONS = (
 def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
     """Norm changes by operator, one panel per basis; at the right what becomes of the phases.
 
-    A dot is the median, its line reaches to the largest change. Medians of exactly zero stand,
-    hollow, on the line marked 0. Phases are those of the orthonormal basis in float64.
+    A dot is the median, its line reaches to the largest change. Medians of exactly zero stand on
+    the line marked 0. Phases are those of the orthonormal basis in float64.
     """
     settings = list(dict.fromkeys(table["setting"]))[::-1]
     drawn = make_subplots(
@@ -57,11 +57,7 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
                         "width": 3,
                     },
                     mode="markers",
-                    marker={
-                        "symbol": [f"{symbol}-open" if z else symbol for z in zero],
-                        "size": 7,
-                        "color": colour,
-                    },
+                    marker={"symbol": symbol, "size": 7, "color": colour},
                     name=name,
                     legendgroup=name,
                     showlegend=panel == len(BASES),
@@ -86,7 +82,7 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
         drawn.update_xaxes(title_text="|‖h′‖/‖h‖ − 1|", row=1, col=panel)
     exact = table[(table["basis"] == EXACT) & (table["dtype"] == "float64")]
     for column, symbol, name in (
-        ("phase_before", "line-ns-open", "phases before"),
+        ("phase_before", "line-ns", "phases before"),
         ("phase_after", "circle", "phases after"),
     ):
         drawn.add_trace(
@@ -94,7 +90,12 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
                 x=exact[column],
                 y=[settings.index(setting) for setting in exact["setting"]],
                 mode="markers",
-                marker={"symbol": symbol, "size": 10, "color": style.NEUTRAL},
+                marker={
+                    "symbol": symbol,
+                    "size": 10,
+                    "color": style.NEUTRAL,
+                    "line": {"width": 1.5, "color": style.NEUTRAL},
+                },
                 name=name,
                 text=exact["setting"],
                 hovertemplate="%{text}: %{x:.3f}",
@@ -122,7 +123,7 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
         line = {"color": "#dddddd", "width": 1}
         drawn.add_hline(edge - 0.5, line=line, layer="below")
     title = "What each operator does to the norm (dot: median, line: to the largest)"
-    return style.layout(drawn, title, subtitle, height=110 + 62 * len(settings))
+    return style.layout(drawn, title, subtitle, height=110 + 62 * len(settings), narrowest=700)
 
 
 def _label(setting: str) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import pandas as pd
 import typer
 
-from analyses import ablations, output
-from analyses.paper.page import read_tables, write_page
+from analyses import ablations, output, style
+from analyses.ablations import turned
+from analyses.paper.page import SHOWN, read_tables, write_page
 from analyses.run_figures import cosine_heatmap, norm_growth, sign_agreement
 from analyses.run_parts import RunParts
 from ss_lens import Calibration, Store, UserError
@@ -48,7 +50,9 @@ def main(
     parts = parts_of(folder, Store())
     for module in (cosine_heatmap, norm_growth, sign_agreement):
         table, figure = module.draw(parts)
-        output.save(place, module.__name__.rpartition(".")[2], table, figure, chosen)
+        name_ = module.__name__.rpartition(".")[2]
+        make = partial(output.printed, name_, style.subtitle_of(figure), table)
+        output.save(place, name_, table, figure, chosen, make)
     for kind in ("methods", "ablations"):
         rows = _as_ablation(tables[kind])
         title = f"{parts.seen}; {kind}"
@@ -56,11 +60,14 @@ def main(
             of_class = rows.query("prompt_class == @label")
             metrics = [metric for metric in METRICS if (of_class["metric"] == metric).any()]
             figure = ablations.forest(of_class, title, prompt_class=label, metrics=metrics)
-            output.save(place, f"{kind}_{label}", of_class, figure, chosen)
+            of_print = f"{title}, {label} prompts", of_class, SHOWN, REFERENCE
+            make = partial(output.printed, "forest", *of_print)
+            output.save(place, f"{kind}_{label}", of_class, figure, chosen, make)
         scan = tables["curves"].query("table == @kind")
-        scan = scan.astype({"angle_deg": float})
-        lone = scan.groupby("variant")["angle_deg"].transform("nunique") > 1
-        output.save(place, f"{kind}_angles", scan, ablations.polar(scan.loc[lone], title), chosen)
+        scan = scan.astype({"angle_deg": float}).replace({"variant": {FULL: REFERENCE}})
+        scan = turned(scan)
+        make = partial(output.printed, "angle_curves", title, scan, REFERENCE)
+        output.save(place, f"{kind}_angles", scan, ablations.polar(scan, title), chosen, make)
     if docs is not None:
         facts = dict(zip(tables["facts"]["fact"], tables["facts"]["value"], strict=True))
         svgs = {path.name: path.read_text("utf-8") for path in sorted(place.glob("*.svg"))}

@@ -11,6 +11,7 @@ import pandas as pd
 
 from analyses.paper import published
 from analyses.paper.verdicts import Tables, verdicts
+from analyses.printed.tables import markdown
 from ss_lens import UserError
 from ss_lens.experiments.paper.plan import PUBLISHED, UNSTEERED
 
@@ -67,7 +68,7 @@ def page(tables: Tables, figures: Sequence[str] = ()) -> str:
         f"tokens; angles {facts['angles_deg']}. Intervals are of 95 %. *Answered* is the share of "
         "answers that neither refuse nor collapse.",
         f"## Claim by claim: {', '.join(said)}",
-        _markdown(
+        markdown(
             ("claim", "verdict", "by", "rule"),
             [(v.claim, f"**{v.outcome}**", v.evidence, v.rule) for v in found],
         ),
@@ -76,7 +77,7 @@ def page(tables: Tables, figures: Sequence[str] = ()) -> str:
         f"### The paper's row: {published.MODEL}",
         f"From {published.SOURCE}. Another model of the family, 104 prompts, other judges and "
         "other angles: read it for its order, not its digits.",
-        _markdown(
+        markdown(
             ("method", *published.COLUMNS),
             [(name, *map(_number, row)) for name, row in published.ROWS.items()],
         ),
@@ -134,7 +135,7 @@ def _levels(table: pd.DataFrame, order: Sequence[str]) -> Iterable[str]:
         heads = ("", "angle (°)", "operator", "sites", *SHOWN.values())
         n = int(of_class["n"].max())
         yield f"{label} test prompts ({n}):"
-        yield _markdown(heads, rows)
+        yield markdown(heads, rows)
     yield "† no angle that was tried on dev kept nine tenths of the answers from collapsing."
 
 
@@ -146,7 +147,7 @@ def _interval(row: Mapping[Any, Any]) -> str:
 
 def _frame(table: pd.DataFrame) -> str:
     rows = [tuple(map(_number, row)) for row in table.itertuples(index=False)]
-    return _markdown([name.replace("_", " ") for name in table.columns], rows)
+    return markdown([name.replace("_", " ") for name in table.columns], rows)
 
 
 def _number(value: Any) -> str:
@@ -155,11 +156,6 @@ def _number(value: Any) -> str:
     except (TypeError, ValueError):
         return "" if value is None else str(value)
     return "" if math.isnan(number) else f"{number:.3g}"
-
-
-def _markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def write_page(tables_dir: Path, docs: Path, name: str, figures: Mapping[str, str]) -> Path:

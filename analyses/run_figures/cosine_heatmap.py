@@ -37,19 +37,19 @@ def measure(calibration: Calibration) -> pd.DataFrame:
 
 
 def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
-    """A site × site heatmap; the dashed cross marks the direction site, grey means no direction.
+    """A site × site heatmap; the dashed cross marks the direction site, yellow means no direction.
 
     A direction that all sites share (:class:`ss_lens.Consensus`) has no site and no cross.
     """
     matrix = SiteMatrix.from_frame(table, "cosine", "cosine")
     names = [str(site) for site in matrix.sites]
+    shades = style.DIVERGING
     drawn = go.Figure(
         go.Heatmap(
             z=matrix.values,
             x=names,
             y=names,
-            colorscale="RdBu",
-            reversescale=True,
+            colorscale=[[i / (len(shades) - 1), shade] for i, shade in enumerate(shades)],
             zmin=-1,
             zmax=1,
             colorbar={"title": matrix.unit},
@@ -73,9 +73,9 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
     drawn.update_yaxes(range=[len(names) - 0.5, -0.5], **ticks)
     drawn = style.layout(
         drawn,
-        "Cosine similarity of the candidate directions (grey: no direction)",
+        "Cosine of the candidate directions (yellow: none)",
         subtitle,
         height=800,
     )
-    drawn.update_layout(plot_bgcolor="#dddddd")  # shows where a site has no direction
+    drawn.update_layout(plot_bgcolor="#FFF3A6")  # shows where a site has no direction
     return drawn.update_xaxes(constrain="domain").update_yaxes(scaleanchor="x")

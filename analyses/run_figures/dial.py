@@ -6,24 +6,11 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analyses import style
+from analyses.dial_looks import BESIDE, LONE, closed, looks
 from analyses.run_parts import RunParts
-from ss_lens.experiments.dial.scan import (
-    ALL_SITES,
-    HEADINGS,
-    MATCHED,
-    METHOD,
-    RANDOM,
-    SAME,
-    UNIFORM,
-)
+from ss_lens.experiments.dial.ways import HEADINGS, METHOD, RANDOM
 
 COLUMNS = (("refusal_score", "refusal score (nats)"), ("opening_mass", "opening mass"))
-MARKS = {
-    UNIFORM: (style.NEUTRAL, "circle"),
-    MATCHED: (style.CLASS_COLOURS["negative"], "square"),
-    SAME: (style.SERIES_COLOURS[0], "diamond-open"),
-}
-"""Colour and symbol of what is measured at a few angles only; the method's colour is the first."""
 
 
 def draw(parts: RunParts) -> tuple[pd.DataFrame, go.Figure] | None:
@@ -58,22 +45,17 @@ def measure(dial: pd.DataFrame) -> pd.DataFrame:
 def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
     """Score above, opening mass below, against the angle; bars span the random draws.
 
-    The circle closes: 360° repeats 0°. Below half of the opening mass (dotted) the score says
+    The circle closes: 360° repeats 0°. Below half of the opening mass (crossed out) the score says
     little, since the answer opens like neither a refusal nor an answer.
     """
     drawn = style.two_panels()
-    table = _with_unsteered(table)
-    looks = style.series(HEADINGS.values())
+    crossed = style.Crosses()
     for (way, label), name in HEADINGS.items():
-        here = (table["way"] == way) & (table["prompt_class"] == label)
-        rows = table.loc[here].sort_values("angle_deg")
+        rows = closed(table, way, label)
         if rows.empty:
             continue
-        lone = way in MARKS
-        colour, dash = looks[name]
-        colour, symbol = MARKS.get(way, (colour, "circle"))
-        closed = rows.loc[rows["angle_deg"] == 0].assign(angle_deg=360.0)
-        rows = rows if lone else pd.concat([rows, closed])
+        look, lone = looks()[way, label], way in LONE
+        x = rows["angle_deg"] + BESIDE.get(way, 0)
         for panel, (column, _) in enumerate(COLUMNS, start=1):
             spread = {
                 "type": "data",
@@ -83,32 +65,34 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
             }
             drawn.add_trace(
                 go.Scatter(
-                    x=rows["angle_deg"],
+                    x=x,
                     y=rows[column],
                     mode="markers" if lone else "lines+markers",
                     name=name,
                     legendgroup=name,
                     showlegend=panel == 1,
-                    line={"color": colour, "dash": dash, "width": 3.5 if way == METHOD else 1.8},
-                    marker={"color": colour, "symbol": symbol, "size": 10 if lone else 6},
+                    line={
+                        "color": look.colour,
+                        "dash": look.dash,
+                        "width": 3.5 if (way, label) == (METHOD, "positive") else 1.8,
+                    },
+                    marker={"color": look.colour, "symbol": look.symbol, "size": 10 if lone else 7},
                     error_y=spread if way in RANDOM else None,
-                    hovertemplate=f"{name}, %{{x}}°: %{{y:.2f}}<extra></extra>",
+                    customdata=rows[["angle_deg"]],
+                    hovertemplate=f"{name}, %{{customdata[0]}}°: %{{y:.2f}}<extra></extra>",
                 ),
                 row=panel,
                 col=1,
             )
+        crossed.draw(drawn, x, rows["refusal_score"], rows["opening_mass"])
+    if table["way"].isin(RANDOM).any():
+        style.explain(drawn, style.BAR, "least to most of the random draws")
     style.level(drawn, 0, row=1, col=1)
-    style.level(drawn, 0.5, row=2, col=1)
+    style.level(drawn, style.LOW_MASS, row=2, col=1)
+    style.explain_level(drawn, f"0 nats; a mass of {style.LOW_MASS:g}")
     for panel, (_, title) in enumerate(COLUMNS, start=1):
         drawn.update_yaxes(title_text=title, row=panel, col=1)
     drawn.update_yaxes(range=[0, 1.03], row=2, col=1)
-    drawn.update_xaxes(tickvals=list(range(0, 361, 45)), range=[-6, 366])
+    drawn.update_xaxes(tickvals=list(range(0, 361, 45)), range=[-10, 370])
     drawn.update_xaxes(title_text="θ (degrees)", row=2, col=1)
-    return style.layout(drawn, "The dial: refusal against the angle", subtitle, height=620)
-
-
-def _with_unsteered(table: pd.DataFrame) -> pd.DataFrame:
-    """All rotations by an angle start from the unsteered model, which is measured once."""
-    is_start = (table["angle_deg"] == 0) & (table["way"] == METHOD)
-    start = table.loc[is_start & (table["prompt_class"] == "positive")]
-    return pd.concat([table, start.assign(way=ALL_SITES)], ignore_index=True)
+    return style.layout(drawn, "The dial: refusal against the angle", subtitle, height=560)

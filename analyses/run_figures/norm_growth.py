@@ -9,6 +9,7 @@ from analyses import style
 from analyses.run_parts import RunParts
 from analyses.site_tables import LayerProfile
 from ss_lens.activations.activations import Activations
+from ss_lens.models.sites import STREAMS
 from ss_lens.stats.bootstrap import bca_mean_interval, derive_rng
 
 
@@ -50,24 +51,27 @@ def measure(acts: Activations, *, n_resamples: int = 1000, seed: int = 0) -> pd.
 
 
 def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
-    """Norms above on a logarithmic scale, growth per layer below; a colour per stream.
+    """Norms above on a logarithmic scale, growth per layer below; a look per stream.
 
     The classes nearly coincide: the positive one is drawn wide and pale so that both can be seen.
     """
     drawn = style.two_panels()
+    looks = style.series(STREAMS)
     widths = {"positive": (6, 0.45), "negative": (1.5, 1)}
     for _, rows in table.groupby(["prompt_class", "stream"], sort=False):
         label, stream = str(rows["prompt_class"].iloc[0]), rows["stream"].iloc[0]
         width, opacity = widths[label]
+        look = looks[stream]
         for panel, column, unit in ((1, "mean_norm", "‖h‖"), (2, "growth", "ratio")):
             profile = LayerProfile.from_frame(rows, column, unit)
             drawn.add_trace(
                 go.Scatter(
                     x=[site.layer for site in profile.sites],
                     y=profile.values,
-                    mode="lines",
+                    mode="lines" if label == "positive" else "lines+markers",
                     opacity=opacity,
-                    line={"color": style.STREAM_COLOURS[profile.sites[0].stream], "width": width},
+                    line={"color": look.colour, "width": width, "dash": look.dash},
+                    marker={"symbol": look.symbol, "size": 5},
                     name=f"{stream}, {label}",
                     legendgroup=f"{stream}, {label}",
                     showlegend=panel == 1,
@@ -77,7 +81,8 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
                 col=1,
             )
     style.level(drawn, 1, row=2, col=1)
-    drawn.update_yaxes(title_text="mean ‖h‖ (log scale)", type="log", dtick=1, row=1, col=1)
+    style.explain_level(drawn, "no growth")
+    drawn.update_yaxes(title_text="mean ‖h‖ (log scale)", type="log", dtick="D2", row=1, col=1)
     drawn.update_yaxes(title_text="growth<br>per layer", row=2, col=1)
     drawn.update_xaxes(title_text="layer", row=2, col=1)
     return style.layout(drawn, "Norm growth of the activations", subtitle, height=580)

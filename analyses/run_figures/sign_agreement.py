@@ -9,11 +9,11 @@ import torch
 
 from analyses import style
 from analyses.run_parts import RunParts
-from analyses.site_tables import LayerProfile
+from analyses.site_tables import LayerProfile, unsettled
 from ss_lens.activations.activations import Activations
 from ss_lens.calibration.calibration import Calibration
 from ss_lens.calibration.site_selection import projections
-from ss_lens.stats.bootstrap import bca_interval, derive_rng
+from ss_lens.stats.bootstrap import bca_interval, bca_mean_interval, derive_rng
 
 
 def draw(parts: RunParts) -> tuple[pd.DataFrame, go.Figure]:
@@ -36,7 +36,8 @@ def measure(
 
     Returns:
         ``site``, ``layer``, ``stream``; per class the mean and standard deviation of the projection
-        of the unit-normalised activation (a cosine) and the share of prompts on the class's side;
+        of the unit-normalised activation (a cosine), the mean's 95 % BCa interval (``_low``,
+        ``_high``) and the share of prompts on the class's side;
         ``product`` of the means with its 95 % BCa interval and ``p_opposite``, the share of draws
         in which the signs are opposite; ``opposite``, whether they are in these prompts;
         ``selected``, whether the calibration steers the site. Bounds and ``p_opposite`` are NaN
@@ -52,6 +53,11 @@ def measure(
     )
     product = positive.mean(0) * negative.mean(0)
     samples = [projected.double().numpy() for projected in (positive, negative)]
+    bounds = {}
+    for label, sample in zip(("positive", "negative"), samples, strict=True):
+        rng = derive_rng(seed, "sign_agreement", label)
+        low, high = bca_mean_interval(sample, rng, n_resamples)
+        bounds |= {f"{label}_low": low, f"{label}_high": high}
     found = bca_interval(samples, _product, derive_rng(seed, "sign_agreement"), n_resamples)
     p_opposite = np.where(np.isnan(found.low), np.nan, (found.draws < 0).mean(axis=0))
     return pd.DataFrame(
@@ -73,36 +79,45 @@ def measure(
             "selected": calibration.selected.numpy(),
             "n_positive": len(positive),
             "n_negative": len(negative),
+            **bounds,
         }
     )
 
 
 def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
-    """Mean projections with their spread above, shares of prompts on their side below.
+    """Class means with their intervals above, shares of prompts on their side below.
 
-    Steered sites are shaded. An open marker says that the bootstrap interval of the product of the
-    two means includes zero there, so that its sign is not settled.
+    Steered sites are shaded. A mean is open where its own 95 % interval holds zero: the data do
+    not settle on which side the class lies.
     """
     drawn = style.two_panels()
     sites = LayerProfile.from_frame(table, "product", "cosine²").sites
     x = style.depth(sites)
-    settled = (table["product_low"] > 0) | (table["product_high"] < 0)
-    n = {label: int(table[f"n_{label}"].iloc[0]) for label in style.CLASS_COLOURS}
-    for label, colour in style.CLASS_COLOURS.items():
+    for label, look in style.CLASS_LOOKS.items():
         mean = table[f"{label}_mean"].to_numpy()
-        spread = table[f"{label}_sd"].to_numpy()
-        drawn.add_trace(style.band(x, mean - spread, mean + spread, colour, label), row=1, col=1)
         drawn.add_trace(
             go.Scatter(
                 x=x,
                 y=mean,
                 mode="lines+markers",
-                name=f"{label} ({n[label]} prompts)",
-                line={"color": colour},
-                marker={"symbol": np.where(settled, "circle", "circle-open"), "size": 7},
+                name=f"{label} ({int(table[f'n_{label}'].iloc[0])} prompts)",
+                line={"color": look.colour, "dash": look.dash},
+                marker={
+                    "symbol": style.opened(look.symbol, unsettled(table, label)),
+                    "size": 7,
+                },
+                error_y={
+                    "type": "data",
+                    "symmetric": False,
+                    "array": table[f"{label}_high"] - mean,
+                    "arrayminus": mean - table[f"{label}_low"],
+                    "width": 0,
+                    "thickness": 1.2,
+                },
                 text=table["site"],
-                customdata=table[["p_opposite"]],
-                hovertemplate="%{text}: %{y:.3f}<br>opposite in %{customdata[0]:.0%} of draws",
+                customdata=table[[f"{label}_low", f"{label}_high", f"{label}_sd", "p_opposite"]],
+                hovertemplate="%{text}: %{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}], "
+                "sd %{customdata[2]:.3f}<br>opposite in %{customdata[3]:.0%} of draws",
             ),
             row=1,
             col=1,
@@ -112,8 +127,8 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
                 x=x,
                 y=table[f"{label}_share"],
                 mode="lines+markers",
-                line={"color": colour, "width": 0.7},
-                marker={"size": 5},
+                line={"color": look.colour, "width": 0.7, "dash": look.dash},
+                marker={"size": 5, "symbol": look.symbol},
                 text=table["site"],
                 hovertemplate="%{text}: %{y:.0%}",
                 showlegend=False,
@@ -128,22 +143,17 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
         )
     style.level(drawn, 0, row=1, col=1)
     style.level(drawn, 0.5, row=2, col=1)
-    limit = 1.1 * max(
-        (table[f"{c}_mean"].abs() + table[f"{c}_sd"]).max() for c in style.CLASS_COLOURS
-    )
-    drawn.update_yaxes(title_text="projection onto b1<br>(cosine, mean ± sd)", row=1, col=1)
-    drawn.update_yaxes(range=[-limit, limit], row=1, col=1)
-    drawn.update_yaxes(title_text="share on<br>own side", range=[0, 1.03], row=2, col=1)
+    style.explain(drawn, style.BAR, "95 % interval of the mean")
+    style.explain(drawn, style.OPEN, "open: the interval holds 0")
+    style.explain(drawn, {"symbol": "square", "size": 12, "color": style.SELECTED}, "steered sites")
+    style.explain_level(drawn, "0; a half")
+    drawn.update_yaxes(title_text="mean along b1<br>(cosine)", row=1, col=1)
+    drawn.update_yaxes(title_text="share on<br>own side", range=[-0.04, 1.04], row=2, col=1)
     drawn.update_yaxes(tickformat=".0%", row=2, col=1)
     streams = " then ".join(dict.fromkeys(site.stream for site in sites[:8]))
     drawn.update_xaxes(range=[x[0] - 2 * half, x[-1] + 2 * half])
     drawn.update_xaxes(title_text=f"layer (within each: {streams})", row=2, col=1)
-    return style.layout(
-        drawn,
-        "Sign agreement (shaded: steered; open marker: sign not settled)",
-        subtitle,
-        height=580,
-    )
+    return style.layout(drawn, "Sign agreement", subtitle, height=560)
 
 
 def _product(positive: np.ndarray, negative: np.ndarray, axis: int) -> np.ndarray:

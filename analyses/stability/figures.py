@@ -69,7 +69,12 @@ def site_figure(sites: pd.DataFrame, subtitle: str = "") -> go.Figure:
             y=null["share_selected"],
             mode="markers",
             name="under shuffled labels",
-            marker={"color": NULL, "symbol": "line-ew-open", "size": 8, "line": {"width": 1.5}},
+            marker={
+                "color": NULL,
+                "symbol": "line-ew",
+                "size": 8,
+                "line": {"width": 1.5, "color": NULL},
+            },
             text=null["site"],
             hovertemplate="%{text}: %{y:.1%} of shuffles",
         ),

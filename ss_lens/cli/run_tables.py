@@ -35,7 +35,7 @@ def print_run(run: Run, run_dir: Path, report: Path | None, as_json: bool) -> No
 
 def _print_dial(dial: pd.DataFrame) -> None:
     """Score and opening mass, a row per angle."""
-    from ss_lens.experiments.dial.scan import HEADINGS, RANDOM, SAME
+    from ss_lens.experiments.dial.ways import HEADINGS, RANDOM, SAME
 
     n = int(dial["n"].iloc[0])
     console.line(f"\nmean refusal score in nats (opening mass) on {n} harmful dev prompts")
@@ -54,7 +54,7 @@ def _print_dial(dial: pd.DataFrame) -> None:
 
 def _print_random_planes(dial: pd.DataFrame) -> None:
     """Score and opening mass in random planes, mean and range, beside the method's."""
-    from ss_lens.experiments.dial.scan import RANDOM, SAME
+    from ss_lens.experiments.dial.ways import RANDOM, SAME
 
     found = dial.loc[dial["way"].isin([SAME, *RANDOM])]
     if found.empty:

@@ -40,7 +40,6 @@ from ss_lens.experiments.dial.scan import (
     CHOICE_COLUMNS,
     COLLAPSE,
     DIAL_COLUMNS,
-    METHOD,
     PROMPT_CLASSES,
     choose_angles,
     chosen_angles,
@@ -52,6 +51,7 @@ from ss_lens.experiments.dial.scan import (
     scan_method,
 )
 from ss_lens.experiments.dial.verdict import verdict
+from ss_lens.experiments.dial.ways import METHOD
 from ss_lens.experiments.grid import Arm, CellGroup
 from ss_lens.experiments.inputs import Workbench
 from ss_lens.experiments.summaries import degrees, first_rows

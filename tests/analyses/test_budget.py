@@ -18,7 +18,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.utilities.statistics import sign_flip_permutation_pvalue
 
 import ss_lens
-from analyses import budget
+from analyses import budget, style
 from analyses.budget import __main__ as command, measures
 from analyses.budget.answered import Answered
 from analyses.budget.families import Family, paper_families
@@ -444,7 +444,8 @@ def test_the_figure_shows_each_familys_scores_with_intervals_against_the_diverge
     assert "here" in drawn.layout.title.text
     assert (drawn.layout.xaxis.type, drawn.layout.xaxis2.type) == ("log", "log")
     assert [a.text for a in drawn.layout.annotations] == ["positive prompts", "negative prompts"]
-    positive = {trace.legendgroup: trace for trace in drawn.data if trace.xaxis == "x"}
+    traces = [trace for trace in drawn.data if trace.meta != style.EXPLAINS]
+    positive = {trace.legendgroup: trace for trace in traces if trace.xaxis == "x"}
     assert [*positive] == ["a", "gone", "fixed"]
     a = positive["a"]
     np.testing.assert_allclose(a.x, [0.11, 0.55])
@@ -452,14 +453,17 @@ def test_the_figure_shows_each_familys_scores_with_intervals_against_the_diverge
     np.testing.assert_allclose(a.error_y.array, 0.3)
     np.testing.assert_allclose(a.error_y.arrayminus, 0.2)
     np.testing.assert_allclose(a.error_x.array, [0.033, 0.165])
-    assert a.marker.symbol == ("circle-open", "circle")
+    crossed = [t for t in drawn.data if t.legendgroup == style.Crosses.text]
+    assert [t.x[0] for t in crossed] == pytest.approx([0.11, 0.11])
+    assert [t.xaxis for t in crossed] == ["x", "x2"]
+    assert [t.showlegend for t in crossed] == [True, False]
     assert positive["gone"].name == "gone (not reached)"
     assert positive["gone"].y == (None,)
     assert positive["gone"].showlegend
     assert len(positive["fixed"].y) == 1
-    assert positive["fixed"].marker.symbol == ("diamond",)
+    assert len({trace.marker.symbol for trace in positive.values()}) == 3
     assert len({trace.line.color for trace in positive.values()}) == 3
-    negative = [trace for trace in drawn.data if trace.xaxis == "x2"]
+    negative = [trace for trace in traces if trace.xaxis == "x2"]
     assert not any(trace.showlegend for trace in negative)
     assert [trace.line.color for trace in negative] == [t.line.color for t in positive.values()]
     levels = {(s.yref, s.y0) for s in drawn.layout.shapes if s.y0 == s.y1}

@@ -28,8 +28,8 @@ SITES = tuple(Site(layer, stream) for layer in range(3) for stream in ("ln1_out"
 
 
 def lines(figure: go.Figure) -> list[go.Scatter]:
-    """The curves, without the bands around them."""
-    return [trace for trace in figure.data if trace.fill != "toself"]
+    """The curves, without the bands around them and what explains marks."""
+    return [t for t in figure.data if t.fill != "toself" and t.meta != style.EXPLAINS]
 
 
 def angle_table(n_ways: int, angles: range = range(0, 360, 45)) -> pd.DataFrame:
@@ -62,7 +62,7 @@ def scan_table(draws: dict[str, int]) -> pd.DataFrame:
     rows = [
         {
             "variant": variant, "prompt_class": label, "draw": draw, "angle_deg": angle,
-            "refusal_score": math.cos(math.radians(angle + 360 * draw / n)),
+            "refusal_score": math.cos(math.radians(angle + 360 * draw / n)), "opening_mass": 0.9,
         }
         for variant, n in draws.items()
         for label in CLASSES
@@ -96,7 +96,7 @@ def test_every_way_of_steering_has_a_curve_of_its_own_look(n_ways: int) -> None:
 
 @pytest.mark.parametrize("streams", [STREAMS, STREAMS[:5], ("ln1_out",)])
 def test_every_stream_and_class_is_drawn_in_both_panels(streams: tuple[str, ...]) -> None:
-    drawn = norm_growth.figure(norm_table(streams)).data
+    drawn = lines(norm_growth.figure(norm_table(streams)))
     assert len(drawn) == 2 * 2 * len(streams)
     for axis in ("y", "y2"):
         panel = [trace for trace in drawn if trace.yaxis == axis]
@@ -176,7 +176,10 @@ def figures(subtitle: str) -> dict[str, go.Figure]:
 @pytest.mark.parametrize("name", ["angle_response", "norm_growth", "polar", "forest"])
 def test_titles_are_above_the_panels_and_legends_below(name: str) -> None:
     short, long = (figures(text)[name].layout for text in ("here", "a word " * 40))
-    assert short.width == long.width == style.WIDTH
+    assert short.width is None
+    assert long.width is None
+    assert short.autosize
+    assert long.autosize
     assert short.legend.y < 0
     assert short.legend.yanchor == "top"
     assert (short.title.y, short.title.yref, short.title.yanchor) == (1, "container", "top")

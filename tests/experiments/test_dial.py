@@ -12,11 +12,12 @@ import pytest
 from transformer_lens.model_bridge import TransformerBridge
 
 import ss_lens
+from analyses import style
 from analyses.run_figures import dial as figures
 from ss_lens import ContrastiveDataset, Run, RunConfig, Store, UserError
 from ss_lens.cli import jobs
 from ss_lens.core.errors import Unavailable
-from ss_lens.experiments.dial import scan
+from ss_lens.experiments.dial import scan, ways
 from ss_lens.experiments.dial.answers import first_words
 from ss_lens.experiments.dial.verdict import verdict
 from ss_lens.scoring.refusal_score import refusal_score
@@ -68,7 +69,7 @@ def test_every_way_is_scanned_at_its_angles_and_classes(finished: tuple[Path, Ru
     for way in scan.RANDOM:
         assert sorted(table.loc[table["way"] == way, "draw"].unique()) == [*range(8)]
     assert (table["n"] == 2).all()
-    assert set(at) == set(scan.HEADINGS)
+    assert set(at) == set(ways.HEADINGS)
 
 
 def test_random_planes_and_the_method_beside_them_are_measured_on_the_first_prompts(
@@ -363,9 +364,9 @@ def test_an_unavailable_model_is_replaced_on_request_in_one_line(
 def test_the_figure_draws_every_way_and_closes_the_circle(finished: tuple[Path, Run]) -> None:
     table = figures.measure(finished[1].dial)
     assert set(table.loc[table["way"].isin(scan.RANDOM), "draws"]) == {8}
-    traces: Any = figures.figure(table).data
+    traces: Any = [t for t in figures.figure(table).data if t.meta != style.EXPLAINS]
     names = [trace.name for trace in traces]
-    assert names == [name for name in scan.HEADINGS.values() for _ in range(2)]
+    assert names == [name for name in ways.HEADINGS.values() for _ in range(2)]
     own = next(trace for trace in traces if trace.name == "rotate_by, steered sites")
     assert own.x[0] == 0
     assert own.x[-1] == 360

@@ -16,28 +16,22 @@ from ss_lens.experiments.cells import CellStore
 from ss_lens.experiments.choose_angle import AngleCriterion, choose_angle, rank_angles
 from ss_lens.experiments.config import PromptClass
 from ss_lens.experiments.dial.answers import scored_answers
+from ss_lens.experiments.dial.ways import (
+    ALL_SITES,
+    MATCHED,
+    METHOD,
+    RANDOM,
+    SAME,
+    SAS,
+    SAS_ALL_SITES,
+    UNIFORM,
+)
 from ss_lens.experiments.grid import Arm, CellGroup
 from ss_lens.experiments.inputs import Workbench
 from ss_lens.experiments.sweep import group_rows
 from ss_lens.experiments.worker import finish_setting
 from ss_lens.scoring.registry import ROW
 
-METHOD, ALL_SITES = "rotate_by", "rotate_by, all sites"
-SAS, SAS_ALL_SITES = "rotate_to", "rotate_to, all sites"
-SAME = "rotate_by, prompts of the random planes"
-UNIFORM, MATCHED = "random planes, uniform", "random planes, equal energy"
-RANDOM = (UNIFORM, MATCHED)
-HEADINGS = {
-    (METHOD, "positive"): "rotate_by, steered sites",
-    (METHOD, "negative"): "the same, harmless prompts",
-    (ALL_SITES, "positive"): "rotate_by, all sites",
-    (SAS, "positive"): "rotate_to (SAS), steered sites",
-    (SAS_ALL_SITES, "positive"): "rotate_to (SAS), all sites",
-    (SAME, "positive"): "the same, prompts of the random planes",
-    (UNIFORM, "positive"): "random planes, uniform",
-    (MATCHED, "positive"): "random planes, equal energy",
-}
-"""What is measured on which class, in the order of tables and figures."""
 DIAL_COLUMNS = (
     *("way", "draw", "prompt_class", "angle_deg"),
     *("refusal_score", "opening_mass", "n"),

@@ -6,7 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from ss_lens.experiments.dial.scan import METHOD, RANDOM, SAME, Sense, chosen_angles
+from ss_lens.experiments.dial.scan import Sense, chosen_angles
+from ss_lens.experiments.dial.ways import METHOD, RANDOM, SAME
 
 BROKEN = 0.5
 """An opening mass below this share of the unsteered one: answers open like neither a refusal nor an

@@ -1,0 +1,113 @@
+"""The score against the angle in print, a small panel per variant."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+
+import numpy as np
+import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from analyses import style
+from analyses.printed import sheet
+
+CAPTION = (
+    "Mean refusal score against the angle on dev prompts, a panel per variant and a curve per "
+    "draw. The circle closes: 360° repeats 0°."
+)
+PER_ROW = {1: 2, 2: 4}
+GHOST = {"color": "0.6", "linewidth": 2.2}
+CLASS_NAMES = {"positive": "harmful prompts", "negative": "harmless prompts"}
+
+
+@sheet.in_print()
+def figure(means: pd.DataFrame, reference: str, columns: int = 2) -> Figure:
+    """A panel per variant, with the full method on harmful prompts behind each.
+
+    Args:
+        means: ``variant``, ``prompt_class``, ``draw``, ``angle_deg``, ``refusal_score``,
+            ``opening_mass``: one row per variant, class, draw and angle.
+        reference: the variant that stands, grey, behind the others.
+        columns: of the page, one or two.
+    """
+    variants = [*dict.fromkeys(means["variant"])]
+    across = min(PER_ROW[columns], len(variants))
+    down = math.ceil(len(variants) / across)
+    drawn = sheet.blank(columns, 0.75 + 1.35 * down)
+    panels = drawn.subplots(down, across, sharex=True, sharey=True, squeeze=False)
+    behind = means.query("variant == @reference and prompt_class == 'positive'")
+    crossed = False
+    for axes, variant in zip(panels.flat, variants, strict=False):
+        for _, rows in behind.groupby("draw"):
+            ghost = _closed(rows)
+            axes.plot(ghost["angle_deg"], ghost["refusal_score"], **GHOST)
+        crossed |= _curves(axes, means.loc[means["variant"] == variant])
+        sheet.level(axes, 0)
+        axes.set_title(textwrap.fill(variant, 26))
+        axes.set_xticks((0, 180, 360))
+        axes.set_xlim(-12, 372)
+    for axes in panels.flat[len(variants) :]:
+        axes.remove()
+    below = [(i, i + across >= len(variants)) for i in range(len(variants))]
+    for i, is_lowest in below:
+        axes = panels.flat[i]
+        if is_lowest:
+            axes.tick_params(axis="x", labelbottom=True)
+            axes.set_xlabel("θ (degrees)")
+        if i % across == 0:
+            axes.set_ylabel("score (nats)")
+    entries: list[tuple[Artist, str]] = [
+        (sheet.key(style.CLASS_LOOKS[label]), CLASS_NAMES[label])
+        for label in dict.fromkeys(means["prompt_class"])
+    ]
+    if not behind.empty:
+        entries.append((Line2D([], [], **GHOST), f"{reference}, harmful prompts"))
+    if crossed:
+        entries.append((sheet.CROSS_KEY, sheet.CROSS_TEXT))
+    entries.append((sheet.LEVEL_KEY, "0 nats"))
+    sheet.legend(drawn, entries)
+    return drawn
+
+
+def _curves(axes: Axes, rows: pd.DataFrame) -> bool:
+    """A curve per class and draw; whether any value is crossed out."""
+    crossed = False
+    for label, look in style.CLASS_LOOKS.items():
+        for _, of_draw in rows.loc[rows["prompt_class"] == label].groupby("draw"):
+            of_draw = _closed(of_draw)
+            x, y = of_draw["angle_deg"], of_draw["refusal_score"]
+            every = max(1, len(of_draw) // 8)
+            sheet.curve(axes, x, y, look, markersize=2.4, markevery=every, linewidth=0.8)
+            crossed |= sheet.crosses(axes, x, y, of_draw["opening_mass"])
+    return crossed
+
+
+def _closed(rows: pd.DataFrame) -> pd.DataFrame:
+    rows = rows.sort_values("angle_deg")
+    return pd.concat([rows, rows.loc[rows["angle_deg"] == 0].assign(angle_deg=360.0)])
+
+
+def brief(means: pd.DataFrame, reference: str) -> pd.DataFrame:
+    """Per variant and class, the least score at any angle and where: of the lowest draw."""
+    rows = []
+    for (variant, label), group in means.groupby(["variant", "prompt_class"], sort=False):
+        known = group.dropna(subset=["refusal_score"])
+        if known.empty:
+            continue
+        least = known.loc[known["refusal_score"].idxmin()]
+        rows.append(
+            {
+                "variant": f"{variant} (the full method)" if variant == reference else variant,
+                "prompts": CLASS_NAMES[str(label)],
+                "draws": known["draw"].nunique(),
+                "least score (nats)": f"{least['refusal_score']:+.2f}",
+                "at θ (°)": f"{least['angle_deg']:g}",
+                "opening mass there": f"{least['opening_mass']:.2f}",
+                "most score (nats)": f"{np.nanmax(known['refusal_score']):+.2f}",
+            }
+        )
+    return pd.DataFrame(rows)
