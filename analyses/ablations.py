@@ -128,8 +128,8 @@ def angle_means(scan: pd.DataFrame) -> pd.DataFrame:
 
 def turned(scan: pd.DataFrame) -> pd.DataFrame:
     """The rows of variants with more than one angle."""
-    angles = scan.groupby("variant")["angle_deg"].transform("nunique")
-    return scan.loc[angles > 1]
+    angles = scan.groupby("variant")["angle_deg"].nunique()
+    return scan.loc[scan["variant"].isin(angles.index[angles > 1])]
 
 
 def polar(

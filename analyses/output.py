@@ -148,7 +148,7 @@ def write(figure: go.Figure, path: Path) -> None:
 
 def page(figure: go.Figure) -> str:
     """A self-contained page that is as wide as its window, the title above as text that wraps."""
-    told = figure.layout.meta or {}
+    told = style.told_of(figure)
     drawn = go.Figure(figure)
     drawn.update_layout(title=None, margin_t=told.get("top", 40), height=told.get("height"))
     return PAGE.format(
@@ -228,7 +228,7 @@ def save_print(folder: Path, name: str, made: Print) -> None:
             path = folder / f"{name}_{columns}col.{suffix}"
             _write_print(made.figure(columns), path)
             print(path)
-    rows = negative(markdown(made.table.columns, made.table.itertuples(index=False)))
+    rows = negative(markdown([*made.table.columns], made.table.itertuples(index=False)))
     texts = {
         "tex": latex(made.table, made.caption, name),
         "md": f"{rows}\n\n{made.caption}\n",

@@ -101,19 +101,21 @@ def layout(
     text = "<br>".join([title, *(f"<sup>{line}</sup>" for line in lines)])
     entries, entry = _legend_entries(figure)
     rows = 0 if entries < 2 else -(-entries // max(1, int((WIDTH - 100) / entry)))
-    texts = [note.text for note in figure.select_annotations({"yref": "paper"})]
+    notes = cast("Iterable[Any]", figure.select_annotations({"yref": "paper"}))
+    texts = [note.text for note in notes]
     headings = max((1 + text.count("<br>") for text in texts), default=0)
     above = 14 + 20 * headings + clear
     top = 34 + 22 * len(lines) + above
     below = _BELOW_AXIS + clear
     height += 2 * clear
     panels = height - top - below
-    figure.layout.meta = {
+    meta = {
         **{"title": title, "subtitle": subtitle, "narrowest": narrowest, "top": above},
         **{"height": panels + above + below + _LEGEND_ROW * rows},
         **{"entries": entries, "entry": entry, "row": _LEGEND_ROW, "below": below},
         "fixed": panels + above + below,
     }
+    figure.update_layout(meta=meta)
     figure.update_shapes(opacity=1)  # the template makes lines and shades faint
     return figure.update_layout(
         template="simple_white",
@@ -154,7 +156,12 @@ if (told && told.entries > 1) {
 
 def subtitle_of(figure: go.Figure) -> str:
     """What a figure was drawn of, as :func:`layout` was told."""
-    return figure.layout.meta["subtitle"]
+    return told_of(figure)["subtitle"]
+
+
+def told_of(figure: go.Figure) -> dict[str, Any]:
+    """What :func:`layout` was told and reckoned; empty where it was not called."""
+    return cast("Any", figure).layout.meta or {}
 
 
 def _legend_entries(figure: go.Figure) -> tuple[int, float]:

@@ -19,6 +19,12 @@ from ss_lens.core.files import read_json
 from ss_lens.experiments.ablation import FULL as REFERENCE, METRICS
 from ss_lens.experiments.paper.plan import FULL
 
+PRINTED = (
+    *("refused", "answered", "refusal_score", "opening_mass"),
+    *("collapsed", "perplexity", "compression_ratio", "repetition"),
+)
+"""The metrics of the forest plots in print, two rows of four."""
+
 
 def parts_of(folder: Path, store: Store) -> RunParts:
     """The method's calibration, and the activations that a paper run names.
@@ -60,7 +66,8 @@ def main(
             of_class = rows.query("prompt_class == @label")
             metrics = [metric for metric in METRICS if (of_class["metric"] == metric).any()]
             figure = ablations.forest(of_class, title, prompt_class=label, metrics=metrics)
-            of_print = f"{title}, {label} prompts", of_class, SHOWN, REFERENCE
+            shown = {metric: head for metric, head in SHOWN.items() if metric in PRINTED}
+            of_print = f"{title}, {label} prompts", of_class, shown, REFERENCE
             make = partial(output.printed, "forest", *of_print)
             output.save(place, f"{kind}_{label}", of_class, figure, chosen, make)
         scan = tables["curves"].query("table == @kind")

@@ -121,6 +121,8 @@ def _levels(table: pd.DataFrame, order: Sequence[str]) -> Iterable[str]:
         of_class = table.loc[table["prompt_class"] == name]
         if of_class.empty:
             continue
+        measured = {*of_class["metric"]}
+        shown = {metric: head for metric, head in SHOWN.items() if metric in measured}
         rows = []
         for variant in (UNSTEERED, *order):
             here = of_class.query("variant == @variant").to_dict("records")
@@ -130,9 +132,9 @@ def _levels(table: pd.DataFrame, order: Sequence[str]) -> Iterable[str]:
                 "" if variant == UNSTEERED else str(text)
                 for text in (first["angle_deg"], first["operator"])
             ]
-            values = [_interval(by_metric[metric]) for metric in SHOWN]
+            values = [_interval(by_metric[metric]) for metric in shown]
             rows.append((named, *place, _number(first["n_sites"]), *values))
-        heads = ("", "angle (°)", "operator", "sites", *SHOWN.values())
+        heads = ("", "angle (°)", "operator", "sites", *shown.values())
         n = int(of_class["n"].max())
         yield f"{label} test prompts ({n}):"
         yield markdown(heads, rows)

@@ -24,7 +24,7 @@ GHOST = {"color": "0.6", "linewidth": 2.2}
 CLASS_NAMES = {"positive": "harmful prompts", "negative": "harmless prompts"}
 
 
-@sheet.in_print()
+@sheet.in_print
 def figure(means: pd.DataFrame, reference: str, columns: int = 2) -> Figure:
     """A panel per variant, with the full method on harmful prompts behind each.
 
@@ -94,7 +94,8 @@ def _closed(rows: pd.DataFrame) -> pd.DataFrame:
 def brief(means: pd.DataFrame, reference: str) -> pd.DataFrame:
     """Per variant and class, the least score at any angle and where: of the lowest draw."""
     rows = []
-    for (variant, label), group in means.groupby(["variant", "prompt_class"], sort=False):
+    for _, group in means.groupby(["variant", "prompt_class"], sort=False):
+        variant, label = str(group["variant"].iloc[0]), str(group["prompt_class"].iloc[0])
         known = group.dropna(subset=["refusal_score"])
         if known.empty:
             continue
@@ -102,7 +103,7 @@ def brief(means: pd.DataFrame, reference: str) -> pd.DataFrame:
         rows.append(
             {
                 "variant": f"{variant} (the full method)" if variant == reference else variant,
-                "prompts": CLASS_NAMES[str(label)],
+                "prompts": CLASS_NAMES[label],
                 "draws": known["draw"].nunique(),
                 "least score (nats)": f"{least['refusal_score']:+.2f}",
                 "at θ (°)": f"{least['angle_deg']:g}",

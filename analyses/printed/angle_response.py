@@ -12,7 +12,7 @@ from analyses.printed import sheet
 CAPTION = "Mean refusal score against the angle, with 95 % intervals over prompts."
 
 
-@sheet.in_print()
+@sheet.in_print
 def figure(table: pd.DataFrame, columns: int = 2) -> Figure:
     """A panel per class; in one column below each other.
 

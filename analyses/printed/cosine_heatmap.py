@@ -19,7 +19,7 @@ HATCH = "/////"
 CROSSING = {"color": "black", "linewidth": 0.7, "linestyle": (0, (3, 2))}
 
 
-@sheet.in_print()
+@sheet.in_print
 def figure(table: pd.DataFrame, columns: int = 2) -> Figure:
     """A site × site map; hatched where a site has no direction, dashed at the direction site.
 

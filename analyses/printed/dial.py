@@ -21,7 +21,7 @@ MOST_ACROSS = 9
 COLUMNS = (("refusal_score", "refusal score (nats)"), ("opening_mass", "opening mass"))
 
 
-@sheet.in_print()
+@sheet.in_print
 def figure(table: pd.DataFrame, columns: int = 2) -> Figure:
     """Score above, opening mass below; bars span the random draws.
 

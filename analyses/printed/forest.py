@@ -29,7 +29,7 @@ NAMES = {
 }
 
 
-@sheet.in_print()
+@sheet.in_print
 def figure(
     table: pd.DataFrame, headings: Mapping[str, str], reference: str, columns: int = 2
 ) -> Figure:
@@ -84,7 +84,7 @@ def _panel(axes: Axes, rows: pd.DataFrame, places: Mapping[str, float], referenc
         hollow = {"markerfacecolor": "white"} if look is FOREST_LOOKS["open"] else {}
         axes.plot([row["mean"]], [y], **sheet.line(look, linestyle="none", markersize=4, **hollow))
     for mean in rows.loc[rows["variant"] == reference, "mean"]:
-        axes.axvline(mean, color=sheet.GREYS["level"], linestyle=sheet.LINES["dot"], linewidth=0.8)
+        axes.axvline(mean, color=sheet.GREY, linestyle=sheet.LINES["dot"], linewidth=0.8)
     axes.xaxis.set_major_locator(MaxNLocator(3))
     axes.tick_params(axis="y", length=0)
 

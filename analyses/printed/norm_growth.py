@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Mapping
+from typing import Any, cast
 
 import pandas as pd
 from matplotlib.artist import Artist
@@ -19,10 +20,11 @@ CAPTION = (
     "are 95 % intervals over prompts."
 )
 LOOKS = style.series(STREAMS)
-PALE, FINE = {"linewidth": 2.6, "alpha": 0.4}, {"linewidth": 0.8}
+PALE: Mapping[str, Any] = {"linewidth": 2.6, "alpha": 0.4}
+FINE: Mapping[str, Any] = {"linewidth": 0.8}
 
 
-@sheet.in_print()
+@sheet.in_print
 def figure(table: pd.DataFrame, columns: int = 2) -> Figure:
     """A colour and marker per stream; the positive class wide and pale, the negative one fine.
 

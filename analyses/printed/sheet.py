@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 import matplotlib.style
 import numpy as np
@@ -22,6 +23,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFor
 from analyses import style
 from analyses.style import Look
 
+Given = ParamSpec("Given")
 WIDTHS = {1: 3.25, 2: 6.75}
 """Inches of one and of two columns."""
 SMALLEST = 6.0
@@ -55,7 +57,8 @@ PRINT = {
     "svg.fonttype": "path",  # no font is asked of the reader's machine
     "svg.hashsalt": "ss_lens",
 }
-GREYS = {"level": "0.45", "band": 0.18}
+GREY, PALE = "0.45", 0.18
+"""Of dotted lines; the opacity of bands."""
 MARKERS = {
     **{"circle": "o", "square": "s", "diamond": "D", "triangle-up": "^", "triangle-down": "v"},
     **{"cross": "P", "star": "*", "triangle-left": "<"},
@@ -70,9 +73,20 @@ LINES: Mapping[str, Any] = {
 }
 
 
-def in_print() -> AbstractContextManager[None]:
+def _defaults() -> AbstractContextManager[None]:
     """Matplotlib's own defaults with those of print, whatever the user has set."""
     return matplotlib.style.context(["default", PRINT])
+
+
+def in_print(draw: Callable[Given, Figure]) -> Callable[Given, Figure]:
+    """Have a function draw with the defaults of print."""
+
+    @wraps(draw)
+    def drawn(*args: Given.args, **kwargs: Given.kwargs) -> Figure:
+        with _defaults():
+            return draw(*args, **kwargs)
+
+    return drawn
 
 
 def blank(columns: int, height: float) -> Figure:
@@ -119,7 +133,7 @@ def crosses(axes: Axes, x: Any, y: Any, mass: Any) -> bool:
     return bool(low.any())
 
 
-CROSS = {
+CROSS: Mapping[str, Any] = {
     **{"linestyle": "none", "marker": "x", "color": "black"},
     **{"markersize": 4.2, "markeredgewidth": 0.7},
 }
@@ -127,7 +141,7 @@ CROSS = {
 
 def level(axes: Axes, y: float) -> None:
     """A thin dotted line across the panel."""
-    axes.axhline(y, color=GREYS["level"], linestyle=LINES["dot"], linewidth=0.8, zorder=0.5)
+    axes.axhline(y, color=GREY, linestyle=LINES["dot"], linewidth=0.8, zorder=0.5)
 
 
 def key(look: Look, **changes: Any) -> Line2D:
@@ -135,19 +149,18 @@ def key(look: Look, **changes: Any) -> Line2D:
     return Line2D([], [], **line(look, **changes))
 
 
-OPEN_KEY = Line2D(
-    [],
-    [],
+OPEN: Mapping[str, Any] = {
     **{"linestyle": "none", "marker": "o", "markersize": 3.4, "markeredgewidth": 0.7},
     **{"color": "black", "markerfacecolor": "white"},
-)
+}
+OPEN_KEY = Line2D([], [], **OPEN)
 CROSS_KEY = Line2D([], [], **CROSS)
-LEVEL_KEY = Line2D([], [], color=GREYS["level"], linestyle=LINES["dot"], linewidth=0.8)
+LEVEL_KEY = Line2D([], [], color=GREY, linestyle=LINES["dot"], linewidth=0.8)
 BAR_KEY = Line2D(
     [], [], color="black", linestyle="none", marker="|", markersize=6, markeredgewidth=0.8
 )
 ACROSS_KEY = Line2D([], [], color="black", linewidth=0.9)
-BAND_KEY = Patch(facecolor="black", alpha=GREYS["band"], linewidth=0)
+BAND_KEY = Patch(facecolor="black", alpha=PALE, linewidth=0)
 CROSS_TEXT = f"opening mass below {style.LOW_MASS:g}"
 
 
@@ -163,7 +176,7 @@ def legend(figure: Figure, entries: Sequence[tuple[Artist, str]]) -> None:
                 loc="outside lower center",
                 ncols=columns,
             )
-            if shown.get_tightbbox().width * 72 / figure.dpi <= room:
+            if shown.get_window_extent().width * 72 / figure.dpi <= room:
                 return
             shown.remove()
     raise AssertionError("no legend fits")
@@ -176,7 +189,7 @@ def save(figure: Figure, path: Path, suffix: str, title: str) -> None:
         "svg": {"Title": title, "Creator": None, "Date": None},
         "png": {"Title": title, "Software": None},
     }
-    with in_print():
+    with _defaults():
         figure.savefig(path, format=suffix, metadata=unnamed[suffix])
 
 

@@ -18,7 +18,7 @@ CAPTION = (
 SHADE = "0.88"
 
 
-@sheet.in_print()
+@sheet.in_print
 def figure(table: pd.DataFrame, columns: int = 2) -> Figure:
     """Means above, shares below, by depth; a mean is open where its own interval holds zero.
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -205,7 +206,7 @@ def test_no_text_is_small_cut_off_or_over_another(name: str, columns: int) -> No
     width, height = figure.bbox.width, figure.bbox.height
     boxes = [(text.get_text(), text.get_window_extent()) for text in texts(figure)]
     assert len(boxes) > 5
-    assert min(text.get_fontsize() for text in texts(figure)) >= 6
+    assert min(float(text.get_fontsize()) for text in texts(figure)) >= 6
     assert not [t.get_text() for t in texts(figure) if "$" in t.get_text()]  # exponents are small
     for text, box in boxes:
         assert box.x0 >= -0.5, text
@@ -227,7 +228,7 @@ def legend_of(figure: Figure) -> tuple[Legend, list[str]]:
     return legend, [text.get_text().replace("\n", " ") for text in legend.get_texts()]
 
 
-def mark(line: Line2D) -> tuple[object, ...]:
+def mark(line: Line2D) -> tuple[Any, ...]:
     """How a line looks in grey: its dash, marker and width."""
     dashes = line._unscaled_dash_pattern  # type: ignore[attr-defined]
     hollow = to_rgb(line.get_markerfacecolor()) == (1, 1, 1)
@@ -381,7 +382,7 @@ def test_a_latex_table_is_plain_ascii_with_booktabs() -> None:
         rows = [line for line in text.splitlines() if line.endswith(r"\\") and "&" in line]
         assert {len(re.findall(r"(?<!\\)&", line)) for line in rows} == {len(table.columns) - 1}
         assert not re.search(r"(?<![\w{-])-\d", text), name
-        lines = markdown(table.columns, table.itertuples(index=False)).splitlines()
+        lines = markdown([*table.columns], table.itertuples(index=False)).splitlines()
         assert len(lines) == len(table) + 2
     assert tables["dial"].columns.tolist()[:3] == ["way", "0°", "45°"]
     assert tables["dial of 36"].columns.tolist()[:2] == ["θ", "rotate_by, steered sites"]

@@ -9,6 +9,8 @@ import pandas as pd
 import pytest
 
 import ss_lens
+from analyses import output
+from analyses.paper import __main__ as drawing
 from ss_lens import Store, UserError
 from ss_lens.experiments.dial.verdict import BROKEN
 from ss_lens.experiments.grid import Arm
@@ -209,3 +211,26 @@ def test_a_judge_reads_the_answers_to_harmful_test_prompts_of_every_method(
 def test_an_unknown_judge_is_refused_at_once() -> None:
     with pytest.raises(UserError, match=r"unknown judge 'HarmBank'"):
         PaperConfig("m", judges=("HarmBank()",))
+
+
+def test_the_page_and_its_pictures_are_drawn_without_a_browser_and_alike_each_time(
+    finished: tuple[PaperConfig, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def browser(*_: object) -> None:
+        raise AssertionError("no browser may be started")
+
+    _, tables = finished
+    store = Store(tables.parent.parent / "store")
+    monkeypatch.setattr(drawing, "Store", lambda: store)
+    monkeypatch.setattr(output, "write", browser)
+    made = []
+    for name in ("one", "two"):
+        docs = tmp_path / name
+        drawing.main(tables.parent, docs / "figures", ["svg"], docs, "tiny")
+        made.append({path.name: path.read_bytes() for path in (docs / "tiny").glob("*.svg")})
+        page = (docs / "tiny.md").read_text("utf-8")
+        assert all(f"tiny/{figure}" in page for figure in made[-1])
+    assert made[0] == made[1]
+    drawn = {"methods_positive", "ablations_positive", "methods_angles", "sign_agreement"}
+    assert {f"{name}.svg" for name in drawn} <= {*made[0]}
+    assert max(map(len, made[0].values())) < 300_000
