@@ -23,7 +23,8 @@ from analyses.report.run_tables import choice_table, score_table
 from analyses.run_figures import norm_growth
 from ss_lens import Calibration, Store, UserError, load_run
 from ss_lens.activations.spec import range_of
-from ss_lens.experiments.dial.scan import (
+from ss_lens.experiments.dial.scan import chosen_angles
+from ss_lens.experiments.dial.ways import (
     ALL_SITES,
     HEADINGS,
     METHOD,
@@ -31,7 +32,6 @@ from ss_lens.experiments.dial.scan import (
     SAME,
     SAS,
     SAS_ALL_SITES,
-    chosen_angles,
 )
 from ss_lens.experiments.main_run import Run, RunConfig, is_finished, run_identity
 from ss_lens.scoring.registry import all_columns, headings
