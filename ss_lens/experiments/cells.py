@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import warnings
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -27,7 +28,7 @@ from ss_lens.core.files import (
 )
 from ss_lens.core.replace import remove_leftovers
 from ss_lens.geometry.strengths import reduced
-from ss_lens.scoring.registry import ANSWERS, columns_of, stored_name
+from ss_lens.scoring.registry import ANSWERS, ROW, columns_of, stored_name
 
 FORMAT = 1
 """Raised whenever the answers or the way of storing change; it is part of every key.
@@ -180,6 +181,29 @@ class CellStore:
 
     def _home(self, key: str) -> Path:
         return self.folder / "cells" / key
+
+
+def at_angles_in_order(rows: pd.DataFrame, angles_deg: Sequence[float]) -> pd.DataFrame:
+    """The rows at these angles, by prompt and then as the angles stand; others may be there too.
+
+    Without working locks two processes may have computed a cell in batches of their own; of
+    repeated rows the first counts.
+    """
+    order = {angle: place for place, angle in enumerate(angles_deg)}
+    found = rows.loc[rows["angle_deg"].isin([*order])]
+    if found.empty:
+        return found
+    found = found.drop_duplicates([*ROW])
+    found = found.assign(place=found["angle_deg"].map(order))
+    return found.sort_values(["prompt_index", "place"], ignore_index=True).drop(columns="place")
+
+
+def unfinished_angles(
+    rows: pd.DataFrame, angles_deg: Sequence[float], n_prompts: int
+) -> list[float]:
+    """Those of the angles at which not every prompt has its row."""
+    known = Counter(at_angles_in_order(rows, angles_deg)["angle_deg"].tolist())
+    return [angle for angle in angles_deg if known[angle] < n_prompts]
 
 
 def write_table(path: Path, table: pd.DataFrame) -> str:

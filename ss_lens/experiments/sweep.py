@@ -17,7 +17,12 @@ from ss_lens.core.files import atomic_path, check_replaceable
 from ss_lens.core.progress import progress_bar
 from ss_lens.core.sealed import read_sealed_json, write_sealed_json
 from ss_lens.core.shown import card, in_lines, listed
-from ss_lens.experiments.cells import CellStore, read_table, write_table
+from ss_lens.experiments.cells import (
+    CellStore,
+    at_angles_in_order,
+    read_table,
+    write_table,
+)
 from ss_lens.experiments.choose_angle import AngleChoice, choose_angle
 from ss_lens.experiments.cluster import finish_on_cluster
 from ss_lens.experiments.config import SweepConfig
@@ -313,17 +318,13 @@ def _unsteered(
 
 def _cells_of(group: CellGroup, rows: pd.DataFrame) -> pd.DataFrame:
     """The group's angles, in order; earlier sweeps may have left others."""
-    order = {angle: place for place, angle in enumerate(group.angles_deg)}
-    rows = rows.query("angle_deg in @order")
-    # Without working locks two processes may have computed a cell in batches of their own.
-    rows = rows.drop_duplicates([*ROW])
-    if rows["angle_deg"].nunique() < len(order):
+    rows = at_angles_in_order(rows, group.angles_deg)
+    if rows["angle_deg"].nunique() < len(group.angles_deg):
         raise UserError(
             f"finished cells of {group.arm} are gone; run the same command again, which computes "
             "them."
         )
-    places = rows.assign(place=rows["angle_deg"].map(order))
-    return places.sort_values(["prompt_index", "place"], ignore_index=True).drop(columns="place")
+    return rows
 
 
 def _choices(config: SweepConfig, table: pd.DataFrame) -> tuple[ArmChoice, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from textwrap import shorten
@@ -14,7 +13,7 @@ import pandas as pd
 
 from ss_lens.activations.store import Store
 from ss_lens.core.errors import NotApplicable, UserError
-from ss_lens.experiments.cells import CellStore, digest_of_text
+from ss_lens.experiments.cells import CellStore, digest_of_text, unfinished_angles
 from ss_lens.experiments.config import SweepConfig
 from ss_lens.experiments.grid import CellGroup
 from ss_lens.experiments.inputs import Setting, Workbench
@@ -270,9 +269,7 @@ def _missing(
     cells: CellStore,
 ) -> list[float]:
     rows = finished_rows(cells, key, unsteered, score)
-    rows = rows.drop_duplicates([*ROW]) if len(rows) else rows
-    known = Counter(rows["angle_deg"].tolist())
-    return [angle for angle in group.angles_deg if known[angle] < len(setting.prompts)]
+    return unfinished_angles(rows, group.angles_deg, len(setting.prompts))
 
 
 def _measure(

@@ -17,7 +17,7 @@ import pytest
 
 import ss_lens
 from ss_lens import Store, UserError
-from ss_lens.experiments.cells import CellStore
+from ss_lens.experiments.cells import CellStore, at_angles_in_order, unfinished_angles
 from ss_lens.experiments.config import SweepConfig
 from ss_lens.experiments.sweep import load_sweep, run_sweep, unsteered_by_class
 from ss_lens.scoring import registry
@@ -334,3 +334,24 @@ def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path: Path) -> None
     for place in (tmp_path / "loop" / "x", Path("/proc/x")):
         with pytest.raises(UserError, match="choose another"):
             CellStore.claim(place)
+
+
+def rows_at(*places: tuple[int, float, str]) -> pd.DataFrame:
+    columns = ["prompt_index", "angle_deg", "response"]
+    return pd.DataFrame([*places], columns=columns).assign(prompt="p")
+
+
+def test_rows_come_by_prompt_and_then_as_the_angles_were_asked_for() -> None:
+    rows = rows_at((1, 90, "d"), (0, 90, "b"), (0, 0, "a"), (1, 0, "c"), (0, 45, "x"))
+    found = at_angles_in_order(rows, [90.0, 0.0])
+    assert found["response"].tolist() == ["b", "a", "d", "c"]
+    assert [*found] == [*rows]
+    assert at_angles_in_order(rows, [180.0]).empty
+
+
+def test_a_repeated_row_counts_once_and_the_first_one_counts() -> None:
+    """Two processes without working locks finish a cell in batches of their own."""
+    rows = rows_at((0, 0, "a"), (0, 0, "again"), (0, 90, "b"), (1, 90, "c"))
+    assert at_angles_in_order(rows, [0.0])["response"].tolist() == ["a"]
+    assert unfinished_angles(rows, [90.0, 0.0, 45.0], n_prompts=2) == [0.0, 45.0]
+    assert unfinished_angles(rows.iloc[:0], [90.0], n_prompts=1) == [90.0]

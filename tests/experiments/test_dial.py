@@ -55,7 +55,8 @@ def test_every_way_is_scanned_at_its_angles_and_classes(finished: tuple[Path, Ru
     table = finished[1].dial
     groups: Any = table.groupby(["way", "prompt_class"])
     at = {names: sorted(rows["angle_deg"].unique()) for names, rows in groups}
-    few = sorted({90, scan.chosen_angles(finished[1].choices)["weakened"]})
+    few = sorted({90, *scan.chosen_angles(finished[1].choices).values()})
+    assert few == [90, 225]
     assert at == {
         (scan.METHOD, "positive"): [0, 90, 225],
         (scan.METHOD, "negative"): [0, 90, 225],

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 import pandas as pd
 
-from ss_lens.experiments.cells import CellStore
+from ss_lens.experiments.cells import CellStore, at_angles_in_order, unfinished_angles
 from ss_lens.experiments.inputs import Setting
 from ss_lens.experiments.worker import measured, with_texts_scored
 from ss_lens.scoring.registry import ANSWERS, ROW
@@ -43,15 +42,10 @@ def scored_answers(
     with cells.group({**setting.identity, "scored answers": how}, wait=True) as key:
         assert key is not None
         found = cells.read(key, ANSWERS)
-        known = Counter(found["angle_deg"].tolist())
-        missing = [angle for angle in angles_deg if known[angle] < len(setting.prompts)]
-        if missing:
+        if missing := unfinished_angles(found, angles_deg, len(setting.prompts)):
             cells.commit(key, ANSWERS, _answered(setting, missing, shorten, perplexity))
             found = cells.read(key, ANSWERS)
-    order = {angle: place for place, angle in enumerate(angles_deg)}
-    rows = found.query("angle_deg in @order").drop_duplicates([*ROW])
-    rows = rows.assign(place=rows["angle_deg"].map(order))
-    return rows.sort_values(["prompt_index", "place"], ignore_index=True).drop(columns="place")
+    return at_angles_in_order(found, angles_deg)
 
 
 def first_words(text: str) -> str:

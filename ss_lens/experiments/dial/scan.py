@@ -38,7 +38,7 @@ DIAL_COLUMNS = (
 )
 CHOICE_COLUMNS = ("sense", "angle_deg", "score", "collapsed", "chosen")
 HALF_TURNS = (90.0, 180.0)
-"""Random planes are measured here, and at the angle that weakens refusal."""
+"""Random planes are measured here, and at the angles that were chosen."""
 RANDOM_PROMPTS = 8
 """Random planes are measured on so many positive prompts of dev, the first ones."""
 SCORE = "refusal_score"
@@ -141,11 +141,11 @@ def scan_controls(
 
     Rotations by an angle are the unsteered model at 0°, which ``scanned`` has already. Random
     planes are measured on the first few prompts, at 90° and 180° and at the angle that ``choices``
-    has for weaker refusal; beside them stands the method on the same prompts.
+    has for each sense; beside them stands the method on the same prompts.
     """
     angles = [*map(float, scanned["angle_deg"].unique())]
     turned = tuple(angle for angle in angles if angle != 0)
-    wanted = {*HALF_TURNS, chosen_angles(choices).get("weakened")}
+    wanted = {*HALF_TURNS, *chosen_angles(choices).values()}
     few = tuple(angle for angle in turned if angle in wanted)
     whole: list[tuple[dict[str, Any], CellGroup]] = []
     random: list[tuple[dict[str, Any], CellGroup]] = []

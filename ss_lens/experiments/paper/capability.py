@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
+from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +14,8 @@ from ss_lens.experiments.grid import Arm, CellGroup
 from ss_lens.experiments.inputs import Workbench
 from ss_lens.generation.angle_batch import at_angles
 from ss_lens.scoring.capability import capability
+
+logger = logging.getLogger(__name__)
 
 
 def is_available() -> bool:
@@ -30,10 +34,12 @@ def items(bench: Workbench, arm: Arm, angle_deg: float | None, folder: Path) -> 
     """
     setting = bench.setting(CellGroup(arm, "dev", "positive", (0.0,)))
     steering = None if angle_deg is None else [dict(setting.identity), angle_deg]
-    key = sha256_of_json({"unsteered": dict(setting.unsteered), "steering": steering})
-    path = folder / f"{key[:32]}.csv"
+    of = {"unsteered": dict(setting.unsteered), "steering": steering}
+    path = folder / f"{sha256_of_json({**of, 'lm_eval': version('lm_eval')})[:32]}.csv"
     if path.exists():
         return pd.read_csv(path)
+    if (folder / f"{sha256_of_json(of)[:32]}.csv").exists():
+        logger.info("capability of an earlier version, which named no lm-eval, is measured again")
     if angle_deg is None:
         found = capability(setting.model)
     else:
