@@ -58,12 +58,10 @@ from .experiments.choose_angle import (
     choose_angle as choose_angle,
 )
 from .experiments.config import SweepConfig as SweepConfig, load_sweep_config as load_sweep_config
-from .experiments.main_run import (
-    Run as Run,
-    RunConfig as RunConfig,
-    load_run as load_run,
-    run_main_job as run_main_job,
-)
+from .experiments.dial.config import RunConfig as RunConfig
+from .experiments.dial.folder import load_run as load_run
+from .experiments.dial.run import Run as Run
+from .experiments.main_run import run_main_job as run_main_job
 from .experiments.sweep import (
     SweepResult as SweepResult,
     load_sweep as load_sweep,

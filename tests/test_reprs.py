@@ -19,7 +19,7 @@ from ss_lens.core.shown import LINE
 from ss_lens.experiments.ablation import AblationConfig, AblationResult
 from ss_lens.experiments.choose_angle import AngleChoice, AngleCriterion
 from ss_lens.experiments.config import SweepConfig
-from ss_lens.experiments.main_run import Run
+from ss_lens.experiments.dial.run import Run
 from ss_lens.experiments.sweep import ArmChoice, SweepResult
 from ss_lens.geometry.operators import AngularOperator, Operator
 from ss_lens.geometry.picture import carried

@@ -23,6 +23,9 @@ from analyses.report.run_tables import choice_table, score_table
 from analyses.run_figures import norm_growth
 from ss_lens import Calibration, Store, UserError, load_run
 from ss_lens.activations.spec import range_of
+from ss_lens.experiments.dial.config import RunConfig
+from ss_lens.experiments.dial.folder import is_finished, run_identity
+from ss_lens.experiments.dial.run import Run
 from ss_lens.experiments.dial.scan import chosen_angles
 from ss_lens.experiments.dial.ways import (
     ALL_SITES,
@@ -33,7 +36,6 @@ from ss_lens.experiments.dial.ways import (
     SAS,
     SAS_ALL_SITES,
 )
-from ss_lens.experiments.main_run import Run, RunConfig, is_finished, run_identity
 from ss_lens.scoring.registry import all_columns, headings
 
 MEASURES = (

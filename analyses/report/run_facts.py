@@ -11,7 +11,7 @@ from typing import Any
 from analyses.report import notes
 from ss_lens import Calibration, load_dataset
 from ss_lens.datasets.contrastive import EMBEDDED
-from ss_lens.experiments.main_run import RunConfig
+from ss_lens.experiments.dial.config import RunConfig
 from ss_lens.models.chat import DATE, ChatFormat
 
 _OPTIONS = {

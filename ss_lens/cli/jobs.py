@@ -47,7 +47,7 @@ def run(
 ) -> None:
     """The main job: the dial beside its controls, an angle from dev, answers to test, a verdict."""
     from ss_lens.core.errors import Unavailable, UserError
-    from ss_lens.experiments.main_run import check_run_dir
+    from ss_lens.experiments.dial.folder import check_run_dir
     from ss_lens.models.sources import default_dataset
 
     config = ss_lens.RunConfig(

@@ -12,7 +12,7 @@ from ss_lens.cli import console
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ss_lens.experiments.main_run import Run
+    from ss_lens.experiments.dial.run import Run
 
 
 def print_run(run: Run, run_dir: Path, report: Path | None, as_json: bool) -> None:

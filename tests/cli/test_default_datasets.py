@@ -93,7 +93,7 @@ def test_a_fallback_runs_on_its_own_dataset_also_in_a_folder_that_holds_its_run(
     monkeypatch.setattr(ss_lens, "load_model", load)
     monkeypatch.setattr(ss_lens, "run_main_job", main_job)
     for check in (lambda *_: None, of_the_fallback):
-        monkeypatch.setattr("ss_lens.experiments.main_run.check_run_dir", check)
+        monkeypatch.setattr("ss_lens.experiments.dial.folder.check_run_dir", check)
         with pytest.raises(Stopped):
             jobs.run(model="qwen2.5-coder-1.5b", fallback=DEFAULT_MODEL, out_dir=tmp_path / "run")
     assert ran == ["refusal", "refusal"]

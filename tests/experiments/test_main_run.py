@@ -20,7 +20,8 @@ import ss_lens
 from ss_lens import ChatFormat, ContrastiveDataset, RunConfig, Store, UserError
 from ss_lens.core.files import sha256_of_file
 from ss_lens.core.sealed import write_sealed_json
-from ss_lens.experiments.main_run import TABLES, load_run, run_main_job, score_by_angle
+from ss_lens.experiments.dial.folder import TABLES, claim, load_run
+from ss_lens.experiments.main_run import run_main_job, score_by_angle
 from ss_lens.scoring.coherence import coherence
 from ss_lens.scoring.refusal import opens_with_refusal
 
@@ -285,12 +286,11 @@ def killed_at(step: int, work: Callable[[], object]) -> bool:
 def test_a_run_killed_at_any_step_of_claiming_its_folder_resumes(
     finished: tuple[Path, ss_lens.Run], tmp_path: Path
 ) -> None:
-    main_run = importlib.import_module("ss_lens.experiments.main_run")
     identity = json.loads((finished[0] / "run.json").read_text())
     del identity["started"], identity["sha256"]
     step = 0
-    while killed_at(step, partial(main_run._claim, tmp_path / str(step), identity)):
-        main_run._claim(tmp_path / str(step), identity)
+    while killed_at(step, partial(claim, tmp_path / str(step), identity)):
+        claim(tmp_path / str(step), identity)
         assert [path.name for path in (tmp_path / str(step)).iterdir()] == ["run.json"]
         step += 1
     assert step > 5

@@ -1,0 +1,75 @@
+"""A finished main job: what was measured, and how it shows itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from ss_lens.activations.site_map import site_map
+from ss_lens.calibration.calibration import Calibration
+from ss_lens.core.shown import card, in_lines
+from ss_lens.experiments.dial.config import RunConfig
+from ss_lens.experiments.dial.scan import CHOICE_COLUMNS, DIAL_COLUMNS
+from ss_lens.experiments.summaries import degrees, first_rows
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Run:
+    """A finished main job, as its run directory holds it.
+
+    A run of an earlier version has the answers at all of its angles in full, and no ``dial``,
+    ``choices`` or ``verdict``.
+
+    Attributes:
+        calibration: fitted on the train part.
+        activations: the store's keys of the ``train`` and ``test`` activations.
+        responses: one row per test prompt and angle, 0 (unsteered) and those that were chosen: the
+            ``response``, whether it was ``shortened``, whether it ``collapsed``, and all scores.
+        scores: one row per angle, from :func:`score_by_angle`.
+        dial: one row per way of steering (and draw), class and angle, on the dev part:
+            ``refusal_score`` and ``opening_mass``, means over ``n`` prompts.
+        choices: which angles were tried on dev for each sense, and which were chosen; see
+            :func:`ss_lens.experiments.dial.scan.choose_angles`.
+        verdict: what turned, in words.
+    """
+
+    config: RunConfig
+    calibration: Calibration
+    activations: dict[str, str]
+    responses: pd.DataFrame
+    scores: pd.DataFrame
+    dial: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=[*DIAL_COLUMNS]))
+    choices: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=[*CHOICE_COLUMNS]))
+    verdict: str = ""
+
+    def __repr__(self) -> str:
+        return in_lines(self._title, self._facts)
+
+    def _repr_html_(self) -> str:
+        made, columns = self.calibration, ("angle_deg", "refusal_positive", "refusal_negative")
+        picture = site_map(
+            made.sites,
+            filled=made.selected_sites,
+            ring=made.direction_site,
+            crossed=made.candidates.excluded,
+        )
+        scores = first_rows(self.scores.filter([*columns]), ())
+        return card(self._title, self._facts, picture, scores)
+
+    @property
+    def _title(self) -> str:
+        spec = self.calibration.spec
+        return f"Run on {spec.model.name!r} with {spec.dataset_name!r}"
+
+    @property
+    def _facts(self) -> dict[str, str]:
+        config, made = self.config, self.calibration
+        return {
+            "verdict": self.verdict or "none; a run of an earlier version",
+            "prompts": f"{made.spec.n_positive} + {made.spec.n_negative} to calibrate on, "
+            f"{config.dev} dev and {config.test} test per class",
+            "steers": f"{len(made.selected_sites)} of {len(made.sites)} sites",
+            "dial": degrees(config.angles_deg),
+            "answers": f"{len(self.responses)}, at {degrees(self.responses['angle_deg'].tolist())}",
+        }
