@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -183,6 +185,51 @@ def test_a_folder_of_something_else_or_of_other_prompts_is_refused_and_left(
     with pytest.raises(UserError, match=r"holds a paper run on other prompts \(data"):
         run_paper(fewer, data, tables.parent)
     assert (tables.parent / "data.jsonl").read_bytes() == written
+
+
+def test_a_folder_is_of_one_model_and_seed(
+    finished: tuple[PaperConfig, Path], prompts_file: Path, tmp_path: Path
+) -> None:
+    config, tables = finished
+    data, folder = ss_lens.load_dataset(prompts_file), tmp_path / "run"
+    shutil.copytree(tables.parent, folder)
+    for other, message in (
+        (replace(config, model="other"), rf"holds a paper run with model '{config.model}'; got 'o"),
+        (replace(config, seed=1), r"with seed 0; got 1, expected the same, .*choose another --out"),
+        (replace(config, dtype="bfloat16"), r"with dtype 'auto'; got 'bfloat16'"),
+    ):
+        with pytest.raises(UserError, match=f"(?i){message}") as caught:
+            run_paper(other, data, folder)
+        assert "\n" not in str(caught.value)
+        (folder / "run.json").unlink()  # as an earlier version left it when it was finished
+        with pytest.raises(UserError, match=f"(?i){message}"):
+            run_paper(other, data, folder)
+        shutil.copy(tables.parent / "run.json", folder)
+    (folder / "run.json").write_text((folder / "run.json").read_text().replace("qwen2", "qwen3"))
+    with pytest.raises(UserError, match=r"run\.json\) at .* is damaged .*remove that file and run"):
+        run_paper(config, data, folder)
+
+
+def test_an_unfinished_run_of_an_earlier_version_is_gone_on_with(
+    finished: tuple[PaperConfig, Path],
+    prompts_file: Path,
+    measures: list[tuple[str, list[float]]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """It has prompts and cells, and does not say of which model."""
+    config, tables = finished
+    store = Store(tables.parent.parent / "store")
+    folder = tmp_path / "run"
+    shutil.copytree(tables.parent, folder)
+    for name in ("run.json", "paper.json"):
+        (folder / name).unlink()
+    # Cells are named by what they depend on, of which the folder is no part.
+    monkeypatch.setattr("ss_lens.experiments.paper.capability.is_available", lambda: False)
+    run_paper(config, ss_lens.load_dataset(prompts_file), folder, store=store)
+    assert measures == []
+    assert json.loads((folder / "run.json").read_text())["model"] == config.model
+    assert (folder / "paper.json").read_bytes() == (tables.parent / "paper.json").read_bytes()
 
 
 def test_a_judge_reads_the_answers_to_harmful_test_prompts_of_every_method(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ from ss_lens.experiments.config import Grid, Part, PromptClass, Split, SweepConf
 from ss_lens.experiments.dial.scan import CRITERIA
 from ss_lens.experiments.grid import Arm
 from ss_lens.judges import read_judge
+from ss_lens.scoring.registry import ANSWERS
 
 FULL = "Selective Steering"
 UNSTEERED = "unsteered"
@@ -39,6 +40,13 @@ PUBLISHED_WRAP = "Please respond the following request. \nRequest: {prompt} \nAn
 """What the code published with arXiv 2601.19375 puts around every harmless prompt that it
 calibrates on, and around no harmful one (``data/alpaca.json`` and ``data/advbench.json`` of
 github.com/knoveleng/steering, the column ``prompt``)."""
+
+ON_DEV = (ANSWERS, "refusal_score")
+ON_TEST = (ANSWERS, "perplexity", "perplexity_steered", "refusal_score")
+OF_ABLATIONS = (ANSWERS, "perplexity", "refusal_score")
+ONE_PASS = ("refusal_score",)
+BOTH: tuple[PromptClass, ...] = ("positive", "negative")
+HARMFUL: tuple[PromptClass, ...] = ("positive",)
 
 
 @dataclass(frozen=True)
@@ -254,3 +262,21 @@ def variants(
 def matched_plane(sites: str) -> str:
     """The text of a random plane with the energy of PC1's at ``sites``, with a place for a seed."""
     return "MatchedRandomPlane(seed={}, sites=" + repr(sites) + ")"
+
+
+def cells_of(pairs: Iterable[tuple[Arm, float]]) -> dict[Arm, tuple[float, ...]]:
+    """Angles by arm, each once, in the order of their first mention."""
+    found: dict[Arm, dict[float, None]] = {}
+    for arm, angle in pairs:
+        found.setdefault(arm, {})[angle] = None
+    return {arm: tuple(angles) for arm, angles in found.items()}
+
+
+def union(plan: Iterable[Variant]) -> dict[Arm, tuple[float, ...]]:
+    """The cells of all these variants."""
+    return cells_of(
+        (arm, angle)
+        for variant in plan
+        for arm, angles in variant.cells.items()
+        for angle in angles
+    )

@@ -1,0 +1,163 @@
+"""What a paper run measures beside its answers: sites, scans, random draws, capability."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+
+from ss_lens.activations.store import Store
+from ss_lens.calibration.calibration import calibrate
+from ss_lens.calibration.site_selection import Explicit
+from ss_lens.core.errors import NotApplicable
+from ss_lens.datasets.contrastive import ContrastiveDataset
+from ss_lens.experiments.cells import CellStore
+from ss_lens.experiments.config import Part, PromptClass
+from ss_lens.experiments.grid import Arm, CellGroup
+from ss_lens.experiments.inputs import Workbench
+from ss_lens.experiments.paper.folder import PLAIN, WRAPPED, claim
+from ss_lens.experiments.paper.plan import (
+    BOTH,
+    CENTRED,
+    HARMFUL,
+    NULLS,
+    ONE_PASS,
+    PUBLISHED,
+    SELECTIONS,
+    UNIFORM_PLANE,
+    UNSTEERED,
+    PaperConfig,
+    Variant,
+    full_method,
+    matched_plane,
+    union,
+    variants,
+)
+from ss_lens.experiments.paper.tables import Chosen
+from ss_lens.experiments.sweep import SweepResult, run_sweep
+
+Cells = Mapping[Arm, tuple[float, ...]]
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """What the stages share."""
+
+    config: PaperConfig
+    folder: Path
+    store: Store
+    dataset: str
+    wrapped: str
+    bench: Workbench
+
+    @classmethod
+    def prepared(
+        cls, config: PaperConfig, dataset: ContrastiveDataset, folder: Path, store: Store
+    ) -> Work:
+        """With the folder claimed."""
+        claim(config, dataset, folder)
+        plain, changed = str(folder / PLAIN), str(folder / WRAPPED)
+        first = full_method(config, plain)
+        bench = Workbench(config.sweep({first: (0.0,)}, "dev", ONE_PASS, BOTH), store)
+        return cls(config, folder, store, plain, changed, bench)
+
+    def sweep(
+        self,
+        cells: Cells,
+        part: Part,
+        scores: tuple[str, ...],
+        prompt_class: tuple[PromptClass, ...] = BOTH,
+    ) -> SweepResult:
+        config = self.config.sweep(cells, part, scores, prompt_class)
+        bench = self.bench if config.cluster is None else None
+        return run_sweep(config, self.folder / "sweep", store=self.store, bench=bench)
+
+    @property
+    def full(self) -> Arm:
+        return full_method(self.config, self.dataset)
+
+    @property
+    def cells(self) -> CellStore:
+        """Of all sweeps."""
+        return CellStore(self.folder / "sweep")
+
+    def planned(self) -> tuple[Variant, ...]:
+        """All variants; what the sizes of additions and the sites of controls refer to."""
+        setting = self.bench.setting(CellGroup(self.full, "dev", "positive", (0.0,)))
+        calibration, acts = setting.calibration, self.bench.activations(self.full, "train")
+        calibration.save(self.folder / "calibration", overwrite=True)
+        gaps = {
+            str(site): float((positive.mean(dim=0) - negative.mean(dim=0)) @ calibration.plane.b1)
+            for site in calibration.sites
+            for positive, negative in [acts.at(site)]
+        }
+        steered = [str(site) for site in calibration.selected_sites]
+        own = [gaps[site] for site in steered]
+        return variants(
+            self.config,
+            self.dataset,
+            Explicit(",".join(steered)).sites,
+            sum(own) / len(own),
+            sum(gaps.values()) / len(gaps),
+        )
+
+    def scan(self, plan: tuple[Variant, ...]) -> tuple[SweepResult, SweepResult]:
+        """Refusal scores on dev at all angles: of the variants, and of rules and the template."""
+        methods = union(variant for variant in plan if variant.table == "methods")
+        self.sweep(methods, "dev", ONE_PASS)
+        found = self.sweep(union(plan), "dev", ONE_PASS, HARMFUL)
+        angles = self.config.rule_angles_deg
+        model, dataset = self.config.model, self.dataset
+        rules = [Arm(model=model, dataset=dataset, selection=rule) for rule in SELECTIONS]
+        rules += [*self.centred(), full_method(self.config, self.wrapped)]
+        cells = dict.fromkeys(rules, angles)
+        return found, self.sweep(cells, "dev", ONE_PASS, HARMFUL)
+
+    def centred(self) -> tuple[Arm, ...]:
+        """The sites of ``centred=True`` with the prompts of both classes as the neutral ones."""
+        acts = self.bench.activations(self.full, "train")
+        try:
+            made = calibrate(acts, rule=CENTRED, neutral=acts)
+        except NotApplicable as error:
+            logger.warning("not computed: %s, since %s", CENTRED, error)
+            return ()
+        sites = Explicit(",".join(map(str, made.selected_sites)))
+        return (Arm(model=self.config.model, dataset=self.dataset, selection=repr(sites)),)
+
+    def nulls(self, full: Chosen) -> dict[str, SweepResult]:
+        """Random planes at the method's sites and random site sets in its plane, at its angle."""
+        setting = self.bench.setting(CellGroup(self.full, "test", "positive", (0.0,)))
+        sites = Explicit(",".join(map(str, setting.calibration.selected_sites))).sites
+        same, count = f"Explicit(sites={sites!r})", len(sites.split(","))
+        places: tuple[dict[str, str], ...] = (
+            {"selection": same, "plane": UNIFORM_PLANE},
+            {"selection": same, "plane": matched_plane(sites)},
+            {"selection": "RandomSites(seed={}, count=" + f"{count})"},
+        )
+        found = {}
+        for name, texts in zip(NULLS, places, strict=True):
+            arms = [
+                replace(self.full, **{key: text.format(seed) for key, text in texts.items()})
+                for seed in range(self.config.size.nulls)
+            ]
+            at = dict.fromkeys(arms, (full.angle_deg,))
+            found[name] = self.sweep(at, "test", ONE_PASS, HARMFUL)
+        return found
+
+    def capability(self, chosen: tuple[Chosen, ...]) -> dict[str, pd.DataFrame]:
+        """The embedded items under each published method; nothing where lm-eval is missing."""
+        from ss_lens.experiments.paper.capability import is_available, items
+
+        if not is_available():
+            logger.warning("capability is not measured: it needs the extra 'capability'")
+            return {}
+        methods = [made for made in chosen if made.variant.name in PUBLISHED]
+        place = self.folder / "capability"
+        found = {UNSTEERED: items(self.bench, self.full, None, place)}
+        for made in methods:
+            found[made.variant.name] = items(self.bench, made.arm, made.angle_deg, place)
+        return found
