@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from ss_lens.core.checks import check_flag, check_is, described
 from ss_lens.core.errors import UserError, first_line
+from ss_lens.core.files import sha256_of_file
 from ss_lens.core.progress import progress_bar
 from ss_lens.core.resources import check_memory, in_gb
 from ss_lens.models import adapters
@@ -42,7 +43,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 
 @dataclass(frozen=True)
-class _Source:
+class Source:
     """Where a model is read from.
 
     Attributes:
@@ -56,6 +57,12 @@ class _Source:
     gguf: Path | None = None
     described: bool = True
     revision: str | None = None
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder that holds weights, configuration and tokenizer, where it is on this disk."""
+        path = Path(self.place)
+        return path if self.described and path.is_dir() else None
 
     def arguments(self) -> dict[str, Any]:
         gguf_file = None if self.described or self.gguf is None else self.gguf.name
@@ -135,7 +142,42 @@ def load_model(
             dtype=chosen_dtype,
         )
     model.original_model.requires_grad_(False)  # also what booting split off, GPT-2's Q, K and V
+    _loaded[model] = Loaded(source, trust_remote_code, folder)
     return model
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """How a model was loaded: its source, and the folder of the adapter that was merged into it."""
+
+    source: Source
+    trust_remote_code: bool
+    adapter: Path | None
+
+    def tokenizer(self) -> Any:
+        """The tokenizer as its files have it; TransformerLens gives a model one that it changed."""
+        return AutoTokenizer.from_pretrained(
+            self.source.place,
+            trust_remote_code=self.trust_remote_code,
+            **self.source.arguments(),
+        )
+
+
+_loaded: WeakKeyDictionary[TransformerBridge, Loaded] = WeakKeyDictionary()
+
+
+def loaded_from(model: TransformerBridge) -> Loaded:
+    """How :func:`load_model` made ``model``.
+
+    Raises:
+        UserError: it was made in another way.
+    """
+    if model not in _loaded:
+        raise UserError(
+            f"the model {str(model.cfg.model_name)!r} was not loaded by ss_lens.load_model, so its "
+            "files are unknown; load it with ss_lens.load_model(...)."
+        )
+    return _loaded[model]
 
 
 def _check_registered(name: str, dtype: torch.dtype) -> None:
@@ -173,7 +215,7 @@ def _check_name(name: str) -> None:
         ) from error
 
 
-def _resolve(name: str, revision: str | None) -> _Source:
+def _resolve(name: str, revision: str | None) -> Source:
     source = _place_of(name, revision)
     if revision is not None and source.revision is None:
         raise UserError(
@@ -183,39 +225,48 @@ def _resolve(name: str, revision: str | None) -> _Source:
     return source
 
 
-def _place_of(name: str, revision: str | None) -> _Source:
+def _place_of(name: str, revision: str | None) -> Source:
     if name in MODELS:
         first = MODELS[name].sources[0]
         if isinstance(first, Hub):
-            return _Source(first.repository, revision=revision)
+            return Source(first.repository, revision=revision)
         return _in_folder(fetch(name))
     path = Path(name).expanduser()
     if path.suffix.lower() == ".gguf":
         check_gguf(path)
-        return _Source(str(path.parent), gguf=path, described=False)
+        return Source(str(path.parent), gguf=path, described=False)
     if path.is_dir():
         return _in_folder(path)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        return _Source(name, revision=revision)
+        return Source(name, revision=revision)
     raise unknown_model(name)
 
 
-def _in_folder(folder: Path) -> _Source:
+def _in_folder(folder: Path) -> Source:
     """A local folder; one that was fetched may keep its weights as a GGUF file."""
     kept = folder / GGUF
     fetched = (folder / "source.json").is_file() and kept.is_file()
-    return _Source(str(folder), gguf=kept if fetched else None)
+    return Source(str(folder), gguf=kept if fetched else None)
 
 
-def _base_of(adapter: adapters.Adapter, revision: str | None) -> _Source:
+def _base_of(adapter: adapters.Adapter, revision: str | None) -> Source:
+    if adapters.adapter_folder(adapter.base):
+        raise UserError(
+            f"the adapter at {adapter.folder} is for {adapter.base!r}, which is an adapter itself, "
+            "expected a base with weights of its own. Write that base as one model (ss-lens export "
+            "--as merged --angle 0), and name its folder as base_model_name_or_path in "
+            f"{adapters.CONFIG}."
+        )
     try:
         source = _resolve(adapter.base, revision or adapter.revision)
     except UserError as error:
         raise type(error)(  # also where it is Unavailable, which a caller may fall back on
             f"the base model of the adapter at {adapter.folder} is missing: {error}"
         ) from error
-    if Path(source.place).is_dir():
-        adapters.check_base(adapter, weights_digest(Path(source.place)))
+    if source.folder:
+        adapters.check_base(adapter, weights_digest(source.folder))
+    elif source.gguf and adapter.base_sha256:
+        adapters.check_base(adapter, sha256_of_file(source.gguf))
     return source
 
 

@@ -45,6 +45,7 @@ class Header:
     path: Path
     architecture: str
     tensors: tuple[StoredTensor, ...]
+    licence: str | None = None
 
     @property
     def n_parameters(self) -> int:
@@ -72,12 +73,14 @@ def _read(path: Path, file: BinaryIO, size: int) -> Header:
     magic, version, n_tensors, n_values = _unpack(file, "<4sIQQ")
     if magic != b"GGUF" or version not in (2, 3):
         raise _damaged(path, f"it begins with {magic!r} and version {version}, not b'GGUF' and 3")
-    architecture, alignment = "", 32
+    architecture, alignment, licence = "", 32, None
     for _ in range(n_values):
         key = _text(file)
         (kind,) = _unpack(file, "<I")
         if key == "general.architecture" and kind == _STRING:
             architecture = _text(file)
+        elif key == "general.license" and kind == _STRING:
+            licence = _text(file)
         elif key == "general.alignment" and kind == _UINT32:
             (alignment,) = _unpack(file, "<I")
         else:
@@ -106,7 +109,7 @@ def _read(path: Path, file: BinaryIO, size: int) -> Header:
                 path, f"{name!r} ends at byte {tensor.start + tensor.n_bytes} of {size}, it is cut"
             )
         tensors.append(tensor)
-    return Header(path, architecture, tuple(tensors))
+    return Header(path, architecture, tuple(tensors), licence)
 
 
 def _unpack(file: BinaryIO, layout: str) -> tuple:
