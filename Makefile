@@ -12,7 +12,7 @@ STAMP := .venv/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 \
 	--dist loadfile --no-loadscope-reorder
 # The rooms whose modules have public functions of tensors; the run fails where one is not called.
-SHAPES := $(addprefix tests/,geometry activations calibration steering generation scoring analyses \
+SHAPES := $(addprefix tests/,geometry activations calibration steering generation scoring exports analyses \
 	models/test_adapters.py)
 
 .PHONY: demo test shapes check lint types docs setup bench organism clean

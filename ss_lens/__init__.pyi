@@ -67,6 +67,8 @@ from .experiments.sweep import (
     load_sweep as load_sweep,
     run_sweep as run_sweep,
 )
+from .exports.export import export as export
+from .exports.verify import Export as Export, verify_export as verify_export
 from .generation.angle_batch import sweep_angles as sweep_angles
 from .generation.generate import generate as generate
 from .generation.stream import stream as stream

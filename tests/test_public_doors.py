@@ -92,6 +92,18 @@ def doors(
                 **{"calibration": cal, "operator": RotateBy, "angles_deg": [0]},
             },
         ),
+        "export": (
+            ss_lens.export,
+            {
+                **{"calibration": cal, "model": model, "operator": RotateBy(90), "kind": "lora"},
+                **{"out": here / "export", "dtype": "auto", "prompts": prompts[:1]},
+                "max_new_tokens": 1,
+            },
+        ),
+        "verify_export": (
+            ss_lens.verify_export,
+            {"folder": here, "model": model, "prompts": prompts[:1]},
+        ),
         "choose_angle": (
             ss_lens.choose_angle,
             {"table": pd.DataFrame({"part": []}), "criterion": criterion},
@@ -174,6 +186,7 @@ NAMES = (
     *("load_ablations", "Calibration.load", "Calibration.save", "Calibration.from_reference"),
     *("Calibration.to_reference", "restricted_to", "at", "Evidence", "Site", "Plane"),
     *("ChatFormat", "RotateBy", "SetAngle", "Consensus", "Discriminative", "LastPrompt"),
+    *("export", "verify_export"),
 )
 NEVER: tuple[Any, ...] = (
     *(Odd(), Odd, b"x", 3 + 1j, lambda: 1, torch.zeros(2, 3), pd.DataFrame({"a": [1]})),

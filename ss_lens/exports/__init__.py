@@ -1,0 +1,1 @@
+"""A steered model as files that other programs run without hooks."""
