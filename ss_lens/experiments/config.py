@@ -183,6 +183,7 @@ class SweepConfig(Section):
             and no ``kl`` on dev, unless it is chosen by.
         scores: ``answers`` are generated, and scored by their text; ``perplexity`` is of these;
             ``kl`` is from the unsteered model, on its own answers.
+        first_prompts: so many of each part and class are steered, the first ones; ``None`` is all.
         choose: how the angle of each arm is chosen on dev.
         chat: ``system`` prompt, ``date`` and ``template_arguments`` of the chat template.
         batch_rows: at most this many prompt–angle pairs run at once; bounds the memory.
@@ -198,6 +199,7 @@ class SweepConfig(Section):
     prompt_class: OneOrMore[PromptClass] = get_args(PromptClass)
     scores: OneOrMore[Annotated[str, AfterValidator(_measured)]] = USUAL
     max_new_tokens: Annotated[int, Field(ge=1)] = 48
+    first_prompts: Annotated[int, Field(ge=1)] | None = None
     choose: Annotated[AngleCriterion | None, BeforeValidator(_criterion)] = None
     chat: Annotated[ChatFormat, BeforeValidator(_chat)] = DEFAULT_FORMAT
     device: str = "auto"
@@ -260,7 +262,7 @@ class SweepConfig(Section):
             for arm in grid.arms():
                 angles.setdefault(arm, {}).update(dict.fromkeys(arm.angles_of(grid.angles_deg)))
         return tuple(
-            CellGroup(arm, part, prompt_class, tuple(of_arm))
+            CellGroup(arm, part, prompt_class, tuple(of_arm), self.first_prompts)
             for arm, of_arm in angles.items()
             for part in self.parts
             for prompt_class in self.prompt_class

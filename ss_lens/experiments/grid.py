@@ -89,12 +89,16 @@ class Arm:
 
 @dataclass(frozen=True)
 class CellGroup:
-    """An arm on the prompts of one class of one part of the dataset; each angle is a cell."""
+    """An arm on the prompts of one class of one part of the dataset; each angle is a cell.
+
+    Only the ``first_prompts`` are taken, where that is a number.
+    """
 
     arm: Arm
     part: Literal["dev", "test"]
     prompt_class: Literal["positive", "negative"]
     angles_deg: tuple[float, ...]
+    first_prompts: int | None = None
 
     @property
     def columns(self) -> dict[str, Any]:
@@ -111,6 +115,7 @@ class CellGroup:
             values["part"],
             values["prompt_class"],
             tuple(map(reduced, values["angles_deg"])),
+            values.get("first_prompts"),
         )
 
 

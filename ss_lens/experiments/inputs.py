@@ -82,7 +82,8 @@ class Workbench:
         if arm.model != self._model_name:
             self._made.clear()
             self._model_name = arm.model
-        texts = getattr(getattr(self._split(arm.dataset), group.part), group.prompt_class)[prompts]
+        texts = getattr(getattr(self._split(arm.dataset), group.part), group.prompt_class)
+        texts = texts[: group.first_prompts][prompts]
         train, held_out = (self.activations(arm, part) for part in ("train", "dev"))
         answered = {
             "tokens": tokens_digest(tokenize(self._model(), texts, config.chat)),

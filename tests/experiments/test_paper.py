@@ -99,7 +99,7 @@ def finished(
     tiny_folders: dict[str, Path], prompts_file: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[PaperConfig, Path]:
     """A run with the least of everything."""
-    size = Size(6, 2, 2, 4, (0.0, 120.0), draws=1, nulls=3, tries=1)
+    size = Size(6, 2, 2, 4, (0.0, 120.0), draws=1, nulls=3, null_prompts=1, tries=1)
     config = PaperConfig(str(tiny_folders["qwen2"]), size)
     folder = tmp_path_factory.mktemp("paper") / "run"
     data = ss_lens.load_dataset(prompts_file)
@@ -133,6 +133,20 @@ def test_the_rank_counts_the_method_among_its_draws(finished: tuple[PaperConfig,
         whole = (counted & (draws["refusal_score"] <= row["method"])).sum()
         assert row["p_value_whole"] == pytest.approx((1 + whole) / 4)
         assert row["draw_mass_low"] == pytest.approx(draws["opening_mass"].min())
+
+
+def test_the_method_is_ranked_by_the_prompts_that_its_draws_were_measured_on(
+    finished: tuple[PaperConfig, Path],
+) -> None:
+    config, tables = finished
+    ranks = pd.read_csv(tables / "null_ranks.csv")
+    assert set(ranks["n"]) == {1}
+    methods = pd.read_csv(tables / "methods.csv")
+    named = "variant == @FULL and metric == 'refusal_score' and prompt_class == 'positive'"
+    (whole,) = methods.query(named).to_dict("records")
+    assert whole["n"] == 2
+    assert abs(whole["mean"] - ranks["method"].iloc[0]) > 1e-3
+    assert config.size.null_prompts < config.size.test
 
 
 def test_the_tables_hold_no_text_of_prompts_or_answers(

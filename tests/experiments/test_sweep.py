@@ -113,6 +113,18 @@ def test_a_changed_grid_measures_only_what_is_new(
     assert measures == [("answers", [0.0, 120.0])] * 2
 
 
+def test_a_sweep_of_the_first_prompts_is_those_rows_of_the_whole_one(
+    asked: Asked, tmp_path: Path, store: Store
+) -> None:
+    config = with_grid({**asked, "scores": ["answers"]}, angles_deg=[0, 75])
+    whole = run_sweep(config, tmp_path / "whole", store=store)
+    few = config.model_copy(update={"first_prompts": 1})
+    table = run_sweep(few, tmp_path / "few", store=store).table
+    expected = whole.table[whole.table["prompt_index"] == 0].reset_index(drop=True)
+    pd.testing.assert_frame_equal(table, expected)
+    pd.testing.assert_frame_equal(load_sweep(tmp_path / "few").table, expected)
+
+
 def test_other_weights_under_the_same_name_are_another_key(
     asked: Asked, tiny_folders: dict[str, Path], tmp_path: Path, store: Store
 ) -> None:

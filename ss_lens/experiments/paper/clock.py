@@ -9,7 +9,7 @@ capture                 192 + 32 prompts; the template variant once more        
 scan on dev             one pass at 8 angles: 7 methods, 14 controls; 10 rules at 4  14
 answers on dev          32 per method and try, 16 per control, 32 tokens            14
 answers on test         48 per method, 24 per control, 32 tokens, perplexities      30
-nulls                   99 planes of each kind, 99 site sets, a pass of 24 prompts  36
+nulls                   99 planes of each kind, 99 site sets, a pass of 12 prompts  20
 capability              80 items for 6 models, where lm-eval is installed           10
 ======================  ==========================================================  =======
 """
@@ -26,7 +26,7 @@ STAGES: Mapping[str, float] = {
     "scan of the angles on dev": 14,
     "answers on dev": 14,
     "answers on test": 30,
-    "random planes and site sets": 36,
+    "random planes and site sets": 20,
     "capability": 10,
 }
 """Stages in their order and the minutes that are planned for each."""

@@ -59,6 +59,7 @@ class Size:
         angles_deg: that dev chooses from.
         draws: of random sites; of the other random controls half as many.
         nulls: random planes of each kind and random site sets by the one-pass score.
+        null_prompts: harmful test prompts that these are measured on, the first ones.
         tries: at most so many angles of a variant are answered on dev; strengths are few, and all.
     """
 
@@ -69,18 +70,19 @@ class Size:
     angles_deg: tuple[float, ...]
     draws: int
     nulls: int
+    null_prompts: int
     tries: int
 
     def __post_init__(self) -> None:
-        for name in ("dev", "test", "max_new_tokens", "draws", "nulls", "tries"):
+        for name in ("dev", "test", "max_new_tokens", "draws", "nulls", "null_prompts", "tries"):
             check_whole(name, getattr(self, name), at_least=1)
         if self.train is not None:
             check_whole("train", self.train, at_least=1)
 
 
 SIZES: Mapping[str, Size] = {
-    "small": Size(96, 16, 24, 32, tuple(45.0 * i for i in range(8)), 2, 99, 3),
-    "full": Size(None, 32, 104, 256, tuple(10.0 * i for i in range(36)), 5, 199, 36),
+    "small": Size(96, 16, 24, 32, tuple(45.0 * i for i in range(8)), 2, 99, 12, 3),
+    "full": Size(None, 32, 104, 256, tuple(10.0 * i for i in range(36)), 5, 199, 104, 36),
 }
 """``full`` has the paper's 104 test prompts and its 36 angles."""
 
@@ -123,14 +125,16 @@ class PaperConfig:
         part: Part,
         scores: tuple[str, ...],
         prompt_class: tuple[PromptClass, ...],
+        first_prompts: int | None = None,
     ) -> SweepConfig:
-        """The cells of some arms, measured on one part."""
+        """The cells of some arms, measured on one part, or the first prompts of it."""
         return SweepConfig(
             grid=tuple(_grid(arm, angles) for arm, angles in cells.items()),
             split=Split(dev=self.size.dev, test=self.size.test, seed=self.seed),
             parts=(part,),
             prompt_class=prompt_class,
             scores=scores,
+            first_prompts=first_prompts,
             max_new_tokens=self.size.max_new_tokens,
             device=self.device,
             dtype=self.dtype,

@@ -71,8 +71,9 @@ class Work:
         part: Part,
         scores: tuple[str, ...],
         prompt_class: tuple[PromptClass, ...] = BOTH,
+        first_prompts: int | None = None,
     ) -> SweepResult:
-        config = self.config.sweep(cells, part, scores, prompt_class)
+        config = self.config.sweep(cells, part, scores, prompt_class, first_prompts)
         bench = self.bench if config.cluster is None else None
         return run_sweep(config, self.folder / "sweep", store=self.store, bench=bench)
 
@@ -145,7 +146,8 @@ class Work:
                 for seed in range(self.config.size.nulls)
             ]
             at = dict.fromkeys(arms, (full.angle_deg,))
-            found[name] = self.sweep(at, "test", ONE_PASS, HARMFUL)
+            few = self.config.size.null_prompts
+            found[name] = self.sweep(at, "test", ONE_PASS, HARMFUL, few)
         return found
 
     def capability(self, chosen: tuple[Chosen, ...]) -> dict[str, pd.DataFrame]:

@@ -219,7 +219,7 @@ def _means(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def null_draws(measured: Measured) -> pd.DataFrame:
-    """A row per random draw: mean scores of the harmful test prompts."""
+    """A row per random draw: mean scores of the harmful test prompts it was measured on."""
     found = []
     for name, swept in measured.nulls.items():
         keys = ["selection", "plane"]
@@ -237,9 +237,10 @@ def null_ranks(measured: Measured, full: Chosen) -> pd.DataFrame:
 
     ``p_value_whole`` counts the draws only that leave the text whole, with an opening mass of at
     least :data:`ss_lens.experiments.dial.verdict.BROKEN` of the unsteered one; where the method's
-    own is less, it counts them all.
+    own is less, it counts them all. The method is averaged over the prompts of the draws.
     """
-    harmful = "prompt_class == 'positive'"
+    drawn = {place for swept in measured.nulls.values() for place in swept.table["prompt_index"]}
+    harmful = "prompt_class == 'positive' and prompt_index in @drawn"
     method = rows_of(measured.tested.table, full.arm, full.angle_deg).query(harmful)
     score = float(method["refusal_score"].mean())
     unsteered = measured.tested.unsteered.query(harmful)
@@ -256,6 +257,7 @@ def null_ranks(measured: Measured, full: Chosen) -> pd.DataFrame:
                 "angle_deg": full.angle_deg,
                 "unsteered": base,
                 "method": score,
+                "n": len(drawn),
                 "draws": len(draws),
                 "draw_mean": draws["refusal_score"].mean(),
                 "draw_low": draws["refusal_score"].min(),
