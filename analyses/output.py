@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from analyses import style
-from ss_lens import UserError, load_dataset
+from ss_lens import ContrastiveDataset, UserError, load_dataset
 from ss_lens.core.files import atomic_path, disk_errors
 from ss_lens.datasets.contrastive import DatasetSplit
 
@@ -114,6 +114,18 @@ def printed(module: str, subtitle: str, *given: Any) -> Print:
 def split(dataset: str, seed: int = 0, test: int = 24) -> DatasetSplit:
     """The same training part for every analysis by default: the store then has its activations."""
     return load_dataset(dataset).split(dev=16, test=test, seed=seed)
+
+
+def held_out(parts: DatasetSplit, prompts: int) -> ContrastiveDataset:
+    """The first test prompts of each class.
+
+    Raises:
+        UserError: fewer than one, or more than there are.
+    """
+    most = min(len(parts.test.positive), len(parts.test.negative))
+    if not 1 <= prompts <= most:
+        raise UserError(f"--prompts must be 1 to {most} per class; got {prompts}.")
+    return parts.test.head(prompts)
 
 
 def checked(formats: Sequence[str] | None) -> Sequence[str]:

@@ -1,0 +1,96 @@
+"""The effects of single sites drawn along the depth of the model."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from analyses import style
+from analyses.site_effects.conditions import ALL, LEFT_OUT, ONLY, RANDOM
+from ss_lens.models.sites import Site
+
+HEADINGS = {ONLY: "this site alone<br>(nats)", LEFT_OUT: "added to the<br>others (nats)"}
+SYMBOLS = {"positive": "circle", "negative": "square"}
+
+
+def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
+    """Above: each site steered alone; below: what it adds to the others; a colour per class.
+
+    Bars are 95 % intervals over prompts. Dashes are single sites in random planes.
+    """
+    drawn = style.two_panels()
+    control = table.query("kind == @RANDOM")
+    if len(control):
+        drawn.add_trace(
+            go.Scatter(
+                x=_places(control),
+                y=control["effect"],
+                mode="markers",
+                name="random planes",
+                marker={"symbol": "line-ew-open", "color": style.NEUTRAL, "size": 8},
+                text=control["site"],
+                customdata=control[["prompt_class"]],
+                hovertemplate="%{text} in a random plane, %{customdata[0]}: %{y:+.2f} nats",
+            ),
+            row=1,
+            col=1,
+        )
+    for label, of_class in table.groupby("prompt_class", sort=False):
+        label, of_kind = str(label), dict(iter(of_class.groupby("kind")))
+        whole = of_kind[ALL].iloc[0]
+        for panel, kind in enumerate((ONLY, LEFT_OUT), start=1):
+            rows = of_kind[kind]
+            drawn.add_trace(
+                go.Scatter(
+                    x=_places(rows),
+                    y=rows["effect"],
+                    error_y=_interval(rows),
+                    mode="markers",
+                    name=f"{label} prompts (all sites: {whole['effect']:+.2f} nats)",
+                    legendgroup=label,
+                    marker={
+                        "color": style.CLASS_COLOURS[label],
+                        "symbol": SYMBOLS[label],
+                        "size": 7,
+                    },
+                    text=rows["site"],
+                    customdata=rows[["low", "high", "opening_mass"]],
+                    hovertemplate="%{text}: %{y:+.2f} [%{customdata[0]:+.2f}, "
+                    "%{customdata[1]:+.2f}] nats<br>opening mass %{customdata[2]:.2f}",
+                    showlegend=panel == 1,
+                ),
+                row=panel,
+                col=1,
+            )
+    sites = [Site.parse(site) for site in dict.fromkeys(table.loc[table["site"] != "", "site"])]
+    streams = " then ".join(dict.fromkeys(site.stream for site in sorted(sites)))
+    for panel, kind in enumerate((ONLY, LEFT_OUT), start=1):
+        shown = table["kind"].isin([kind, RANDOM] if kind == ONLY else [kind])
+        ends = table.filter(["effect", "low", "high"])[shown].to_numpy(float)
+        limit = 1.08 * float(np.nanmax(np.abs(ends))) or 1.0
+        drawn.update_yaxes(title_text=HEADINGS[kind], range=[-limit, limit], row=panel, col=1)
+        style.level(drawn, 0, row=panel, col=1)
+    drawn.update_xaxes(title_text=f"layer (within each: {streams})", row=2, col=1)
+    said = f"{subtitle}. Change of the log-odds of refusing openings; bars: 95 % over prompts."
+    return style.layout(drawn, "Which site does it", said.removeprefix(". "), height=560)
+
+
+def _places(rows: pd.DataFrame) -> np.ndarray:
+    """Along the depth, the classes slightly apart."""
+    shift = rows["prompt_class"].map({"positive": -0.06, "negative": 0.06}).to_numpy(float)
+    streams = sorted({Site.parse(site).stream for site in rows["site"]}, key=str)
+    sites = [Site.parse(site) for site in rows["site"]]
+    apart = 1 if len(streams) < 2 else 0.5
+    return style.depth(sites) + shift * apart
+
+
+def _interval(rows: pd.DataFrame) -> dict[str, object]:
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": (rows["high"] - rows["effect"]).to_numpy(),
+        "arrayminus": (rows["effect"] - rows["low"]).to_numpy(),
+        "thickness": 1,
+        "width": 2,
+    }

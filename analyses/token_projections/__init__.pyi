@@ -1,0 +1,2 @@
+from .figures import figure as figure
+from .measures import measure as measure

@@ -1,0 +1,119 @@
+"""One prompt and its answer as a heatmap: tokens downwards, sites across, a panel per condition."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from analyses import style
+from analyses.tokens import DIVERGING, legible
+from ss_lens import UserError
+
+ROW = 19
+"""Pixels of a token."""
+
+
+def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
+    """Colour: the projection onto b1 as a part of the norm; needle: the angle in the plane.
+
+    A needle to the right is 0° (b1), one upwards 90° (b2). A line parts the prompt from the answer.
+
+    Raises:
+        UserError: the rows of several prompts.
+    """
+    prompts = table[["prompt_class", "prompt_index"]].drop_duplicates()
+    if len(prompts) != 1:
+        raise UserError(
+            f"a token heatmap shows one prompt; got the rows of {len(prompts)}. Select one by "
+            "prompt_class and prompt_index."
+        )
+    conditions = list(dict.fromkeys(table["condition"]))
+    sites = list(dict.fromkeys(table["site"]))
+    drawn = make_subplots(
+        rows=1, cols=len(conditions), subplot_titles=conditions, horizontal_spacing=0.02
+    )
+    limit = float(table["cos_1"].abs().max()) or 1.0
+    longest = int(table["position"].max()) + 1
+    for col, (_, rows) in enumerate(table.groupby("condition", sort=False), start=1):
+        colour, angle, p1, p2 = (
+            rows.pivot(index="position", columns="site", values=column)[sites].to_numpy(float)
+            for column in ("cos_1", "angle_deg", "p1", "p2")
+        )
+        first = rows.query("site == @sites[0]").sort_values("position")
+        drawn.add_trace(
+            go.Heatmap(
+                x=list(range(len(sites))),
+                y=first["position"],
+                z=colour,
+                customdata=np.dstack(
+                    [p1, p2, angle, np.tile(first["token"].map(legible), (len(sites), 1)).T]
+                ),
+                hovertemplate="%{customdata[3]}: p1 %{customdata[0]:.3g}, p2 %{customdata[1]:.3g}"
+                "<br>angle %{customdata[2]:.0f}°, %{z:.3f} of the norm along b1<extra></extra>",
+                coloraxis="coloraxis",
+                **{"xgap": 2, "ygap": 1},
+            ),
+            row=1,
+            col=col,
+        )
+        across, down = np.meshgrid(range(len(sites)), first["position"])
+        drawn.add_trace(
+            go.Scatter(
+                x=across.ravel(),
+                y=down.ravel(),
+                mode="markers",
+                name="angle in the plane (right: b1, up: b2)",
+                marker={
+                    **{"symbol": "arrow-wide", "size": 9, "color": "black"},
+                    **{"angle": 90 - np.nan_to_num(angle.ravel()), "angleref": "up"},
+                    "opacity": (~np.isnan(angle.ravel())).astype(float),
+                },
+                hoverinfo="skip",
+                showlegend=False,
+            ),
+            row=1,
+            col=col,
+        )
+        edge = int(first["is_prompt"].sum()) - 0.5
+        drawn.add_shape(
+            **{"type": "line", "x0": -0.5, "x1": len(sites) - 0.5, "y0": edge, "y1": edge},
+            line={"color": "black", "width": 2},
+            row=1,
+            col=col,
+        )
+        drawn.update_yaxes(
+            tickvals=first["position"].tolist(),
+            ticktext=first["token"].map(legible).tolist(),
+            tickfont={"size": 11},
+            side="left" if col == 1 else "right",
+            **{"range": [longest - 0.5, -0.5], "ticks": ""},
+            row=1,
+            col=col,
+        )
+        drawn.update_xaxes(
+            tickvals=list(range(len(sites))),
+            ticktext=[site.replace(".", "<br>") for site in sites],
+            tickfont={"size": 11},
+            **{"range": [-0.5, len(sites) - 0.5], "ticks": "", "tickangle": 0},
+            row=1,
+            col=col,
+        )
+    said = (
+        f"{subtitle}. Colour: part of the norm along b1; arrow: angle in the plane, to the right "
+    )
+    said = said.removeprefix(". ") + "0° (b1), upwards 90° (b2); the line ends the prompt."
+    drawn = style.layout(drawn, "Tokens in the plane", said, height=190 + ROW * longest)
+    return drawn.update_layout(
+        margin={"l": 110, "r": 110},
+        coloraxis={
+            "colorscale": DIVERGING,
+            **{"cmin": -limit, "cmax": limit, "cmid": 0},
+            "colorbar": {
+                "title": {"text": "part of the norm along b1", "side": "top"},
+                **{"orientation": "h", "thickness": 10, "len": 0.6},
+                **{"x": 0.5, "y": 0, "yanchor": "top", "ypad": 44},
+            },
+        },
+    )
