@@ -17,4 +17,5 @@ def legible(token: str) -> str:
     '·a⏎'
     """
     visible = token.replace(" ", "·").replace("\n", "⏎").replace("\t", "⇥")
-    return escape(visible if len(visible) <= LONGEST else f"{visible[: LONGEST - 1]}…")
+    cut = visible if len(visible) <= LONGEST else f"{visible[: LONGEST - 1]}…"
+    return escape(cut, quote=False)

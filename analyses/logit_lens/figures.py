@@ -12,6 +12,8 @@ from analyses.tokens import DIVERGING, legible
 
 UNSTEERED = "unsteered"
 EMBEDDINGS = -1
+BELOW = 84
+"""Pixels of the scale below the tokens."""
 
 
 def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
@@ -29,7 +31,7 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
         row_heights=[0.64, 0.36],
         vertical_spacing=0.06,
         horizontal_spacing=0.04,
-        subplot_titles=[f"{label} prompts" for label in classes],
+        subplot_titles=classes,
     )
     angles = ways(table)
     for col, (_, of_class) in enumerate(table.groupby("prompt_class", sort=False), start=1):
@@ -71,6 +73,10 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
         drawn.update_xaxes(title_text="layer", row=2, col=col)
     last = int(table["layer"].max())
     drawn.update_xaxes(range=[EMBEDDINGS - 0.5, last + 0.5], ticks="outside")
+    ends = table[["refusal_score", "low", "high"]].to_numpy(float)
+    low, high = min(0.0, float(np.nanmin(ends))), max(0.0, float(np.nanmax(ends)))
+    edge = 0.05 * (high - low) or 1.0
+    drawn.update_yaxes(range=[low - edge, high + edge], row=1)
     drawn.update_yaxes(title_text="log-odds of refusing<br>openings (nats)", row=1, col=1)
     drawn.update_yaxes(title_text="probability<br>of any opening", range=[0, 1.02], row=2, col=1)
     said = f"{subtitle}. Shaded: blocks with steered sites; bands: 95 % over prompts; layer −1: "
@@ -86,11 +92,12 @@ def token_figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
         cols=len(classes),
         shared_yaxes=True,
         horizontal_spacing=0.03,
-        subplot_titles=[f"{label} prompts" for label in classes],
+        subplot_titles=classes,
     )
     angles = ways(table)
     layers = sorted(table["layer"].unique())
-    limit = float(table["refusal_score"].abs().max()) or 1.0
+    later = table["layer"] >= layers[len(layers) // 2]
+    limit = float(table.loc[later, "refusal_score"].abs().max()) or 1.0
     named = table.assign(way=_names(table))
     for col, (_, of_class) in enumerate(named.groupby("prompt_class", sort=False), start=1):
         score, top, p, mass = (
@@ -120,16 +127,24 @@ def token_figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
     said = (
         f"{subtitle}. The token of the highest mean probability at the last prompt token; colour:"
     )
-    said = said.removeprefix(". ") + " log-odds of refusing against complying openings."
-    drawn = style.layout(
-        drawn, "Logit lens: the likeliest token", said, height=150 + 21 * len(layers)
+    said = (
+        said.removeprefix(". ")
+        + " log-odds of refusing against complying openings, to the largest of the upper half."
     )
+    height = 150 + 21 * len(layers)
+    drawn = style.layout(drawn, "Logit lens: the likeliest token", said, height=height)
     return drawn.update_layout(
+        margin={"b": drawn.layout.margin.b + BELOW},
+        height=drawn.layout.height + BELOW,
         coloraxis={
             "colorscale": DIVERGING,
             **{"cmin": -limit, "cmax": limit, "cmid": 0},
-            "colorbar": {"title": {"text": "nats"}, "thickness": 12},
-        }
+            "colorbar": {
+                "title": {"text": "log-odds of refusing openings (nats)", "side": "top"},
+                **{"orientation": "h", "thickness": 10, "nticks": 5, "tickangle": 0},
+                **{"x": 0.5, "y": 0, "yanchor": "top", "ypad": 74},
+            },
+        },
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -11,14 +13,16 @@ from analyses import style
 from analyses.tokens import DIVERGING, legible
 from ss_lens import UserError
 
-ROW = 19
-"""Pixels of a token."""
+ARROWS = "→↗↑↖←↙↓↘"
+ROW, BELOW = 19, 90
+"""Pixels of a token, and of what stands below the tokens: the names of the sites and the scale."""
 
 
 def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
-    """Colour: the projection onto b1 as a part of the norm; needle: the angle in the plane.
+    """Colour: the projection onto b1 as a part of the norm; arrow: the angle in the plane.
 
-    A needle to the right is 0° (b1), one upwards 90° (b2). A line parts the prompt from the answer.
+    An arrow to the right is 0° (b1), one upwards 90° (b2), in steps of 45°; hovering tells the
+    angle itself. A line parts the prompt from the answer.
 
     Raises:
         UserError: the rows of several prompts.
@@ -52,26 +56,11 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
                 ),
                 hovertemplate="%{customdata[3]}: p1 %{customdata[0]:.3g}, p2 %{customdata[1]:.3g}"
                 "<br>angle %{customdata[2]:.0f}°, %{z:.3f} of the norm along b1<extra></extra>",
+                text=[[arrow(a) for a in of_token] for of_token in angle],
+                texttemplate="%{text}",
+                textfont={"size": 13},
                 coloraxis="coloraxis",
                 **{"xgap": 2, "ygap": 1},
-            ),
-            row=1,
-            col=col,
-        )
-        across, down = np.meshgrid(range(len(sites)), first["position"])
-        drawn.add_trace(
-            go.Scatter(
-                x=across.ravel(),
-                y=down.ravel(),
-                mode="markers",
-                name="angle in the plane (right: b1, up: b2)",
-                marker={
-                    **{"symbol": "arrow-wide", "size": 9, "color": "black"},
-                    **{"angle": 90 - np.nan_to_num(angle.ravel()), "angleref": "up"},
-                    "opacity": (~np.isnan(angle.ravel())).astype(float),
-                },
-                hoverinfo="skip",
-                showlegend=False,
             ),
             row=1,
             col=col,
@@ -94,26 +83,34 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
         )
         drawn.update_xaxes(
             tickvals=list(range(len(sites))),
-            ticktext=[site.replace(".", "<br>") for site in sites],
+            ticktext=sites,
             tickfont={"size": 11},
-            **{"range": [-0.5, len(sites) - 0.5], "ticks": "", "tickangle": 0},
+            **{"range": [-0.5, len(sites) - 0.5], "ticks": "", "tickangle": -90},
             row=1,
             col=col,
         )
-    said = (
-        f"{subtitle}. Colour: part of the norm along b1; arrow: angle in the plane, to the right "
-    )
-    said = said.removeprefix(". ") + "0° (b1), upwards 90° (b2); the line ends the prompt."
+    said = f"{subtitle}. Colour: part of the norm along b1; arrow: the angle in the plane to 45°, "
+    said = said.removeprefix(". ") + "rightwards b1 (0°), upwards b2; the line ends the prompt."
     drawn = style.layout(drawn, "Tokens in the plane", said, height=190 + ROW * longest)
     return drawn.update_layout(
-        margin={"l": 110, "r": 110},
+        margin={**{"l": 110, "r": 110}, "b": drawn.layout.margin.b + BELOW},
+        height=drawn.layout.height + BELOW,
         coloraxis={
             "colorscale": DIVERGING,
             **{"cmin": -limit, "cmax": limit, "cmid": 0},
             "colorbar": {
                 "title": {"text": "part of the norm along b1", "side": "top"},
-                **{"orientation": "h", "thickness": 10, "len": 0.6},
-                **{"x": 0.5, "y": 0, "yanchor": "top", "ypad": 44},
+                **{"orientation": "h", "thickness": 10, "nticks": 5, "tickangle": 0},
+                **{"x": 0.5, "y": 0, "yanchor": "top", "ypad": 84},
             },
         },
     )
+
+
+def arrow(angle_deg: float) -> str:
+    """The arrow nearest to an angle; nothing where there is none.
+
+    >>> arrow(0), arrow(100), arrow(350), arrow(math.nan)
+    ('→', '↑', '→', '')
+    """
+    return "" if math.isnan(angle_deg) else ARROWS[round(angle_deg / 45) % 8]

@@ -204,15 +204,25 @@ def test_a_longer_legend_gets_more_room_and_leaves_the_panels_their_size() -> No
 
 def test_figure_modules_import_no_torch() -> None:
     names = ("budget", "confounds", "norm_audit", "stability")
+    names += ("logit_lens", "site_effects", "token_projections")
     code = "import sys\n" + "".join(f"import analyses.{name}.figures\n" for name in names)
     code += "assert not {'torch', 'transformer_lens', 'transformers'} & {*sys.modules}"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
 
 def test_each_question_offers_its_measure_and_figure() -> None:
-    from analyses import budget, confounds, norm_audit, stability
+    from analyses import (
+        budget,
+        confounds,
+        logit_lens,
+        norm_audit,
+        site_effects,
+        stability,
+        token_projections,
+    )
 
-    for question in (budget, confounds, norm_audit, stability):
+    inside = (logit_lens, site_effects, token_projections)
+    for question in (budget, confounds, norm_audit, stability, *inside):
         assert callable(question.measure)
         assert any(name.endswith("figure") for name in question.__all__)
         assert all(hasattr(question, name) for name in question.__all__)

@@ -178,16 +178,13 @@ def made_up() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def test_the_figure_shows_every_token_with_a_needle_on_a_symmetric_scale() -> None:
+def test_the_figure_shows_every_token_with_an_arrow_on_a_symmetric_scale() -> None:
     drawn = figures.figure(made_up())
     axis = drawn.layout.coloraxis
     assert (axis.cmin, axis.cmax) == (-0.4, 0.4)
     maps = [trace for trace in drawn.data if trace.type == "heatmap"]
     assert [np.shape(trace.z) for trace in maps] == [(5, 2), (4, 2)]
-    needles = [trace for trace in drawn.data if trace.type == "scatter"]
-    assert [len(trace.x) for trace in needles] == [10, 8]
-    assert needles[0].marker.angle[2] == 60  # an angle of 30° from b1, clockwise from upwards
-    assert [*needles[0].marker.opacity[:3]] == [0, 0, 1]  # no angle, no needle
+    assert [row[0] for row in maps[0].text] == ["", "↗", "↗", "↑", "↖"]
     assert drawn.layout.yaxis.ticktext[:4] == ("&lt;s&gt;", "·a", "⏎", "&lt;b&gt;")
     assert drawn.layout.yaxis2.side == "right"
     lines = [shape.y0 for shape in drawn.layout.shapes]

@@ -42,7 +42,7 @@ def test_a_card_escapes_all_text_and_loads_nothing() -> None:
 
 def test_a_long_value_of_a_card_is_cut() -> None:
     html = card("t", {"a": "x" * 5000}, table(("b",), [["y" * 5000]], length=20))
-    assert html.count("x") - html.count("overflow-x") <= PARAGRAPH
+    assert html.count("x" * (PARAGRAPH - 1) + "…") == 1
     assert html.count("y" * 19 + "…") == 1
 
 
