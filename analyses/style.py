@@ -137,6 +137,18 @@ def layout(
     )
 
 
+def room_below(figure: go.Figure, pixels: int) -> go.Figure:
+    """More room below the panels of a figure that :func:`layout` was applied to, for a scale."""
+    told = told_of(figure)
+    grown = {name: told[name] + pixels for name in ("height", "fixed", "below")}
+    layout = cast("Any", figure).layout
+    return figure.update_layout(
+        meta={**told, **grown},
+        height=layout.height + pixels,
+        margin={"b": layout.margin.b + pixels},
+    )
+
+
 RESPONSIVE = """
 const gd = document.getElementById("{plot_id}"), told = gd.layout.meta;
 if (told && told.entries > 1) {
@@ -144,8 +156,10 @@ if (told && told.entries > 1) {
     const across = Math.max(1, Math.floor((gd.clientWidth - 100) / told.entry));
     const legend = told.row * Math.ceil(told.entries / across);
     const height = told.fixed + legend;
-    if (Math.abs(gd.layout.height - height) > 1)
+    if (Math.abs(gd.layout.height - height) > 1) {
+      gd.style.height = height + "px";
       Plotly.relayout(gd, {"height": height, "margin.b": told.below + legend});
+    }
   };
   fit();
   window.addEventListener("resize", fit);

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from html import escape
 
-DIVERGING = ("#E4F1FB", "#BFD9EC", "#ADBFCB", "#B0B0B0", "#C9925F", "#A3541C", "#5C2200")
-"""From −1 to 1: it darkens all the way, so that the two ends differ in grey too."""
 LONGEST = 14
 """Characters of a token that are shown."""
 

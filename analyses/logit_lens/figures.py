@@ -8,10 +8,11 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from analyses import style
-from analyses.tokens import DIVERGING, legible
+from analyses.tokens import legible
 
 UNSTEERED = "unsteered"
 EMBEDDINGS = -1
+SHADE = "rgba(0, 158, 115, 0.3)"
 BELOW = 84
 """Pixels of the scale below the tokens."""
 
@@ -34,15 +35,14 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
         subplot_titles=classes,
     )
     angles = ways(table)
+    looks = {**style.series(angles), UNSTEERED: style.Look("#000000", "solid", "circle")}
     for col, (_, of_class) in enumerate(table.groupby("prompt_class", sort=False), start=1):
-        for i, (name, rows) in enumerate(_by_way(of_class, angles)):
-            colour, dash = style.SERIES_COLOURS[i - 1], style.DASHES[i % len(style.DASHES)]
-            if name == UNSTEERED:
-                colour = "#000000"
+        for name, rows in _by_way(of_class, angles):
+            look = looks[name]
             x = rows["layer"].to_numpy()
             low, high = rows["low"].to_numpy(), rows["high"].to_numpy()
             if not np.isnan(low).any():
-                drawn.add_trace(style.band(x, low, high, colour, name), row=1, col=col)
+                drawn.add_trace(style.band(x, low, high, look.colour, name), row=1, col=col)
             for row, column in ((1, "refusal_score"), (2, "opening_mass")):
                 drawn.add_trace(
                     go.Scatter(
@@ -51,7 +51,7 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
                         mode="lines",
                         name=name,
                         legendgroup=name,
-                        line={"color": colour, "dash": dash, "width": 2},
+                        line={"color": look.colour, "dash": look.dash, "width": 2},
                         customdata=rows[["top_1", "opening_mass", "refusal_score"]],
                         hovertemplate="layer %{x}: %{customdata[2]:.2f} nats<br>opening mass "
                         "%{customdata[1]:.2g}<br>likeliest: %{customdata[0]}",
@@ -79,9 +79,12 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
     drawn.update_yaxes(range=[low - edge, high + edge], row=1)
     drawn.update_yaxes(title_text="log-odds of refusing<br>openings (nats)", row=1, col=1)
     drawn.update_yaxes(title_text="probability<br>of any opening", range=[0, 1.02], row=2, col=1)
-    said = f"{subtitle}. Shaded: blocks with steered sites; bands: 95 % over prompts; layer −1: "
-    said = said.removeprefix(". ") + "the embeddings; the last layer is the model's prediction."
-    return style.layout(drawn, "Logit lens: refusing or complying, by layer", said, height=560)
+    if not table["low"].isna().all():
+        style.explain(drawn, style.BAND, "95 % interval over prompts")
+    style.explain(drawn, {**style.BAND, "color": SHADE}, "block with steered sites")
+    said = f"{subtitle}. Layer −1: the embeddings; the last layer is the model's own prediction."
+    title = "Logit lens: refusing or complying, by layer"
+    return style.layout(drawn, title, said.removeprefix(". "), height=560, narrowest=480)
 
 
 def token_figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
@@ -133,11 +136,9 @@ def token_figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
     )
     height = 150 + 21 * len(layers)
     drawn = style.layout(drawn, "Logit lens: the likeliest token", said, height=height)
-    return drawn.update_layout(
-        margin={"b": drawn.layout.margin.b + BELOW},
-        height=drawn.layout.height + BELOW,
+    return style.room_below(drawn, BELOW).update_layout(
         coloraxis={
-            "colorscale": DIVERGING,
+            "colorscale": style.DIVERGING,
             **{"cmin": -limit, "cmax": limit, "cmid": 0},
             "colorbar": {
                 "title": {"text": "log-odds of refusing openings (nats)", "side": "top"},

@@ -11,7 +11,6 @@ from analyses.site_effects.conditions import ALL, LEFT_OUT, ONLY, RANDOM
 from ss_lens.models.sites import Site
 
 HEADINGS = {ONLY: "this site alone<br>(nats)", LEFT_OUT: "added to the<br>others (nats)"}
-SYMBOLS = {"positive": "circle", "negative": "square"}
 
 
 def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
@@ -19,7 +18,7 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
 
     Bars are 95 % intervals over prompts. Dashes are single sites in random planes.
     """
-    drawn = style.two_panels()
+    drawn, crossed = style.two_panels(), style.Crosses()
     control = table.query("kind == @RANDOM")
     if len(control):
         drawn.add_trace(
@@ -28,7 +27,10 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
                 y=control["effect"],
                 mode="markers",
                 name="random planes",
-                marker={"symbol": "line-ew-open", "color": style.NEUTRAL, "size": 8},
+                marker={
+                    "symbol": "line-ew",
+                    **{"size": 9, "line": {"width": 1.5, "color": style.NEUTRAL}},
+                },
                 text=control["site"],
                 customdata=control[["prompt_class"]],
                 hovertemplate="%{text} in a random plane, %{customdata[0]}: %{y:+.2f} nats",
@@ -37,32 +39,43 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
             col=1,
         )
     for label, of_class in table.groupby("prompt_class", sort=False):
-        label, of_kind = str(label), dict(iter(of_class.groupby("kind")))
-        whole = of_kind[ALL].iloc[0]
+        of_kind, look = dict(iter(of_class.groupby("kind"))), style.CLASS_LOOKS[str(label)]
+        whole = signed(of_kind[ALL]["effect"].iloc[0])
+        solid = {"symbol": look.symbol, "color": look.colour, "size": 7}
+        style.explain(drawn, solid, f"{label} prompts (all sites: {whole} nats)")
         for panel, kind in enumerate((ONLY, LEFT_OUT), start=1):
             rows = of_kind[kind]
+            open_ = (rows["low"] <= 0) & (rows["high"] >= 0)
             drawn.add_trace(
                 go.Scatter(
                     x=_places(rows),
                     y=rows["effect"],
                     error_y=_interval(rows),
                     mode="markers",
-                    name=f"{label} prompts (all sites: {whole['effect']:+.2f} nats)",
-                    legendgroup=label,
+                    name=str(label),
+                    legendgroup=str(label),
                     marker={
-                        "color": style.CLASS_COLOURS[label],
-                        "symbol": SYMBOLS[label],
-                        "size": 7,
+                        "symbol": style.opened(look.symbol, open_),
+                        **{"color": look.colour, "size": 7},
                     },
                     text=rows["site"],
                     customdata=rows[["low", "high", "opening_mass"]],
                     hovertemplate="%{text}: %{y:+.2f} [%{customdata[0]:+.2f}, "
                     "%{customdata[1]:+.2f}] nats<br>opening mass %{customdata[2]:.2f}",
-                    showlegend=panel == 1,
+                    showlegend=False,
                 ),
                 row=panel,
                 col=1,
             )
+            crossed.draw(
+                drawn,
+                pd.Series(_places(rows)),
+                rows["effect"].reset_index(drop=True),
+                rows["opening_mass"],
+                row=panel,
+            )
+    style.explain(drawn, style.BAR, "95 % interval over prompts")
+    style.explain(drawn, style.OPEN, "the interval includes 0")
     sites = [Site.parse(site) for site in dict.fromkeys(table.loc[table["site"] != "", "site"])]
     streams = " then ".join(dict.fromkeys(site.stream for site in sorted(sites)))
     for panel, kind in enumerate((ONLY, LEFT_OUT), start=1):
@@ -72,7 +85,7 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
         drawn.update_yaxes(title_text=HEADINGS[kind], range=[-limit, limit], row=panel, col=1)
         style.level(drawn, 0, row=panel, col=1)
     drawn.update_xaxes(title_text=f"layer (within each: {streams})", row=2, col=1)
-    said = f"{subtitle}. Change of the log-odds of refusing openings; bars: 95 % over prompts."
+    said = f"{subtitle}. Change of the log-odds of refusing openings, by each site."
     return style.layout(drawn, "Which site does it", said.removeprefix(". "), height=560)
 
 
@@ -94,3 +107,8 @@ def _interval(rows: pd.DataFrame) -> dict[str, object]:
         "thickness": 1,
         "width": 2,
     }
+
+
+def signed(value: float) -> str:
+    """A number with its sign, as it is set in print."""
+    return f"{value:+.2f}".replace("-", "−")

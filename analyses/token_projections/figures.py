@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from analyses import style
-from analyses.tokens import DIVERGING, legible
+from analyses.tokens import legible
 from ss_lens import UserError
 
 ARROWS = "→↗↑↖←↙↓↘"
@@ -92,11 +92,10 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
     said = f"{subtitle}. Colour: part of the norm along b1; arrow: the angle in the plane to 45°, "
     said = said.removeprefix(". ") + "rightwards b1 (0°), upwards b2; the line ends the prompt."
     drawn = style.layout(drawn, "Tokens in the plane", said, height=190 + ROW * longest)
-    return drawn.update_layout(
-        margin={**{"l": 110, "r": 110}, "b": drawn.layout.margin.b + BELOW},
-        height=drawn.layout.height + BELOW,
+    return style.room_below(drawn, BELOW).update_layout(
+        margin={"l": 110, "r": 110},
         coloraxis={
-            "colorscale": DIVERGING,
+            "colorscale": style.DIVERGING,
             **{"cmin": -limit, "cmax": limit, "cmid": 0},
             "colorbar": {
                 "title": {"text": "part of the norm along b1", "side": "top"},

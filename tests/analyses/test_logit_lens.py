@@ -14,6 +14,7 @@ from transformer_lens.tools.analysis import logit_lens as theirs
 from transformers import AutoModelForCausalLM
 
 import ss_lens
+from analyses import style
 from analyses.logit_lens import figures, measures
 from analyses.logit_lens.measures import log_probabilities, measure, opening_scores
 from analyses.reading import last_tokens
@@ -185,7 +186,7 @@ def lens_table(angles: tuple[float, ...] = (math.nan, 90.0, 180.0)) -> pd.DataFr
 
 def test_each_angle_has_a_curve_in_every_panel_and_one_line_in_the_legend() -> None:
     drawn = figures.figure(lens_table())
-    curves = [trace for trace in drawn.data if trace.fill != "toself"]
+    curves = [t for t in drawn.data if t.fill != "toself" and t.meta != style.EXPLAINS]
     assert len(curves) == 3 * 2 * 2
     assert [trace.name for trace in curves if trace.showlegend] == ["unsteered", "90°", "180°"]
     assert len({(trace.line.color, trace.line.dash) for trace in curves}) == 3

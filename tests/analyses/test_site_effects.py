@@ -17,6 +17,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM
 
 import ss_lens
+from analyses import style
 from analyses.site_effects import figures, findings, measures
 from analyses.site_effects.conditions import ALL, KINDS, LEFT_OUT, ONLY, RANDOM
 from analyses.site_effects.measures import at_sites, in_random_plane, measure
@@ -228,17 +229,23 @@ def test_findings_say_the_whole_the_sum_the_largest_and_the_control() -> None:
 def test_the_figure_draws_every_effect_on_axes_that_are_symmetric_about_zero() -> None:
     table = made_up()
     drawn = figures.figure(table, "here")
-    shown = sum(len(trace.x) for trace in drawn.data)
+    values = [trace for trace in drawn.data if trace.meta != style.EXPLAINS]
+    shown = sum(len(trace.x) for trace in values)
     assert shown == len(table) - 2  # all sites together stand in the legend
     named = [trace.name for trace in drawn.data if trace.showlegend is not False]
     assert named == [
         "random planes",
-        "positive prompts (all sites: -6.00 nats)",
+        "positive prompts (all sites: −6.00 nats)",
         "negative prompts (all sites: +0.60 nats)",
+        "95 % interval over prompts",
+        "the interval includes 0",
     ]
     for axis in (drawn.layout.yaxis, drawn.layout.yaxis2):
         assert axis.range[0] == -axis.range[1] < 0
-    x = next(t for t in drawn.data if t.name.startswith("positive")).x
+    alone, added = (t for t in values if t.name.startswith("positive"))
+    assert alone.marker.symbol[:2] == ("circle-open", "circle")  # 0 and −1 nats
+    assert {*added.marker.symbol} == {"circle"}
+    x = alone.x
     assert all(a < b for a, b in pairwise(x))
     assert not [t for t in figures.figure(made_up(0)).data if t.name == "random planes"]
 
