@@ -12,14 +12,14 @@ from analyses.report.write import write_report
 
 
 def main(
-    folder: Annotated[Path, typer.Argument(help="What `ss-lens run` or `ss-lens sweep` saved.")],
+    folder: Annotated[Path, typer.Argument(help="What `ss-lens run`, `sweep` or `paper` saved.")],
     out: Annotated[Path | None, typer.Option(help="HTML file; default FOLDER/report.html.")] = None,
     keep_answers: Annotated[
         bool,
         typer.Option("--keep-answers", help="Of a sweep, show answers to harmful prompts in full."),
     ] = False,
 ) -> None:
-    """Write one self-contained page of a run or a sweep."""
+    """Write one self-contained page of a run, a sweep or the paper's tables."""
     print(write_report(folder, out, keep_answers=keep_answers))
 
 

@@ -49,13 +49,15 @@ def _ring(contents: Contents) -> str:
     level = (
         f"warm above {leading.level:g}, cool below" if leading.level is not None else "warm: high"
     )
-    return f"The ring is the {leading.label} of “{first.name}”, {level}."
+    dots = ""
+    if not contents.samples.empty:
+        dots = " Filled dots: angles with answers; hollow dots: scores only."
+    return f"The ring is the {leading.label} of “{first.name}”, {level}.{dots}"
 
 
 _DIAL = """<section aria-labelledby="dial-title">
 <h2 id="dial-title">The dial</h2>
-<p class="caption">Turn θ by dragging, or with the arrow keys on the slider. {ring} Filled
-dots: angles with answers; hollow dots: scores only.</p>
+<p class="caption">Turn θ by dragging, or with the arrow keys on the slider. {ring}</p>
 <div class="turn">
 <div class="knob">
 <svg id="dial" viewBox="0 0 340 340" aria-hidden="true"></svg>

@@ -13,7 +13,7 @@ NAME = "report.html"
 
 
 def write_report(folder: Path, out: Path | None = None, *, keep_answers: bool = False) -> Path:
-    """Write the report of what ``ss-lens run`` or ``ss-lens sweep`` saved, and return its path.
+    """Write the report of what ``ss-lens run``, ``sweep`` or ``paper`` saved; return its path.
 
     This is what the entry point ``report`` of the group ``ss_lens.commands`` names.
 
@@ -23,7 +23,7 @@ def write_report(folder: Path, out: Path | None = None, *, keep_answers: bool = 
         keep_answers: of a sweep, show what answers a harmful request in full.
 
     Raises:
-        UserError: the folder holds neither, or what it holds is damaged.
+        UserError: the folder holds none of these, or what it holds is damaged.
     """
     contents = gather(folder, keep_answers=keep_answers)
     path = folder / NAME if out is None else out
@@ -36,27 +36,26 @@ def gather(folder: Path, *, keep_answers: bool = False, store: Store | None = No
     """The contents of a folder's report.
 
     Raises:
-        UserError: the folder holds neither a run nor a sweep, or what it holds is damaged.
+        UserError: the folder holds none of these, or what it holds is damaged.
     """
+    if keep_answers and not (folder / "sweep.json").exists():
+        raise UserError(
+            f"{folder} holds no sweep, and --keep-answers of a report is for sweeps: a run keeps "
+            "answers as `ss-lens run --keep-answers` says. Leave it out."
+        )
     if (folder / "run.json").exists():
-        if keep_answers:
-            raise UserError(
-                f"{folder} holds a run, which keeps answers as `ss-lens run --keep-answers` says; "
-                "--keep-answers of a report is for sweeps. Leave it out."
-            )
-        from analyses.report.run_contents import of_run
+        from analyses.report.sources.run import of_run
 
         return of_run(folder, store)
     if (folder / "sweep.json").exists():
-        from analyses.report.sweep_contents import of_sweep
+        from analyses.report.sources.sweep import of_sweep
 
         return of_sweep(folder, keep_answers=keep_answers)
     if (folder / "paper.json").exists():
-        raise UserError(
-            f"{folder} holds a run of the paper's tables, which has figures and a page of its own; "
-            f"draw them with: python -m analyses.paper {folder}"
-        )
+        from analyses.report.sources.paper import of_paper
+
+        return of_paper(folder, store)
     raise UserError(
-        f"{folder} holds neither a run (run.json) nor a sweep (sweep.json); give a folder that "
-        "`ss-lens run` or `ss-lens sweep` made."
+        f"{folder} holds no run (run.json), no sweep (sweep.json) and no finished tables of the "
+        "paper (paper.json); give a folder that `ss-lens run`, `sweep` or `paper` made."
     )

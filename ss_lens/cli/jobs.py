@@ -178,3 +178,5 @@ def paper(
         data = ss_lens.load_dataset(positive=positive, negative=negative)
     tables_dir = run_paper(config, data, out_dir)
     console.line(f"tables in {tables_dir}; draw them with: python -m analyses.paper {out_dir}")
+    if written := report_of_job(out_dir):
+        console.line(f"report: {written}")

@@ -1,4 +1,4 @@
-"""The report of a run or a sweep, made by whoever offers one.
+"""The report of a run, a sweep or the paper's tables, made by whoever offers one.
 
 Reports are drawn by the analyses, which build on this package and which it never imports. They are
 found by the entry point ``report`` of the group ``ss_lens.commands``.
@@ -30,7 +30,7 @@ class WriteReport(Protocol):
 @keeps("an earlier report stays as it was.")
 def report(
     folder: Annotated[
-        Path, typer.Argument(help="What `ss-lens run` or `ss-lens sweep` saved.", metavar="RUN")
+        Path, typer.Argument(help="What `ss-lens run`, `sweep` or `paper` saved.", metavar="RUN")
     ],
     out: Annotated[Path | None, typer.Option(help="HTML file; default RUN/report.html.")] = None,
     keep_answers: Annotated[

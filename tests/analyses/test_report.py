@@ -16,12 +16,12 @@ from transformer_lens.model_bridge import TransformerBridge
 import ss_lens
 from analyses.report import Contents, gather, page, write_report
 from analyses.report.contents import UNSTEERED, Said
-from analyses.report.run_contents import curves, said
-from analyses.report.site_map import in_plane_share, measure
+from analyses.report.sources.run import curves, said
+from analyses.report.sources.site_map import in_plane_share, measure
 from ss_lens import Activations, ContrastiveDataset, Plane, RunConfig, Site, Store, UserError
 from ss_lens.core.sealed import write_sealed_json
 from ss_lens.experiments.config import SweepConfig
-from ss_lens.experiments.dial.scan import METHOD, SAME, UNIFORM
+from ss_lens.experiments.dial.ways import METHOD, SAME, UNIFORM
 from tests.analyses.made_reports import HOSTILE, made_sweep
 from tests.conftest import made_activations
 
@@ -290,13 +290,13 @@ def test_a_report_goes_where_it_is_told_and_a_wrong_folder_is_named(
     out = tmp_path / "deep" / "page.html"
     assert write_report(tmp_path / "sweep", out) == out
     assert "</html>" in out.read_text("utf-8")
-    with pytest.raises(UserError, match=r"neither a run .* nor a sweep .*; give a folder"):
+    with pytest.raises(UserError, match=r"no run .*, no sweep .*; give a folder"):
         write_report(tmp_path / "nothing")
-    with pytest.raises(UserError, match=r"--keep-answers of a report is for sweeps. Leave it out"):
+    with pytest.raises(UserError, match=r"holds no sweep, and --keep-answers of .*Leave it out"):
         write_report(run[0], keep_answers=True)
     (tmp_path / "paper").mkdir()
     (tmp_path / "paper" / "paper.json").write_text("{}")
-    with pytest.raises(UserError, match=r"draw them with: python -m analyses.paper"):
+    with pytest.raises(UserError, match=r"no methods.csv; .* Run the same command again"):
         write_report(tmp_path / "paper")
 
 

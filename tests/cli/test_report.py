@@ -57,4 +57,4 @@ def test_a_folder_without_a_run_is_one_line(
     ss: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reports, "_writer", lambda: write_report)
-    assert_one_clear_line(ss("report", tmp_path), "neither a run", "give a folder")
+    assert_one_clear_line(ss("report", tmp_path), "holds no run", "give a folder")

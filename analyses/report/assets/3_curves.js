@@ -1,7 +1,16 @@
 // Curves against θ: one panel per measure, a legend that reads the values at the dial's angle.
-const shown = new Set(DATA.series.map((_, place) => place).filter((place) => place < 8));
+const shown = firstShown();
 const panels = [];
 const MARGIN = { left: 44, right: 10, top: 12, bottom: 24 };
+
+// The method and its harmless prompts, five other ways, three controls: more is a tick away.
+function firstShown() {
+  const room = { method: Infinity, harmless: Infinity, variant: 5, random: 3 };
+  // Of the controls those of many draws come first.
+  const order = DATA.series.map((series, place) => [Math.max(...series.draws) > 1 ? 0 : 1, place]);
+  order.sort((a, b) => a[0] - b[0] || a[1] - b[1]);
+  return new Set(order.flatMap(([, place]) => (room[DATA.series[place].role]-- > 0 ? [place] : [])));
+}
 
 function niceTicks(low, high, most) {
   const raw = (high - low) / most;
@@ -181,7 +190,7 @@ function legendValues() {
     const { mean, unsteered } = series.values[panels[0].key];
     const change = row < 0 || mean[row] === null || unsteered === null ? null : mean[row] - unsteered;
     cells[panels.length].textContent = written(change, true);
-    cells[panels.length + 1].replaceChildren(row < 0 ? "–" : String(series.n[row]));
+    cells[panels.length + 1].replaceChildren(row < 0 ? "–" : String(series.n[row] ?? "–"));
     if (row >= 0 && series.draws[row] > 1) cells[panels.length + 1].append(html("small", {}, `${series.draws[row]} draws`));
   });
 }

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analyses.report import notes, run_facts, site_map
 from analyses.report.contents import (
     UNSTEERED,
     Command,
@@ -19,10 +18,10 @@ from analyses.report.contents import (
     Said,
     Series,
 )
-from analyses.report.run_tables import choice_table, score_table
-from analyses.run_figures import norm_growth
-from ss_lens import Calibration, Store, UserError, load_run
-from ss_lens.activations.spec import range_of
+from analyses.report.sources import notes, run_facts
+from analyses.report.sources.run_tables import choice_table, score_table
+from analyses.report.sources.sites import with_sites
+from ss_lens import Calibration, Store, load_run
 from ss_lens.experiments.dial.config import RunConfig
 from ss_lens.experiments.dial.folder import is_finished, run_identity
 from ss_lens.experiments.dial.run import Run
@@ -82,7 +81,7 @@ def of_run(folder: Path, store: Store | None = None) -> Contents:
         ),
     )
     if calibration is not None:
-        contents, more = _with_sites(contents, calibration, identity["activations"], store)
+        contents, more = with_sites(contents, calibration, identity["activations"], store)
         told += more
     if run is not None:
         contents, more = _with_results(contents, run)
@@ -173,47 +172,6 @@ def _with_results(contents: Contents, run: Run) -> tuple[Contents, list[str]]:
     chosen = [*chosen_angles(run.choices).values()]
     start = chosen[0] if chosen else 0.0
     return replace(contents, series=series, curves=drawn, measures=MEASURES, start_deg=start), told
-
-
-def _with_sites(
-    contents: Contents, calibration: Calibration, keys: dict[str, str], store: Store | None
-) -> tuple[Contents, list[str]]:
-    chosen = calibration.selected_sites
-    contents = replace(
-        contents,
-        steered=f"every token of prompt and answer, at {len(chosen)} of {len(calibration.sites)} "
-        f"sites ({range_of(chosen)})",
-        sites=site_map.of_calibration(calibration),
-        cosines=site_map.pairs(calibration),
-    )
-    told = []
-    try:
-        train, test = ((store or Store()).load(keys[part]) for part in ("train", "test"))
-    except UserError as error:
-        told.append(f"The map has no class means, and there is no norm growth: {error}")
-        return contents, told
-    made, used = calibration.spec, train.spec
-    same = [
-        (spec.model.fingerprint, spec.dataset_digest, spec.tokens_digest) for spec in (made, used)
-    ]
-    if same[0] != same[1]:
-        told.append(
-            f"The calibration in this folder was made on {made.dataset_name!r} with "
-            f"{made.model.name!r}, and the run names the activations {keys['train'][:12]} of other "
-            "prompts or another model: two runs were mixed. Remove the folder and run again."
-        )
-    libraries = {
-        name: dict(acts.spec.versions) for name, acts in (("train", train), ("test", test))
-    }
-    told += notes.about_libraries(libraries)
-    spec = test.spec
-    return replace(
-        contents,
-        sites=site_map.measure(test, calibration),
-        sites_seen=f"{spec.n_positive} + {spec.n_negative} test prompts, which the calibration has "
-        "not seen",
-        norms=norm_growth.measure(train),
-    ), told
 
 
 def _calibration(folder: Path) -> Calibration | None:

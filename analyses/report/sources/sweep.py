@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analyses.report import notes
 from analyses.report.contents import UNSTEERED, Command, Contents, Measure, Series, Table
-from analyses.report.sweep_curves import curves
+from analyses.report.sources import notes
+from analyses.report.sources.sweep_curves import curves
 from ss_lens.core.files import read_json
 from ss_lens.experiments.dial.answers import first_words
 from ss_lens.experiments.grid import ARM_COLUMNS

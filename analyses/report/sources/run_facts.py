@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from analyses.report import notes
+from analyses.report.sources import notes
 from ss_lens import Calibration, load_dataset
 from ss_lens.datasets.contrastive import EMBEDDED
 from ss_lens.experiments.dial.config import RunConfig
