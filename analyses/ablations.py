@@ -18,6 +18,8 @@ from ss_lens.experiments.ablation import FULL, HEADINGS, METRICS, AblationResult
 
 LEVEL = style.LEVEL
 PANELS_PER_ROW = 4
+HEADING = 64
+"""Pixels between the rows of panels: the lower one's heading, and the upper one's ticks."""
 HOVER = (
     *("low", "high", "n", "draws", "draw_low", "draw_high"),
     *("angles_deg", "n_sites", "p_holm"),
@@ -47,14 +49,14 @@ def forest(
     """
     of_class = table.query("prompt_class == @prompt_class")
     grid = [metrics[i : i + PANELS_PER_ROW] for i in range(0, len(metrics), PANELS_PER_ROW)]
-    widest = len(grid[0])
+    widest, per_row = len(grid[0]), 70 + 20 * of_class["variant"].nunique()
     drawn = make_subplots(
         rows=len(grid),
         cols=widest,
         specs=[[{}] * len(line) + [None] * (widest - len(line)) for line in grid],
         shared_yaxes=True,
         horizontal_spacing=0.02,
-        vertical_spacing=0.16 / len(grid),
+        vertical_spacing=HEADING / (len(grid) * per_row),
         subplot_titles=[HEADINGS[name] for name in metrics],
     )
     for index, metric in enumerate(metrics):
@@ -106,7 +108,7 @@ def forest(
     order = [*dict.fromkeys(of_class["variant"])]
     drawn.update_yaxes(categoryarray=order, autorange="reversed", automargin=True)
     drawn.update_xaxes(nticks=4)
-    height = 130 + len(grid) * (70 + 20 * len(order))
+    height = 130 + len(grid) * per_row
     title = f"Ablations on {prompt_class} test prompts"
     return style.layout(drawn, title, subtitle, height=height, narrowest=130 + 170 * widest)
 

@@ -61,7 +61,7 @@ header {{ margin: 12px; }}
 h1 {{ font-size: 17px; margin: 0 0 4px; font-weight: normal; }}
 p {{ font-size: 12px; margin: 0; color: #444; }}
 main {{ overflow-x: auto; }}
-main > div {{ min-width: {narrowest}px; }}
+main > div {{ min-width: {narrowest}px; height: auto !important; }}
 </style>
 </head>
 <body>

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -130,6 +131,7 @@ def layout(
         height=height + _LEGEND_ROW * rows,
         legend={
             "orientation": "h",
+            "maxheight": 5000,  # pixels: or it would scroll
             **{"x": 0, "xanchor": "left", "yanchor": "top"},
             "y": -below / panels,
         },
@@ -208,6 +210,28 @@ def two_panels() -> go.Figure:
     )
 
 
+def depth_title(sites: Sequence[Site]) -> str:
+    """What stands along an axis of sites by depth."""
+    streams = list(dict.fromkeys(site.stream for site in sites))
+    return f"layer (each: {' then '.join(streams)})" if len(streams) > 1 else "layer"
+
+
+def layer_ticks(sites: Sequence[Site]) -> dict[int, int]:
+    """The places of the first sites of some layers, in the order of ``sites``."""
+    layers = sorted({site.layer for site in sites})
+    every = -(-len(layers) // 8)
+    firsts = {sites[i].layer: i for i in reversed(range(len(sites)))}
+    return {layer: firsts[layer] for layer in layers[::every]}
+
+
+def log_ticks(figure: go.Figure, low: float, high: float, *, row: int, col: int) -> None:
+    """A logarithmic axis with whole numbers at 1, 2 and 5 of each power of ten."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [float(f"{digit}e{power}") for power in powers for digit in (1, 2, 5)]
+    shown = [f"{tick:g}" for tick in ticks]
+    figure.update_yaxes(type="log", tickvals=ticks, ticktext=shown, row=row, col=col)
+
+
 def level(figure: go.Figure, y: float | int, *, row: int, col: int) -> None:
     """A thin dotted line across one panel."""
     figure.add_shape(
@@ -238,6 +262,8 @@ def panel_per_class(table: pd.DataFrame) -> tuple[go.Figure, list[tuple[int, pd.
 
 EXPLAINS = "explains"
 """The meta of a trace that says something about the values of others."""
+LAST = 2000
+"""The rank in the legend of what explains marks: after all series."""
 BAR = {"symbol": "line-ns", "size": 10, "line": {"width": 1.5, "color": "black"}}
 """The marker that explains error bars in a legend."""
 ACROSS = {"symbol": "line-ew", "size": 14, "line": {"width": 1.5, "color": "black"}}
@@ -261,6 +287,7 @@ def explain(figure: go.Figure, marker: dict[str, Any], text: str) -> None:
             marker=marker,
             name=text,
             showlegend=True,
+            legendrank=LAST,
             meta=EXPLAINS,
         )
     )
@@ -276,6 +303,7 @@ def explain_level(figure: go.Figure, text: str) -> None:
             line=DOTTED,
             name=text,
             showlegend=True,
+            legendrank=LAST,
             meta=EXPLAINS,
         )
     )
@@ -313,6 +341,7 @@ class Crosses:
                 legendgroup=self.text,
                 showlegend=not self.explained,
                 hoverinfo="skip",
+                legendrank=LAST,
                 meta=EXPLAINS,
             ),
             row=row,

@@ -42,8 +42,8 @@ def figure(table: pd.DataFrame, columns: int = 2) -> Figure:
         extent=(-0.5, n - 0.5, n - 0.5, -0.5),
     )
     axes.set_facecolor("white")
-    ticks = [-1, -0.5, 0, 0.5, 1]
-    drawn.colorbar(shown, ax=axes, label=matrix.unit, shrink=0.8, aspect=30, ticks=ticks)
+    bar = drawn.colorbar(shown, ax=axes, label=matrix.unit, shrink=0.8, aspect=30)
+    bar.set_ticks([-1, -0.5, 0, 0.5, 1])
     missing = np.isnan(np.diag(matrix.values))
     for first, last in sheet.spans(pd.Series(missing)):
         ends = first - 0.5, last + 0.5
@@ -58,12 +58,10 @@ def figure(table: pd.DataFrame, columns: int = 2) -> Figure:
     if missing.any():
         patch = Patch(facecolor="white", edgecolor="0.5", hatch=HATCH, linewidth=0)
         entries.append((patch, "no direction"))
-    starts = [i for i, site in enumerate(matrix.sites) if site.layer % 5 == 0]
-    firsts = {matrix.sites[i].layer: i for i in reversed(starts)}
-    streams = list(dict.fromkeys(site.stream for site in matrix.sites))
-    axes.set_xticks([*firsts.values()], [*map(str, firsts)])
-    axes.set_yticks([*firsts.values()], [*map(str, firsts)])
-    axes.set_xlabel(sheet.depth_text(streams))
+    ticks = style.layer_ticks(matrix.sites)
+    axes.set_xticks([*ticks.values()], [*map(str, ticks)])
+    axes.set_yticks([*ticks.values()], [*map(str, ticks)])
+    axes.set_xlabel(style.depth_title(matrix.sites))
     axes.set_ylabel("layer")
     for side in ("top", "right"):
         axes.spines[side].set_visible(True)

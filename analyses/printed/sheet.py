@@ -22,6 +22,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFor
 
 from analyses import style
 from analyses.style import Look
+from ss_lens.models.sites import Site
 
 Given = ParamSpec("Given")
 WIDTHS = {1: 3.25, 2: 6.75}
@@ -193,15 +194,10 @@ def save(figure: Figure, path: Path, suffix: str, title: str) -> None:
         figure.savefig(path, format=suffix, metadata=unnamed[suffix])
 
 
-def depth_text(streams: Sequence[str]) -> str:
-    """What stands along an axis of sites by depth."""
-    return f"layer (within each: {' then '.join(streams)})" if len(streams) > 1 else "layer"
-
-
-def label_depth(axes: Axes, streams: Sequence[str]) -> None:
+def label_depth(axes: Axes, sites: Sequence[Site]) -> None:
     """Number the layers along the axis on which sites stand by depth."""
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel(depth_text(streams))
+    axes.set_xlabel(style.depth_title(sites))
 
 
 def log_scale(axes: Axes) -> None:

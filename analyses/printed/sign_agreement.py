@@ -50,7 +50,7 @@ def figure(table: pd.DataFrame, columns: int = 2) -> Figure:
     shares.set_ylabel("share on own side")
     shares.set_ylim(-0.06, 1.06)
     shares.set_xlim(x[0] - 2 * half, x[-1] + 2 * half)
-    sheet.label_depth(shares, list(dict.fromkeys(site.stream for site in sites)))
+    sheet.label_depth(shares, sites)
     entries += [
         (sheet.BAR_KEY, "95 % interval of the mean"),
         (sheet.OPEN_KEY, "the interval holds 0"),

@@ -52,7 +52,7 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
             colorscale=[[i / (len(shades) - 1), shade] for i, shade in enumerate(shades)],
             zmin=-1,
             zmax=1,
-            colorbar={"title": matrix.unit},
+            colorbar={"title": matrix.unit, "thickness": 14, "len": 0.9},
             hovertemplate="%{y} · %{x}: %{z:.3f}<extra></extra>",
         )
     )
@@ -61,21 +61,26 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
         line = {"color": "black", "width": 1, "dash": "dash"}
         drawn.add_hline(place, line=line)
         drawn.add_vline(place, line=line)
-        inwards = 1 if place < len(names) / 2 else -1
         drawn.add_annotation(
-            **{"x": place, "y": place, "ax": 90 * inwards, "ay": 40 * inwards},
+            **{"x": place, "y": 1, "yref": "paper", "yanchor": "bottom", "showarrow": False},
+            xanchor="left" if place < len(names) / 2 else "right",
             text=f"direction site {chosen}",
-            bgcolor="white",
         )
-    every = max(1, len(names) // 15)
-    ticks = {"tickmode": "array", "tickvals": names[::every], "ticktext": names[::every]}
-    drawn.update_xaxes(tickangle=60, range=[-0.5, len(names) - 0.5], **ticks)
-    drawn.update_yaxes(range=[len(names) - 0.5, -0.5], **ticks)
+    firsts = style.layer_ticks(matrix.sites)
+    ticks = {
+        **{"tickmode": "array", "tickvals": [*firsts.values()]},
+        "ticktext": [*map(str, firsts)],
+    }
+    drawn.update_xaxes(range=[-0.5, len(names) - 0.5], **ticks)
+    drawn.update_yaxes(range=[len(names) - 0.5, -0.5], title_text="layer", **ticks)
+    drawn.update_xaxes(title_text=style.depth_title(matrix.sites))
     drawn = style.layout(
         drawn,
         "Cosine of the candidate directions (yellow: none)",
         subtitle,
-        height=800,
+        height=620,
+        narrowest=460,
     )
     drawn.update_layout(plot_bgcolor="#FFF3A6")  # shows where a site has no direction
-    return drawn.update_xaxes(constrain="domain").update_yaxes(scaleanchor="x")
+    drawn.update_xaxes(constrain="domain")
+    return drawn.update_yaxes(scaleanchor="x", constrain="domain", constraintoward="top")

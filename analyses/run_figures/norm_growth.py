@@ -82,7 +82,10 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
             )
     style.level(drawn, 1, row=2, col=1)
     style.explain_level(drawn, "no growth")
-    drawn.update_yaxes(title_text="mean ‖h‖ (log scale)", type="log", dtick="D2", row=1, col=1)
+    norms = table["mean_norm"].loc[lambda norm: norm > 0]
+    if len(norms):
+        style.log_ticks(drawn, norms.min(), norms.max(), row=1, col=1)
+    drawn.update_yaxes(title_text="mean ‖h‖ (log scale)", row=1, col=1)
     drawn.update_yaxes(title_text="growth<br>per layer", row=2, col=1)
     drawn.update_xaxes(title_text="layer", row=2, col=1)
     return style.layout(drawn, "Norm growth of the activations", subtitle, height=580)

@@ -150,9 +150,8 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
     drawn.update_yaxes(title_text="mean along b1<br>(cosine)", row=1, col=1)
     drawn.update_yaxes(title_text="share on<br>own side", range=[-0.04, 1.04], row=2, col=1)
     drawn.update_yaxes(tickformat=".0%", row=2, col=1)
-    streams = " then ".join(dict.fromkeys(site.stream for site in sites[:8]))
     drawn.update_xaxes(range=[x[0] - 2 * half, x[-1] + 2 * half])
-    drawn.update_xaxes(title_text=f"layer (within each: {streams})", row=2, col=1)
+    drawn.update_xaxes(title_text=style.depth_title(sites), row=2, col=1)
     return style.layout(drawn, "Sign agreement", subtitle, height=560)
 
 

@@ -97,9 +97,8 @@ def site_figure(sites: pd.DataFrame, subtitle: str = "") -> go.Figure:
     drawn.update_yaxes(title_text="projection onto b1<br>(cosine, 95 % of draws)", row=1, col=1)
     drawn.update_yaxes(title_text="share of draws<br>that select", range=[0, 1.05], row=2, col=1)
     drawn.update_yaxes(tickformat=".0%", row=2, col=1)
-    streams = " then ".join(dict.fromkeys(site.stream for site in names))
     drawn.update_xaxes(range=[x[0] - _spacing(x), x[-1] + _spacing(x)])
-    drawn.update_xaxes(title_text=f"layer (within each: {streams})", row=2, col=1)
+    drawn.update_xaxes(title_text=style.depth_title(names), row=2, col=1)
     drawn = style.layout(drawn, "Which sites stay selected on other prompts", subtitle, height=600)
     return drawn.update_layout(barmode="overlay")
 
