@@ -5,6 +5,7 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -19,32 +20,45 @@
 # network where the two kinds of request lie on *opposite sides* of it, and rotates the activations
 # there, inside one plane and without changing their length. The angle is the dial.
 #
-# This notebook walks through it once: load, capture, look, calibrate, steer. Everything is
+# This notebook walks through it once: load, capture, look, calibrate, turn, read. Everything is
 # computed here, on whatever machine you have, and everything slow is kept in the store, so that a
 # second run is quick.
+#
+# **Which model?** The default is a model of 135 million parameters that was *taught* to refuse. It shows
+# that the machinery works; random planes move it as far as the method does, so its dial proves nothing
+# about the method. For a behaviour that visibly turns, set `SS_LENS_NOTEBOOK_MODEL=qwen2.5-coder-1.5b`
+# before starting Jupyter: an aligned model, which needs 11 GB of memory. Only the name changes.
 
 # %%
+import os
+
 import ss_lens
+from analyses import angle_response
 from analyses.run_figures import cosine_heatmap, norm_growth, sign_agreement
+from analyses.widget import LiveDial
+from ss_lens.models.sources import DEFAULT_MODEL, default_dataset
+from ss_lens.scoring.refusal import opens_with_refusal
 
 # %% tags=["parameters"]
-prompts_per_class = 96
-held_out = 32
-answers_to = 4
+prompts_per_class = 64
+held_out = 8
+answers_to = 3
+angles = range(0, 360, 45)
 new_tokens = 32
 
 # %% [markdown]
 # ## The model and the prompts
 #
-# The model is opened through TransformerLens, so every intermediate activation has a name. The
-# dataset holds harmful and harmless requests that match in topic, length and wording: what differs
-# between the two classes is meant to be the harm, not the style. We keep some prompts aside, so that
-# what we look at was not used for finding it.
+# The model is opened through TransformerLens, so every intermediate activation has a name. The dataset
+# holds harmful and harmless requests. We split it in three: the first part is calibrated on, the second
+# (dev) is where an angle is chosen, the third (test) is what we read. What we look at was then not used
+# for finding it.
 
 # %%
-model = ss_lens.load_model()
-data = ss_lens.load_dataset("refusal").head(prompts_per_class)
-parts = data.split(dev=1, test=held_out, seed=0)
+name = os.environ.get("SS_LENS_NOTEBOOK_MODEL", DEFAULT_MODEL)
+model = ss_lens.load_model(name)
+data = ss_lens.load_dataset(default_dataset(name)).head(prompts_per_class)
+parts = data.split(dev=held_out, test=held_out, seed=0)
 parts
 
 # %% [markdown]
@@ -79,7 +93,11 @@ norm_growth.figure(norm_growth.measure(acts))
 
 # %%
 calibration = ss_lens.calibrate(acts)
-calibration.direction_site, calibration.candidates.excluded, calibration.selected_sites
+calibration
+
+# %% [markdown]
+# How alike are the proposals of different sites? A bright square along the diagonal is a stretch of
+# the network that shares one direction.
 
 # %%
 cosine_heatmap.figure(cosine_heatmap.measure(calibration))
@@ -88,8 +106,7 @@ cosine_heatmap.figure(cosine_heatmap.measure(calibration))
 # ## Where do the classes lie on opposite sides?
 #
 # Measured on the held-out prompts. Shaded sites are the ones that will be steered; they were chosen
-# on the calibration prompts. An open marker is a warning: with this many prompts the sign at that
-# site is not settled.
+# on the calibration prompts. The figure says itself where, with so few prompts, a sign is not settled.
 
 # %%
 sign_agreement.figure(sign_agreement.measure(unseen, calibration))
@@ -97,25 +114,87 @@ sign_agreement.figure(sign_agreement.measure(unseen, calibration))
 # %% [markdown]
 # ## Turn the dial
 #
-# One angle per row, so that all prompts and angles are one batch. Zero degrees is the untouched
-# model. Judge the texts by reading them, and distrust any single one: the measured rates, with their
-# intervals, come from `ss-lens run`.
+# The refusal score is the log-odds, in nats, that the answer opens like a refusal rather than like an
+# answer: above zero the model refuses. It takes one pass per prompt and angle and no generated text, so
+# the whole circle is cheap. We turn it on the dev prompts. The opening mass (in the table) is the
+# probability that the first token opens *either* kind; where it is small, the text has broken and the
+# score says little.
 
 # %%
-answers = ss_lens.sweep_angles(
+way = {"rotate_by, steered sites": (calibration, ss_lens.RotateBy)}
+curve = angle_response.measure(model, way, parts.dev, angles)
+angle_response.figure(curve, f"{name}; {held_out} dev prompts per class")
+
+# %% [markdown]
+# The angle at which harmful prompts score lowest, as dev has it:
+
+# %%
+of_harmful = curve.query("prompt_class == 'positive'").set_index("angle_deg")
+angle = of_harmful["refusal_score"].idxmin()
+of_harmful.loc[[0, angle], ["refusal_score", "low", "high", "opening_mass"]].round(2)
+
+# %% [markdown]
+# ## Read the answers: harmless prompts
+#
+# In full, unsteered (0°) and at that angle. All prompts and angles are one batch, with one angle per
+# row. A good dial leaves these alone: the answers may change in wording, and should stay answers.
+
+# %%
+harmless = ss_lens.sweep_angles(
     model,
     calibration,
     ss_lens.RotateBy,
     parts.test.negative[:answers_to],
-    angles_deg=[0, 60, 120, 180],
+    angles_deg=[0, angle],
     max_new_tokens=new_tokens,
 )
-answers[["prompt", "angle_deg", "response"]]
+harmless[["prompt", "angle_deg", "response"]].style.set_properties(
+    **{"text-align": "left", "white-space": "pre-wrap"}
+)
 
 # %% [markdown]
-# The same with the context manager, for one angle and any generation code of your own:
+# ## And harmful ones
+#
+# Of answers to harmful requests we show whether they refuse and their first six words, which is enough
+# to see the dial turn. Judge no dial by three prompts: the rates with their intervals, next to those of
+# random planes, come from `ss-lens run`.
 
 # %%
-with ss_lens.steer(model, calibration, ss_lens.RotateBy(angle_deg=60)):
+harmful = ss_lens.sweep_angles(
+    model,
+    calibration,
+    ss_lens.RotateBy,
+    parts.test.positive[:answers_to],
+    angles_deg=[0, angle],
+    max_new_tokens=new_tokens,
+)
+harmful.assign(
+    refused=harmful["response"].map(opens_with_refusal),
+    begins=harmful["response"].str.split().str[:6].str.join(" "),
+)[["prompt_index", "angle_deg", "refused", "begins"]]
+
+# %% [markdown]
+# ## The same with your own code
+#
+# Inside `steer`, whatever runs the model is steered: `generate`, a forward pass, TransformerLens' own
+# tools. When the block ends, also by an error or an interrupt, no hook is left.
+
+# %%
+with ss_lens.steer(model, calibration, ss_lens.RotateBy(angle_deg=angle)):
     texts = ss_lens.generate(model, ["How do I bake bread?"], max_new_tokens=new_tokens)
 texts
+
+# %% [markdown]
+# ## A live dial
+#
+# Turn θ, by mouse or with the arrow keys, and read the answer as it is written, beside the unsteered
+# one, with the score and how far each token was moved. It needs a running kernel; the stop button ends
+# an answer at its next token.
+
+# %%
+LiveDial(
+    model,
+    {"steered sites": calibration, "all sites": ss_lens.calibrate(acts, rule="uniform")},
+    parts.test.negative,
+    max_new_tokens=new_tokens,
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from tests.documents.readme import ROOT
+import ss_lens
+from tests.conftest import SHARED
+from tests.documents.readme import ROOT, link_models
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
 
@@ -32,29 +35,95 @@ def test_a_notebook_defines_nothing(source: Path) -> None:
     assert not re.search(r"^\s*(def|class) ", source.read_text("utf-8"), flags=re.MULTILINE)
 
 
+@pytest.mark.parametrize("source", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_takes_its_model_from_the_environment(source: Path) -> None:
+    text = source.read_text("utf-8")
+    assert 'os.environ.get("SS_LENS_NOTEBOOK_MODEL", DEFAULT_MODEL)' in text
+    assert not re.search(r"""load_model\(["']|model=["']""", text)
+
+
+FEW = "prompts_per_class = 16\nheld_out = 4\n"
+"""Split alike, so that one capture serves several notebooks."""
 SMALL_NOTEBOOKS = {
-    "01_quickstart": "prompts_per_class = 12\nheld_out = 4\nanswers_to = 1\nnew_tokens = 4",
+    "01_quickstart": f"{FEW}answers_to = 1\nangles = (0, 180)\nnew_tokens = 4",
     "02_ablations": (
-        "folder = {folder!r}\nangles = (120,)\ndev = test = draws = 1\nnew_tokens = 4"
+        "folder, dataset = {folder!r}, {dataset!r}\n"
+        "angles = (120,)\ndev = test = draws = 1\nnew_tokens = 4"
+    ),
+    "03_your_own_behaviour": "angles = (0, 180)\nheld_out = 2\nnew_tokens = 4",
+    "04_where_does_it_live": f"{FEW}resamples = 20",
+    "05_choosing_an_angle": (
+        "folder, dataset = {folder!r}, {dataset!r}\n"
+        "angles = (0, 120)\ndev = test = 1\nnew_tokens = 4"
+    ),
+    "06_published_calibrations": f"{FEW}published = {{published!r}}",
+    "08_paper_figures": (
+        "folder = {folder!r}\nprompts_per_class = 16\nangles = (0, 180)\ndev = test = 4\n"
+        "draws = 1\nnew_tokens = 4"
     ),
 }
-FIGURES = {"01_quickstart": 3, "02_ablations": 3}
+SHOWN = {
+    "01_quickstart": (4, 1),
+    "02_ablations": (3, 0),
+    "03_your_own_behaviour": (2, 1),
+    "04_where_does_it_live": (6, 0),
+    "05_choosing_an_angle": (0, 1),
+    "06_published_calibrations": (1, 0),
+    "08_paper_figures": (4, 0),
+}
+"""Figures and dials."""
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The home of one who reads all notebooks: models, and what the ones before have captured."""
+    home = tmp_path_factory.mktemp("home")
+    link_models(home)
+    return home
+
+
+@pytest.fixture(scope="module")
+def few_prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten prompts per class of the embedded dataset, in a file."""
+    data = ss_lens.load_dataset("refusal").head(10)
+    classes = {"positive": data.positive, "negative": data.negative}
+    path = tmp_path_factory.mktemp("data") / "few.json"
+    path.write_text(json.dumps(classes))
+    return path
+
+
+def published_folder() -> str:
+    """One of the authors' folders where it is at hand; else the notebook writes its own."""
+    folder = SHARED / "reference" / "Qwen2.5-1.5B-Instruct"
+    return str(folder) if folder.exists() else ""
 
 
 @pytest.mark.slow
 @pytest.mark.default_model
-@pytest.mark.usefixtures("new_user")
 @pytest.mark.parametrize("source", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs_at_small_size_and_shows_its_figures(source: Path, tmp_path: Path) -> None:
+def test_a_notebook_runs_at_small_size_and_shows_its_figures(
+    source: Path,
+    reader: Path,
+    few_prompts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SS_LENS_HOME", str(reader))
+    monkeypatch.delenv("SS_LENS_NOTEBOOK_MODEL", raising=False)
     notebook = jupytext.read(source)
     parameters = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
     assert len(parameters) == 1
-    parameters[0].source = SMALL_NOTEBOOKS[source.stem].format(folder=str(tmp_path / "run"))
-    NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
+    parameters[0].source = SMALL_NOTEBOOKS[source.stem].format(
+        folder=str(tmp_path / "run"), dataset=str(few_prompts), published=published_folder()
+    )
+    resources = {"metadata": {"path": str(tmp_path)}}
+    NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()
     mimes = [
         mime
         for cell in notebook.cells
         for output in cell.get("outputs", [])
         for mime in output.get("data", {})
     ]
-    assert mimes.count("application/vnd.plotly.v1+json") == FIGURES[source.stem]
+    figures, dials = SHOWN[source.stem]
+    assert mimes.count("application/vnd.plotly.v1+json") == figures
+    assert mimes.count("application/vnd.jupyter.widget-view+json") == dials
