@@ -21,9 +21,12 @@
 
 # %%
 import os
+from pathlib import Path
+
+from IPython.display import SVG
 
 import ss_lens
-from analyses.__main__ import draw
+from analyses.__main__ import draw, main
 from ss_lens.models.sources import DEFAULT_MODEL, default_dataset
 
 # %% tags=["parameters"]
@@ -51,39 +54,62 @@ run = ss_lens.run_main_job(model, data, folder, config)
 print(run.verdict)
 
 # %% [markdown]
-# ## All figures at once
+# ## For the screen
 #
-# A table and a figure of each kind. The table is what a figure draws and nothing else, so it is also what
-# belongs into a supplement.
+# Each figure comes with the table that it draws and nothing else, which is also what belongs into a
+# supplement. These can be hovered over and zoomed into.
 
 # %%
-figures = draw(folder)
+figures = draw(Path(folder))
 {title: table.shape for title, (table, _) in figures.items()}
-
-# %% [markdown]
-# ## The dial, with its controls
-#
-# Score above, opening mass below. The two kinds of random planes belong on this figure: uniform ones hold
-# next to nothing of the activations and do little; those of equal energy lower the score too, and break
-# the text. On the default model the controls do as well as the method, and the figure says so.
 
 # %%
 figures["dial"][1]
 
-# %%
-figures["sign_agreement"][1]
+# %% [markdown]
+# ## For print
+#
+# The same tables, drawn again for one and for two columns: PDF and SVG with their fonts embedded, curves
+# told apart by dashes and markers as well as by colour, no text under six points. No browser is needed.
+# This is `python -m analyses RUN --paper`.
 
 # %%
-figures["cosine_heatmap"][1]
-
-# %%
-figures["norm_growth"][1]
+main(Path(folder), paper=True)
 
 # %% [markdown]
-# ## A table
+# ### The dial, over two columns
 #
-# Rates with their 95 % Wilson intervals, one row per angle, for LaTeX. A booktabs table without a
-# vertical line.
+# Score above, opening mass below. The two kinds of random planes belong on this figure: uniform ones hold
+# next to nothing of the activations and do little; those of equal energy lower the score too, and break
+# the text. On the default model the controls do as well as the method, and the figure shows it.
+
+# %%
+paper = Path(folder) / "figures" / "paper"
+SVG(paper / "dial_2col.svg")
+
+# %% [markdown]
+# ### Sign agreement, in one column
+
+# %%
+SVG(paper / "sign_agreement_1col.svg")
+
+# %% [markdown]
+# ### Norms, in one column
+
+# %%
+SVG(paper / "norm_growth_1col.svg")
+
+# %% [markdown]
+# ## Tables
+#
+# Beside each figure there is its table for LaTeX (booktabs) and as Markdown, with a caption that says what
+# was measured on what.
+
+# %%
+print((paper / "dial.tex").read_text("utf-8"))
+
+# %% [markdown]
+# Anything else is a DataFrame. Refusal on test with its 95 % Wilson intervals:
 
 # %%
 columns = ["angle_deg", "refusal_positive", "refusal_positive_low", "refusal_positive_high"]

@@ -12,6 +12,7 @@ import pytest
 from nbclient import NotebookClient
 
 import ss_lens
+from ss_lens import ContrastiveDataset
 from tests.conftest import SHARED
 from tests.documents.readme import ROOT, link_models
 
@@ -47,8 +48,8 @@ FEW = "prompts_per_class = 16\nheld_out = 4\n"
 SMALL_NOTEBOOKS = {
     "01_quickstart": f"{FEW}answers_to = 1\nangles = (0, 180)\nnew_tokens = 4",
     "02_ablations": (
-        "folder, dataset = {folder!r}, {dataset!r}\n"
-        "angles = (120,)\ndev = test = draws = 1\nnew_tokens = 4"
+        "folder, dataset = {folder!r}, {tiny!r}\n"
+        "angles = (0, 75, 120, 200)\ndev = test = 2\ndraws = 1\nnew_tokens = 4"
     ),
     "03_your_own_behaviour": "angles = (0, 180)\nheld_out = 2\nnew_tokens = 4",
     "04_where_does_it_live": f"{FEW}resamples = 20",
@@ -62,16 +63,22 @@ SMALL_NOTEBOOKS = {
         "draws = 1\nnew_tokens = 4"
     ),
 }
+ON_A_TINY_MODEL = ("02_ablations",)
 SHOWN = {
-    "01_quickstart": (4, 1),
-    "02_ablations": (3, 0),
-    "03_your_own_behaviour": (2, 1),
-    "04_where_does_it_live": (6, 0),
-    "05_choosing_an_angle": (0, 1),
-    "06_published_calibrations": (1, 0),
-    "08_paper_figures": (4, 0),
+    "01_quickstart": (4, 1, 0),
+    "02_ablations": (3, 0, 0),
+    "03_your_own_behaviour": (2, 1, 0),
+    "04_where_does_it_live": (6, 0, 0),
+    "05_choosing_an_angle": (0, 1, 0),
+    "06_published_calibrations": (1, 0, 0),
+    "08_paper_figures": (1, 0, 3),
 }
-"""Figures and dials."""
+"""How often there is each of :data:`KINDS`."""
+KINDS = (
+    *("application/vnd.plotly.v1+json", "application/vnd.jupyter.widget-view+json"),
+    "image/svg+xml",
+)
+"""Figures, dials, and figures for print."""
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +99,15 @@ def few_prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def tiny_prompts(tiny_data: ContrastiveDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prompts for a tiny model: thirteen variants of the default model take minutes."""
+    classes = {"positive": tiny_data.positive, "negative": tiny_data.negative}
+    path = tmp_path_factory.mktemp("data") / "tiny.json"
+    path.write_text(json.dumps(classes))
+    return path
+
+
 def published_folder() -> str:
     """One of the authors' folders where it is at hand; else the notebook writes its own."""
     folder = SHARED / "reference" / "Qwen2.5-1.5B-Instruct"
@@ -105,16 +121,23 @@ def test_a_notebook_runs_at_small_size_and_shows_its_figures(
     source: Path,
     reader: Path,
     few_prompts: Path,
+    tiny_prompts: Path,
+    tiny_folders: dict[str, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("SS_LENS_HOME", str(reader))
     monkeypatch.delenv("SS_LENS_NOTEBOOK_MODEL", raising=False)
+    if source.stem in ON_A_TINY_MODEL:
+        monkeypatch.setenv("SS_LENS_NOTEBOOK_MODEL", str(tiny_folders["qwen2"]))
     notebook = jupytext.read(source)
     parameters = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
     assert len(parameters) == 1
     parameters[0].source = SMALL_NOTEBOOKS[source.stem].format(
-        folder=str(tmp_path / "run"), dataset=str(few_prompts), published=published_folder()
+        folder=str(tmp_path / "run"),
+        dataset=str(few_prompts),
+        tiny=str(tiny_prompts),
+        published=published_folder(),
     )
     resources = {"metadata": {"path": str(tmp_path)}}
     NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()
@@ -124,6 +147,4 @@ def test_a_notebook_runs_at_small_size_and_shows_its_figures(
         for output in cell.get("outputs", [])
         for mime in output.get("data", {})
     ]
-    figures, dials = SHOWN[source.stem]
-    assert mimes.count("application/vnd.plotly.v1+json") == figures
-    assert mimes.count("application/vnd.jupyter.widget-view+json") == dials
+    assert tuple(map(mimes.count, KINDS)) == SHOWN[source.stem]
