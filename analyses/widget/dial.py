@@ -43,6 +43,10 @@ class _Dial(anywidget.AnyWidget):
         self.shown: dict[str, Any] = {}
         self.on_msg(self._hear)
 
+    def __repr__(self) -> str:
+        """What stands in the place of the dial where no kernel runs."""
+        return f"{type(self).__name__}: {self.setup['title']} (turn it in a running notebook)"
+
     def ask(self, content: Mapping[str, Any]) -> None:
         """Answer at the position that the front end is at."""
         raise NotImplementedError
@@ -102,7 +106,7 @@ class LiveDial(_Dial):
         super().__init__(
             {
                 "mode": "live",
-                "title": f"{model.cfg.model_name}, as it answers",
+                "title": f"{Path(str(model.cfg.model_name)).name}, as it answers",
                 "angles": [*ANGLES],
                 "prompts": [{"text": prompt} for prompt in prompts],
                 "controls": [

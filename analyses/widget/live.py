@@ -49,7 +49,7 @@ class Asked:
     """
 
     prompt: str
-    angle_deg: float
+    angle_deg: float | int
     operator: str = "RotateBy"
     selection: str = ""
     positions: str = "all tokens"

@@ -27,9 +27,6 @@ class Stored:
     Attributes:
         rows: one per arm, prompt and angle.
         unsteered: one per prompt; empty where the sweep has none.
-        choices: column → values, for what differs among the arms.
-        prompts: each with its class, in the order of the table.
-        angles_deg: all angles of the table; an arm may have fewer.
 
     Raises:
         UserError: a table without prompts, angles and answers, or without rows.
@@ -64,6 +61,7 @@ class Stored:
 
     @property
     def choices(self) -> dict[str, list[str]]:
+        """Column → values, for what differs among the arms."""
         found = {
             name: [*dict.fromkeys(map(_text, self.rows[name]))]
             for name in ARM_COLUMNS
@@ -73,14 +71,18 @@ class Stored:
 
     @property
     def prompts(self) -> pd.DataFrame:
+        """Each prompt with what says of which part and class it is, in the order of the table."""
         kept = [name for name in OF_PROMPT if name in self.rows and name not in self.choices]
         return self.rows.filter(kept).drop_duplicates().reset_index(drop=True)
 
     @property
     def angles_deg(self) -> list[float]:
+        """All angles of the table; an arm may have fewer."""
         return sorted({float(angle) for angle in self.rows["angle_deg"]})
 
-    def look_up(self, place: int, angle_deg: float, chosen: Mapping[str, str]) -> dict[str, Any]:
+    def look_up(
+        self, place: int, angle_deg: float | int, chosen: Mapping[str, str]
+    ) -> dict[str, Any]:
         """What the dial shows of one prompt, angle and arm.
 
         Args:

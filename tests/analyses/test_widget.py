@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import queue
 import signal
 import threading
 from collections.abc import Iterator
@@ -311,16 +312,20 @@ def test_a_mistake_of_the_user_is_shown_in_one_line(dial: LiveDial) -> None:
         assert "\n" not in dial.shown["error"]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_failure_of_the_code_ends_the_answer_and_says_so(
-    tiny_llama: TransformerBridge, calibrations: dict[str, Calibration]
+    tiny_llama: TransformerBridge,
+    calibrations: dict[str, Calibration],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def broken(model: TransformerBridge, prompts: list[str]) -> pd.DataFrame:
         raise ZeroDivisionError
 
+    logged: queue.Queue[threading.ExceptHookArgs] = queue.Queue()
+    monkeypatch.setattr(threading, "excepthook", logged.put)
     dial = LiveDial(tiny_llama, calibrations, [PROMPT], max_new_tokens=1, score=broken)
     dial.ask({"prompt": PROMPT})
     dial.wait()
+    assert logged.get(timeout=30).exc_type is ZeroDivisionError
     assert dial.shown["state"] == "failed"
     assert "traceback" in dial.shown["error"]
     assert hooks_on(tiny_llama) == 0
@@ -332,6 +337,11 @@ def test_the_saved_state_of_a_notebook_holds_no_answer(dial: LiveDial) -> None:
     assert dial.shown["text"]
     assert dial.shown["text"] not in json.dumps(dial.get_state()["setup"])
     assert set(dial.get_state()) & {"shown", "text"} == set()
+
+
+def test_a_dial_names_itself_where_no_kernel_runs(dial: LiveDial) -> None:
+    assert repr(dial).startswith("LiveDial: tiny-llama, as it answers")
+    assert repr(StoredDial(stored_table())).startswith("StoredDial: 20 stored answers")
 
 
 def test_a_runner_runs_one_task_at_a_time() -> None:
@@ -353,6 +363,7 @@ def test_a_runner_runs_one_task_at_a_time() -> None:
 # Refusals before anything slow.
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_wrong_arguments_are_refused(
     tiny_llama: TransformerBridge, calibrations: dict[str, Calibration]
 ) -> None:
@@ -443,6 +454,7 @@ def test_a_stored_dial_answers_the_front_end_from_the_table() -> None:
     assert "RotateBy negative" not in json.dumps(dial.get_state()["setup"])
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_a_stored_dial_says_what_a_table_lacks() -> None:
     with pytest.raises(UserError, match=r"no column response"):
         StoredDial(stored_table().drop(columns="response"))

@@ -114,6 +114,7 @@ def test_a_stream_is_refused_where_another_thread_steers(
     assert "another thread is steering this model" in str(refused[0])
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_a_list_of_prompts_is_refused_at_the_call(tiny_llama: TransformerBridge) -> None:
     with pytest.raises(UserError):
         ss_lens.stream(tiny_llama, ["w9", "w12"])  # type: ignore[list-item]
