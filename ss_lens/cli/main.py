@@ -8,14 +8,14 @@ from typing import Annotated
 
 import typer
 
-from ss_lens.cli import console, jobs, listings, reports, steps
+from ss_lens.cli import console, exports, jobs, listings, reports, steps
 from ss_lens.core.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 store_app = typer.Typer(no_args_is_help=True, help="List, remove and verify captured activations.")
 for verb in (
     *(jobs.run, jobs.sweep, jobs.ablate, jobs.paper, reports.report),
-    *(steps.capture, steps.calibrate, steps.steer, steps.generate),
+    *(steps.capture, steps.calibrate, steps.steer, steps.generate, exports.export),
     *(listings.models, listings.datasets),
 ):
     app.command()(verb)

@@ -28,6 +28,7 @@ from ss_lens.exports.gguf_lora import check_architecture
 from ss_lens.exports.kinds import DIAL_CHECKED, check_biases, write
 from ss_lens.exports.linear_map import Kind, check_affine, check_kind
 from ss_lens.exports.parity import as_json, as_table
+from ss_lens.exports.readers import check_site
 from ss_lens.exports.verify import (
     CALIBRATION,
     CARD,
@@ -87,32 +88,11 @@ def export(
             quantised weights, a calibration of another model, a folder that holds something, no
             space, or files that deviate from the steered model by more than the tolerance.
     """
-    check_is("calibration", calibration, (Calibration,), _CALIBRATION)
     check_is("model", model, (TransformerBridge,), MODEL)
-    check_one_of("kind", kind, KINDS)
-    check_path("out", out)
-    folder = Path(out)
-    operators = _operators(operator, kind)
-    sites = places(calibration, operators[0])[0]
+    operators = check_request(calibration, operator, kind, out, dtype)
+    folder, sites = Path(out), places(calibration, operators[0])[0]
     bound = [places(calibration, one)[1] for one in operators]
-    for one in bound:
-        check_affine(one)
-        check_kind(one, kind)
-    check_is("dtype", dtype, (str,), "a text: auto, float32, bfloat16 or float16")
-    if dtype != "auto" and kind != "merged":
-        raise UserError(
-            f"dtype={dtype!r} is given for {kind!r}, whose numbers are always float32; leave it "
-            "out, or export kind='merged'."
-        )
     chosen = model.cfg.dtype if dtype == "auto" else dtype_named(dtype, "cpu")
-    with disk_errors(folder):
-        if not holds_nothing(folder):
-            raise UserError(
-                f"{folder} holds something that an export would replace, expected a new or empty "
-                "folder; choose another one, or remove it."
-            )
-    check_replaceable(folder, frozenset(), "export")  # also of names such as "."
-    check_can_be_made(folder)
     calibration.check_fits(model)
     if kind == "gguf-lora":
         check_architecture(cast(Any, model.original_model).config)
@@ -146,6 +126,47 @@ def export(
         }
         write_sealed_json(temporary / JSON, content)
     return Export(folder, kind, operators, as_table(reports))
+
+
+def check_request(
+    calibration: Calibration,
+    operator: Operator | type[RotateBy],
+    kind: Kind,
+    out: Path | str,
+    dtype: str,
+) -> tuple[Operator, ...]:
+    """Check what can be told without the model; the operators that the export is compared with.
+
+    Raises:
+        UserError: as :func:`export`.
+    """
+    check_is("calibration", calibration, (Calibration,), _CALIBRATION)
+    check_one_of("kind", kind, KINDS)
+    check_path("out", out)
+    folder = Path(out)
+    operators = _operators(operator, kind)
+    for one in (places(calibration, operator)[1] for operator in operators):
+        check_affine(one)
+        check_kind(one, kind)
+    for site in places(calibration, operators[0])[0]:
+        check_site(site)
+    check_is("dtype", dtype, (str,), "a text: auto, float32, bfloat16 or float16")
+    if dtype != "auto" and kind != "merged":
+        raise UserError(
+            f"dtype={dtype!r} is given for {kind!r}, whose numbers are always float32; leave it "
+            "out, or export kind='merged'."
+        )
+    if dtype != "auto":
+        dtype_named(dtype, "cpu")
+    with disk_errors(folder):
+        if not holds_nothing(folder):
+            raise UserError(
+                f"{folder} holds something that an export would replace, expected a new or empty "
+                "folder; choose another one, or remove it."
+            )
+    check_replaceable(folder, frozenset(), "export")  # also of names such as "."
+    check_can_be_made(folder)
+    return operators
 
 
 _CALIBRATION = "a calibration from ss_lens.calibrate(...) or Calibration.load(...)"

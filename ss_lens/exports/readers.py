@@ -31,6 +31,20 @@ _EQUAL = 1e-5
 in another order."""
 
 
+def check_site(site: Site) -> None:
+    """Raise for a site that is no output of a norm before attention or MLP."""
+    if site.stream not in STREAMS:
+        reason = (
+            "what a norm after attention or MLP returns is added to the residual stream"
+            if site.is_norm_output
+            else "everything after it reads the residual stream"
+        )
+        raise UserError(
+            f"{site} cannot be exported: {reason}, so no set of weights reads it alone; "
+            f"expected sites of {' or '.join(STREAMS)}. Calibrate on these streams."
+        )
+
+
 def norm_names(model: TransformerBridge, sites: Sequence[Site]) -> dict[Site, str]:
     """The module of the Hugging Face model whose output each site is.
 
@@ -40,16 +54,7 @@ def norm_names(model: TransformerBridge, sites: Sequence[Site]) -> dict[Site, st
     names = {id(module): clean_name(name) for name, module in model.original_model.named_modules()}
     found = {}
     for site in sites:
-        if site.stream not in STREAMS:
-            reason = (
-                "what a norm after attention or MLP returns is added to the residual stream"
-                if site.is_norm_output
-                else "everything after it reads the residual stream"
-            )
-            raise UserError(
-                f"{site} cannot be exported: {reason}, so no set of weights reads it alone; "
-                f"expected sites of {' or '.join(STREAMS)}. Calibrate on these streams."
-            )
+        check_site(site)
         norm = model.get_submodule(site.hook_name.removesuffix(".hook_out"))
         found[site] = names[id(getattr(norm, "original_component", norm))]
     return found

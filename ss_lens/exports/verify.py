@@ -77,7 +77,7 @@ def verify_export(
     check_path("folder", folder)
     check_is("model", model, (TransformerBridge,), MODEL)
     path = Path(folder)
-    content = _described(path)
+    content = described(path)
     kind, most = cast(Kind, content["kind"]), content["max_new_tokens"]
     operators = tuple(read_value(t, Operator.kinds(), "operator") for t in content["operators"])
     calibration = Calibration.load(path / CALIBRATION)
@@ -150,7 +150,7 @@ def judge(
     return reports
 
 
-def _described(folder: Path) -> dict[str, Any]:
+def described(folder: Path) -> dict[str, Any]:
     """``steering.json``, once every file is what it says.
 
     Raises:
