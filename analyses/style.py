@@ -159,7 +159,7 @@ if (told && told.entries > 1) {
     const legend = told.row * Math.ceil(told.entries / across);
     const height = told.fixed + legend;
     if (Math.abs(gd.layout.height - height) > 1) {
-      gd.style.height = height + "px";
+      gd.style.height = gd.parentElement.style.height = height + "px";
       Plotly.relayout(gd, {"height": height, "margin.b": told.below + legend});
     }
   };

@@ -19,6 +19,7 @@ from ss_lens.calibration.separation import (
 )
 from ss_lens.core.checks import check_one_of, described, is_finite
 from ss_lens.core.errors import NotApplicable, UserError
+from ss_lens.core.progress import progress_bar
 from ss_lens.models.sites import Site
 
 
@@ -135,6 +136,9 @@ def _at_each_site(
     """Fit ``(positive, negative, site)`` in float64 wherever the class means differ."""
     difference, valid = mean_difference(acts)
     rows = torch.zeros_like(difference)
-    for i in valid.nonzero().flatten().tolist():
-        rows[i] = fit(acts.positive[:, i].double(), acts.negative[:, i].double(), acts.sites[i])
+    places = valid.nonzero().flatten().tolist()
+    with progress_bar(len(places), "directions", "site") as bar:
+        for i in places:
+            rows[i] = fit(acts.positive[:, i].double(), acts.negative[:, i].double(), acts.sites[i])
+            bar.update()
     return Candidates.from_rows(rows, difference, valid, acts.sites, method)
