@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 import warnings
@@ -17,17 +19,24 @@ import yaml
 
 from ss_lens.cli.main import main
 from ss_lens.core.files import cache_root
+from ss_lens.datasets.contrastive import load_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
 BIN = Path(sys.executable).parent
 # Commands that would run for minutes get a small size; nothing else about them is changed.
+FEW = "few.jsonl"
+"""The first prompts of ``refusal``: what the default splits leave of them is enough to fit."""
 SMALL = "--test 2 --dev 1 --angles 0,180 --max-new-tokens 6 --draws 2"
 SMALLER = {
-    "ss-lens run": SMALL,
-    "ss-lens ablate": "--test 2 --dev 1 --angles 180 --draws 1 --max-new-tokens 4",
-    "python -m analyses.angle_response": "--test 2 --step 180",
-    "python -m analyses.budget": "--dev 1 --test 2 --step 90",
+    "ss-lens run": f"--dataset {FEW} {SMALL}",
+    "ss-lens ablate": f"--dataset {FEW} --test 2 --dev 1 --angles 180 --draws 1 --max-new-tokens 4",
+    "ss-lens calibrate --dataset sentiment": "--limit 16",
+    "python -m analyses.angle_response": f"--dataset {FEW} --test 2 --step 180",
+    "python -m analyses.norm_audit": f"--dataset {FEW}",
+    "python -m analyses.stability": f"--dataset {FEW} --draws 20",
+    "python -m analyses.confounds": f"--dataset {FEW}",
+    "python -m analyses.budget": f"--dataset {FEW} --dev 1 --test 2 --step 90",
 }
 
 
@@ -86,13 +95,26 @@ def run_here(command: str, monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 def write_small_copies(folder: Path) -> None:
-    """The sweeps of ``configs`` with their first two grids, few prompts, short answers."""
-    folder.mkdir()
+    """Few prompts, the examples, and the sweeps of ``configs`` with short answers to few of these.
+
+    A sweep keeps its first two grids and their first seed. It has the split of the main job at small
+    size, so that the store serves what that captured.
+    """
+    data = load_dataset("refusal").head(60)
+    rows = [
+        {"prompt": prompt, "class": label}
+        for label in ("positive", "negative")
+        for prompt in getattr(data, label)
+    ]
+    (folder / FEW).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shutil.copytree(ROOT / "docs" / "examples", folder / "docs" / "examples")
+    (folder / "configs").mkdir()
     for path in (ROOT / "configs").glob("*.yaml"):
         config = yaml.safe_load(path.read_text("utf-8"))
-        grids = [{**grid, "angles_deg": [0, 180]} for grid in config["grid"][:2]]
-        config |= {"grid": grids, "split": {"dev": 1, "test": 1, "seed": 0}, "max_new_tokens": 6}
-        (folder / path.name).write_text(yaml.safe_dump(config))
+        small = {"dataset": FEW, "angles_deg": [0, 180], "seed": 0}
+        grids = [{**grid, **small} for grid in config["grid"][:2]]
+        config |= {"grid": grids, "split": {"dev": 1, "test": 2, "seed": 0}, "max_new_tokens": 4}
+        (folder / "configs" / path.name).write_text(yaml.safe_dump(config))
 
 
 def link_models(home: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,8 +29,7 @@ def test_every_shell_command_that_is_shown_to_run_runs_in_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """At a small size; the ablation with four variants, as the notebook's test computes all."""
-    write_small_copies(tmp_path / "configs")
-    shutil.copytree(ROOT / "docs" / "examples", tmp_path / "docs" / "examples")
+    write_small_copies(tmp_path)
     monkeypatch.chdir(tmp_path)
     some = {name: VARIANTS[name] for name in SOME_VARIANTS}
     monkeypatch.setattr("ss_lens.experiments.ablation.VARIANTS", some)

@@ -91,7 +91,7 @@ def check_python(block: Block) -> int:
             called = known.get(name.id)
         elif isinstance(name, ast.Attribute) and getattr(name.value, "id", None) in known:
             called = getattr(known[name.value.id], name.attr)
-        if not getattr(called, "__module__", "").startswith("ss_lens"):
+        if not getattr(called, "__module__", "").startswith(("ss_lens", "analyses")):
             continue
         given = {word.arg: None for word in node.keywords if word.arg}
         starred = any(isinstance(argument, ast.Starred) for argument in node.args)
