@@ -136,3 +136,19 @@ def test_another_calibration_is_replaced_on_request_only(
     other = ss(*where, "--rule", "uniform", "--streams", "resid_post", "--overwrite", "--json")
     assert ".resid_post" in other.json["direction_site"]
     assert str(ss_lens.Calibration.load(tmp_path / "c").direction_site).endswith(".resid_post")
+
+
+def test_ablate_hands_on_its_workers(
+    ss: CommandLine, llama: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def run_ablations(config: ss_lens.AblationConfig, folder: Path) -> None:
+        asked.append((config.workers, folder))
+        raise ss_lens.UserError("not run here.")
+
+    monkeypatch.setattr(ss_lens, "run_ablations", run_ablations, raising=False)
+    options = ("--model", llama, "--dataset", data, "--dev", "2", "--test", "2")
+    found = ss("ablate", *options, "--workers", "2", "--out", tmp_path / "out")
+    assert_one_clear_line(found, "not run here.")
+    assert asked == [(2, tmp_path / "out")]

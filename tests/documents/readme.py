@@ -30,7 +30,9 @@ FEW = "few.jsonl"
 SMALL = "--test 2 --dev 1 --angles 0,180 --max-new-tokens 6 --draws 2"
 SMALLER = {
     "ss-lens run": f"--dataset {FEW} {SMALL}",
-    "ss-lens ablate": f"--dataset {FEW} --test 2 --dev 1 --angles 180 --draws 1 --max-new-tokens 4",
+    # Workers import and load for a minute; the tests of the verbs and of sweeps have them.
+    "ss-lens ablate": f"--workers 1 --dataset {FEW} --test 2 --dev 1 --angles 180 --draws 1 "
+    "--max-new-tokens 4",
     "ss-lens calibrate --dataset sentiment": "--limit 16",
     "python -m analyses.angle_response": f"--dataset {FEW} --test 2 --step 180",
     "python -m analyses.norm_audit": f"--dataset {FEW}",
@@ -97,8 +99,8 @@ def run_here(command: str, monkeypatch: pytest.MonkeyPatch) -> int:
 def write_small_copies(folder: Path) -> None:
     """Few prompts, the examples, and the sweeps of ``configs`` with short answers to few of these.
 
-    A sweep keeps its first two grids and their first seed. It has the split of the main job at small
-    size, so that the store serves what that captured.
+    A sweep keeps its first two grids and their first seed. It has the main job's split at
+    small size, so that the store serves what that captured.
     """
     data = load_dataset("refusal").head(60)
     rows = [

@@ -51,6 +51,13 @@ def config(
     )
 
 
+def test_workers_of_an_ablation_are_processes_of_its_sweeps(config: AblationConfig) -> None:
+    for workers, cluster in ((1, None), (3, "local")):
+        asked = replace(config, workers=workers)
+        swept = asked.sweep([asked.grid(FULL)], "dev", ("refusal_score",))
+        assert (swept.cluster, swept.workers) == (cluster, workers)
+
+
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return Store(tmp_path_factory.mktemp("store"))
