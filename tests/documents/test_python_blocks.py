@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from ss_lens.experiments.config import SweepConfig
-from tests.documents.pages import MARKS, Block, blocks, pages
+from tests.documents.pages import MARKS, Block, blocks, commands_to_run, pages
 from tests.documents.readme import README, ROOT, run_in
 
 BLOCKS = [*blocks()]
@@ -58,6 +58,10 @@ def test_every_block_says_whether_it_is_run() -> None:
         assert block.mark in allowed, f"{block.page}: ```{block.language} {block.mark}"
         if not block.language:
             assert not re.search(r"^(ss-lens|python|make|import|from) ", block.text, re.M), block
+
+
+def test_no_command_that_takes_hours_is_shown_to_run() -> None:
+    assert not [line for line in commands_to_run() if line.startswith("ss-lens paper")]
 
 
 def looked_up(tree: ast.Module) -> dict[str, object]:
