@@ -14,7 +14,9 @@ Role = Literal["method", "harmless", "variant", "random"]
 """What a curve is of: the method, the same on harmless prompts, another way, random controls."""
 UNSTEERED = "unsteered"
 """The arm of the answers without steering."""
-CLASS_NAMES = {"positive": "harmful", "negative": "harmless"}
+REFUSAL_CLASSES = {"positive": "harmful", "negative": "harmless"}
+PLAIN_CLASSES = {"positive": "positive", "negative": "negative"}
+"""How the two classes of prompts are called where the behaviour is refusal, and elsewhere."""
 SAMPLE_COLUMNS = ("arm", "part", "prompt_class", "prompt_index", "prompt", "angle_deg", "response")
 
 
@@ -26,6 +28,13 @@ class Measure:
     label: str
     level: float | None = None
     is_rate: bool = False
+
+
+DIAL_MEASURES = (
+    Measure("refusal_score", "refusal score (nats)", level=0.0),
+    Measure("opening_mass", "opening mass", level=0.5, is_rate=True),
+)
+"""What the dial of a main job and the curves of a paper run are read in."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +78,7 @@ class Contents:
     Attributes:
         title: the model and the dataset.
         subtitle: what was measured, in a line.
+        classes: what the positive and the negative prompts are called.
         verdict: what was found, in words.
         notes: what is missing or does not fit, each with what to do about it.
         series: the curves, in the order of the legend; the first is the method.
@@ -97,6 +107,7 @@ class Contents:
 
     title: str
     subtitle: str
+    classes: Mapping[str, str] = field(default_factory=lambda: REFUSAL_CLASSES)
     verdict: tuple[Said, ...] = ()
     notes: tuple[str, ...] = ()
     series: tuple[Series, ...] = ()

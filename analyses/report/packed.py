@@ -25,6 +25,7 @@ def packed(contents: Contents) -> dict[str, Any]:
     angles = sorted({float(angle) for angle in found if not math.isnan(angle)})
     return {
         "angles": angles,
+        "classes": [contents.classes[label] for label in ("positive", "negative")],
         "start": contents.start_deg if contents.start_deg in angles else (angles or [0.0])[0],
         "measures": [
             {"key": m.column, "label": m.label, "level": m.level, "rate": m.is_rate}

@@ -50,8 +50,8 @@ def page(contents: Contents) -> str:
             "is switched off.</p></noscript>",
             *filter(None, parts),
             "</main>",
-            "<footer>Requests and scores are shown; what answers a harmful request is folded "
-            "away.</footer>",
+            "<footer>Requests and scores are shown; what answers "
+            f"{escape(contents.classes['positive'])} prompts is folded away.</footer>",
             f'<script type="application/json" id="data">{as_json(packed(contents))}</script>',
             f"<script>\n(() => {{\n'use strict';\n{_script()}}})();\n</script>",
             "</body>",

@@ -84,12 +84,14 @@ type="button" id="on" aria-label="next angle with answers">▸</button></span></
 
 
 def costs(contents: Contents) -> str:
-    """Score against text, and harmful against harmless prompts, where both were measured."""
-    halves = ""
+    """Score against text, and one class of prompts against the other, where both were measured."""
+    halves, (positive, negative) = "", _classes(contents)
     if against_text(contents) is not None:
-        halves += _AGAINST_TEXT
+        halves += _AGAINST_TEXT.format(positive=positive)
     if entanglement(contents) is not None:
-        halves += _ENTANGLED
+        halves += _ENTANGLED.format(
+            positive=positive, negative=negative, heading=positive.capitalize()
+        )
     return f"{_COSTS}{halves}</div></section>" if halves else ""
 
 
@@ -98,10 +100,10 @@ _COSTS = """<section aria-labelledby="costs-title">
 <p class="caption">Rings: where the dial stands.</p>
 <div class="halves">"""
 _AGAINST_TEXT = """<div><h3>Refusal against text</h3><div id="against-text"></div>
-<p class="caption">All curves on harmful prompts, at all angles. The dashed line joins the points
+<p class="caption">All curves on {positive} prompts, at all angles. The dashed line joins the points
 that no other beats, with a lower score and as much opening mass.</p></div>"""
-_ENTANGLED = """<div><h3>Harmful against harmless prompts</h3><div id="entangled"></div>
-<p class="caption">The method around the circle. A turn that moves harmful prompts alone runs
+_ENTANGLED = """<div><h3>{heading} against {negative} prompts</h3><div id="entangled"></div>
+<p class="caption">The method around the circle. A turn that moves {positive} prompts alone runs
 level; one that moves both alike runs along the dotted diagonal.</p></div>"""
 
 
@@ -138,16 +140,18 @@ def sites(contents: Contents) -> str:
         return ""
     seen = f" Of {contents.sites_seen}." if contents.sites_seen else ""
     cosines = "" if contents.cosines is None else _COSINES
-    norms = "" if contents.norms is None else _NORMS
+    positive, negative = _classes(contents)
+    names = {"positive": positive, "negative": negative}
+    norms = "" if contents.norms is None else _NORMS.format(**names)
     pair = f'<div class="pair">{cosines}{norms}</div>' if cosines or norms else ""
-    return f"{_MAP.format(seen=escape(seen))}{pair}</section>"
+    return f"{_MAP.format(seen=escape(seen), **names)}{pair}</section>"
 
 
 _MAP = """<section aria-labelledby="sites-title">
 <h2 id="sites-title">Sites of the model</h2>
-<p class="caption">One cell per block and stream; harmful prompts in the upper half, harmless ones
-in the lower. + and − are the side of the mean, ? one that is not settled. Framed sites are steered;
-the wedge marks the site that gives the direction.{seen}</p>
+<p class="caption">One cell per block and stream; {positive} prompts in the upper half, {negative}
+ones in the lower. + and − are the side of the mean, ? one that is not settled. Framed sites are
+steered; the wedge marks the site that gives the direction.{seen}</p>
 <fieldset class="pick" id="map-view" aria-label="what the map shows"></fieldset>
 <div class="scroll" id="map"></div>
 <p class="reading" id="map-said" aria-live="polite"></p>
@@ -159,7 +163,7 @@ sites, in the order of the model; arrow keys move, the line below reads"></canva
 {_SCALE}<p class="reading" id="cosines-said" aria-live="polite"></p></div>"""
 _NORMS = """<div><h3>Mean length of the activations, by block (logarithmic)</h3>
 <div id="norms"></div><div id="norms-legend"></div>
-<p class="caption">Wide and pale: harmful prompts; thin: harmless ones.</p>
+<p class="caption">Wide and pale: {positive} prompts; thin: {negative} ones.</p>
 </div>"""
 
 
@@ -170,11 +174,12 @@ def samples(contents: Contents) -> str:
         f'<label>{name} <select id="by-{key}"><option value="">all</option></select></label>'
         for key, name in (("class", "class"), ("part", "part"), ("arm", "arm"), ("angle", "θ"))
     )
+    positive, _ = _classes(contents)
     return f"""<section aria-labelledby="samples-title">
 <h2 id="samples-title">All samples</h2>
 <div class="pick"><label>find <input type="search" id="by-text"
 placeholder="in prompts and answers"></label>{choices}
-<label><input type="checkbox" id="show-harmful"> show what answers harmful prompts</label></div>
+<label><input type="checkbox" id="show-folded"> show what answers {positive} prompts</label></div>
 <div class="scroll"><table id="samples"><thead></thead><tbody></tbody></table></div>
 <div class="pages"><button type="button" id="previous">Previous</button>
 <button type="button" id="next">Next</button><span id="counted" aria-live="polite"></span></div>
@@ -192,6 +197,10 @@ def made(contents: Contents) -> str:
         f"<h3>Configuration</h3>{_facts(contents.configuration)}"
         f"<h3>Provenance</h3>{_facts(contents.provenance)}</section>"
     )
+
+
+def _classes(contents: Contents) -> tuple[str, str]:
+    return escape(contents.classes["positive"]), escape(contents.classes["negative"])
 
 
 def _facts(facts: Mapping[str, str]) -> str:

@@ -241,6 +241,8 @@ def test_a_sweep_that_was_run_has_a_report_with_its_choices(
     result = ss_lens.run_sweep(config, folder, store=Store(tmp_path / "store"))
     made = gather(folder)
     assert made.title == f"{tiny_folders['qwen2'].name} · tiny.jsonl"
+    assert "what answers positive prompts" in page(made)  # nobody said that they are harmful
+    assert "harmful" not in page(made).split("<script")[0]
     assert made.notes == ()
     assert [series.role for series in made.series][:2] == ["method", "harmless"]
     assert made.curves.loc[made.curves["series"] == made.series[0].name, "n"].tolist() == [2] * 3

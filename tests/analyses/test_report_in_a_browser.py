@@ -160,7 +160,7 @@ def test_answers_to_harmful_prompts_are_folded_away_until_opened(show: Open) -> 
     tab.locator("#by-class").select_option(label="harmful")
     assert "words" not in table.inner_text()
     assert "folded away" in table.inner_text()
-    tab.locator("#show-harmful").check()
+    tab.locator("#show-folded").check()
     assert "at 180 words" in table.inner_text()
 
 

@@ -26,7 +26,7 @@ function written(value, signed = false) {
   return (signed && value > 0 ? "+" : "") + minus(text);
 }
 const degrees = (angle) => `${Number(angle.toFixed(2))}°`;
-const CLASSES = ["harmful", "harmless"];
+const CLASSES = DATA.classes;
 
 // The angle, as its place among those that were measured.
 const turning = { place: Math.max(0, DATA.angles.indexOf(DATA.start)), follow: [] };

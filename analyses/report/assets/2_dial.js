@@ -130,8 +130,8 @@ function moved(angle) {
     html("b", {}, degrees(angle)),
     " moves the activation of a prompt’s last token by ",
     html("b", {}, written(factor * mean("in_plane_positive"))),
-    " of its length (harmful) and ",
+    ` of its length (${CLASSES[0]}) and `,
     html("b", {}, written(factor * mean("in_plane_negative"))),
-    " (harmless), on average over the steered sites.",
+    ` (${CLASSES[1]}), on average over the steered sites.`,
   ];
 }

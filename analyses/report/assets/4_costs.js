@@ -1,4 +1,4 @@
-// What a turn costs: score against text, and harmful against harmless prompts.
+// What a turn costs: score against text, and one class of prompts against the other.
 function startCosts() {
   const { text, both } = DATA.costs;
   const label = DATA.measures[0]?.label;
@@ -12,7 +12,7 @@ function startCosts() {
   }
   if (byId("entangled")) {
     const rows = both.x.map((x, row) => ({ x, y: both.y[row] }));
-    scatter(byId("entangled"), both, [`harmful prompts: ${label}`, "harmless prompts"], {
+    scatter(byId("entangled"), both, [`${CLASSES[0]} prompts: ${label}`, `${CLASSES[1]} prompts`], {
       looksOf: () => LOOKS[0],
       path: [...rows, rows[0]],
       square: true,

@@ -1,4 +1,4 @@
-// The answers at the dial's angle beside the unsteered ones; harmful prompts are folded away.
+// The answers at the dial's angle beside the unsteered ones; those of positive prompts are folded away.
 const FIRST = 6;
 const open = [false, true];
 const whole = [false, false];

@@ -81,7 +81,7 @@ function readSite() {
   if (sites.is_direction_site[row]) facts.push(", gives the direction");
   if (sites.positive_mean) {
     const mean = (label) => `${written(sites[`${label}_mean`][row], true)} ± ${written(sites[`${label}_sd`][row])}`;
-    facts.push(` · mean on b1: harmful ${mean("positive")}, harmless ${mean("negative")}`);
+    facts.push(` · mean on b1: ${CLASSES[0]} ${mean("positive")}, ${CLASSES[1]} ${mean("negative")}`);
     facts.push(` · in the plane: ${written(sites.in_plane_positive[row])}, ${written(sites.in_plane_negative[row])}`);
   }
   facts.push(` · direction’s cosine with b1: ${written(sites.direction_cosine[row], true)}`);

@@ -14,7 +14,7 @@ function startSamples() {
   fill("by-part", used("part").map((part) => [part, SAMPLES.strings[part]]));
   fill("by-arm", used("arm").map((arm) => [arm, SAMPLES.strings[arm]]));
   fill("by-angle", used("theta").sort((a, b) => a - b).map((place) => [place, place < 0 ? "unsteered" : degrees(DATA.angles[place])]));
-  for (const id of ["by-class", "by-part", "by-arm", "by-angle", "show-harmful"]) byId(id).addEventListener("change", refilter);
+  for (const id of ["by-class", "by-part", "by-arm", "by-angle", "show-folded"]) byId(id).addEventListener("change", refilter);
   byId("by-text").addEventListener("input", refilter);
   byId("previous").addEventListener("click", () => turnPage(-1));
   byId("next").addEventListener("click", () => turnPage(1));
@@ -83,9 +83,9 @@ function turnPage(by) {
   const pages = Math.max(1, Math.ceil(table.rows.length / PAGE));
   table.page = Math.min(Math.max(table.page + by, 0), pages - 1);
   const rows = table.rows.slice(table.page * PAGE, (table.page + 1) * PAGE);
-  const harmful = byId("show-harmful").checked;
+  const unfolded = byId("show-folded").checked;
   byId("samples").querySelector("tbody").replaceChildren(...rows.map((row) => html("tr", {}, ...COLUMNS.map((column) => {
-    const hide = column.folded && SAMPLES.cls[row] === 0 && !harmful;
+    const hide = column.folded && SAMPLES.cls[row] === 0 && !unfolded;
     const text = hide ? "folded away" : column.shown ? column.shown(row) : column.of(row);
     const kind = [column.number ? "number" : "", column.wide ? "wide" : "", hide ? "none" : ""].join(" ").trim();
     return html("td", { class: kind || null }, text);

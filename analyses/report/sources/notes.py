@@ -8,8 +8,6 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from analyses.report.contents import CLASS_NAMES
-
 
 def about_values(table: pd.DataFrame, columns: Collection[str], where: str) -> list[str]:
     """One note on the numbers of ``columns`` that are not finite; none where all are."""
@@ -27,10 +25,10 @@ def about_values(table: pd.DataFrame, columns: Collection[str], where: str) -> l
     ]
 
 
-def about_prompts(samples: pd.DataFrame) -> list[str]:
+def about_prompts(samples: pd.DataFrame, classes: Mapping[str, str]) -> list[str]:
     """One note on classes of a single prompt, of which nothing can be said with certainty."""
     single = [
-        f"{part}, {CLASS_NAMES[str(label)]}"
+        f"{part}, {classes[str(label)]}"
         for part, of_part in samples.groupby("part", sort=False)
         for label, rows in of_part.groupby("prompt_class", sort=False)
         if rows["prompt_index"].nunique() == 1

@@ -15,17 +15,21 @@ import pandas as pd
 
 from analyses.paper.page import SHOWN, read_tables
 from analyses.paper.verdicts import Outcome, Verdict, verdicts
-from analyses.report.contents import CLASS_NAMES, Command, Contents, Measure, Said, Series, Table
+from analyses.report.contents import (
+    DIAL_MEASURES,
+    REFUSAL_CLASSES,
+    Command,
+    Contents,
+    Said,
+    Series,
+    Table,
+)
 from analyses.report.sources import notes
 from analyses.report.sources.sites import with_sites
 from ss_lens import Calibration, Store
 from ss_lens.core.files import read_json
 from ss_lens.experiments.paper.plan import FULL
 
-MEASURES = (
-    Measure("refusal_score", "refusal score (nats)", level=0.0),
-    Measure("opening_mass", "opening mass", level=0.5, is_rate=True),
-)
 LEVEL = 0.05
 """Of the p-values after Holm."""
 _TITLES = {
@@ -68,7 +72,7 @@ def of_paper(folder: Path, store: Store | None = None) -> Contents:
         verdict=(_said(found),),
         series=series,
         curves=drawn,
-        measures=MEASURES,
+        measures=DIAL_MEASURES,
         start_deg=_start(tables["choices"]),
         tables=(
             _claims(found),
@@ -100,7 +104,7 @@ def curves(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     A variant's draws are its range; those of the nulls too, in the measure that is read in them.
     """
     scan = tables["curves"].astype({"angle_deg": float})
-    columns = [measure.column for measure in MEASURES]
+    columns = [measure.column for measure in DIAL_MEASURES]
     scan = scan.drop_duplicates(["variant", "draw", "angle_deg"])  # the method is in both tables
     turned = scan.groupby("variant")["angle_deg"].transform("nunique") > 1
     start = scan.loc[(scan["variant"] == FULL) & (scan["angle_deg"] == 0)]
@@ -170,7 +174,7 @@ def _levels(table: pd.DataFrame, kind: str) -> Table:
         rows.append(
             {
                 "variant": variant,
-                "prompts": f"{CLASS_NAMES[label]} ({int(here['n'].max())})",
+                "prompts": f"{REFUSAL_CLASSES[label]} ({int(here['n'].max())})",
                 "angle": _angle(first["angle_deg"]),
                 **{head: _interval(by_metric.get(name)) for name, head in shown.items()},
             }

@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 
 from analyses.report.contents import (
+    DIAL_MEASURES,
+    REFUSAL_CLASSES,
     UNSTEERED,
     Command,
     Contents,
-    Measure,
     Role,
     Said,
     Series,
@@ -37,10 +38,6 @@ from ss_lens.experiments.dial.ways import (
 )
 from ss_lens.scoring.registry import all_columns, headings
 
-MEASURES = (
-    Measure("refusal_score", "refusal score (nats)", level=0.0),
-    Measure("opening_mass", "opening mass", level=0.5, is_rate=True),
-)
 _ROLES: dict[str, Role] = {
     METHOD: "method",
     **dict.fromkeys((ALL_SITES, SAS, SAS_ALL_SITES, SAME), "variant"),
@@ -106,7 +103,7 @@ def curves(dial: pd.DataFrame) -> tuple[tuple[Series, ...], pd.DataFrame]:
     range; beside them the value without steering, on the same prompts.
     """
     found, tables = [], []
-    columns = [measure.column for measure in MEASURES]
+    columns = [measure.column for measure in DIAL_MEASURES]
     for (way, label), name in HEADINGS.items():
         rows = dial.loc[(dial["way"] == way) & (dial["prompt_class"] == label)]
         if rows.empty:
@@ -152,7 +149,9 @@ def _with_results(contents: Contents, run: Run) -> tuple[Contents, list[str]]:
     wanted = {**headings(), "opening_mass": "opening mass", "collapsed": "collapsed"}
     shown = {name: heading for name, heading in wanted.items() if name in table}
     defined = [name for name in shown if name == "collapsed" or not columns[name].undefined]
-    told += notes.about_values(table, defined, "the answers") + notes.about_prompts(table)
+    told += notes.about_values(table, defined, "the answers") + notes.about_prompts(
+        table, REFUSAL_CLASSES
+    )
     contents = replace(
         contents,
         verdict=said(run.verdict),
@@ -167,11 +166,13 @@ def _with_results(contents: Contents, run: Run) -> tuple[Contents, list[str]]:
             "it again into another --out to have them."
         )
         return replace(contents, start_deg=float(run.scores["angle_deg"].max())), told
-    told += notes.about_values(run.dial, [m.column for m in MEASURES], "the dial")
+    told += notes.about_values(run.dial, [m.column for m in DIAL_MEASURES], "the dial")
     series, drawn = curves(run.dial)
     chosen = [*chosen_angles(run.choices).values()]
     start = chosen[0] if chosen else 0.0
-    return replace(contents, series=series, curves=drawn, measures=MEASURES, start_deg=start), told
+    return replace(
+        contents, series=series, curves=drawn, measures=DIAL_MEASURES, start_deg=start
+    ), told
 
 
 def _calibration(folder: Path) -> Calibration | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from analyses.report.contents import CLASS_NAMES, Table
+from analyses.report.contents import REFUSAL_CLASSES, Table
 
 _COHERENCE = {
     "perplexity": "perplexity",
@@ -20,7 +20,7 @@ def score_table(scores: pd.DataFrame) -> Table:
     """One row per angle and class; refusal with its 95 % Wilson interval."""
     rows = []
     for row in scores.to_dict("records"):
-        for label, word in CLASS_NAMES.items():
+        for label, word in REFUSAL_CLASSES.items():
             angle = "unsteered" if row["angle_deg"] == 0 else f"{row['angle_deg']:g}°"
             cells = {
                 "angle": angle,

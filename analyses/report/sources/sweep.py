@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analyses.report.contents import UNSTEERED, Command, Contents, Measure, Series, Table
+from analyses.report.contents import (
+    PLAIN_CLASSES,
+    REFUSAL_CLASSES,
+    UNSTEERED,
+    Command,
+    Contents,
+    Measure,
+    Series,
+    Table,
+)
 from analyses.report.sources import notes
 from analyses.report.sources.sweep_curves import curves
 from ss_lens.core.files import read_json
+from ss_lens.datasets.contrastive import EMBEDDED
 from ss_lens.experiments.dial.answers import first_words
 from ss_lens.experiments.grid import ARM_COLUMNS
 from ss_lens.experiments.sweep import SweepResult, load_sweep
@@ -40,13 +50,13 @@ def of_sweep(folder: Path, *, keep_answers: bool = False) -> Contents:
     result = load_sweep(folder)
     table, unsteered = _named(result.table), result.unsteered
     part = _widest_part(table)
-    measures = _measures(_measured(result, part))
-    series, drawn = curves(table.loc[table["part"] == part], unsteered, measures)
+    measures, classes = _measures(_measured(result, part)), _classes(table)
+    series, drawn = curves(table.loc[table["part"] == part], unsteered, measures, classes)
     texts = samples(table, unsteered, keep_answers=keep_answers)
     told = [
         *notes.about_versions({"the sweep": str(written)}, version("ss_lens")),
         *_about_values(result),
-        *notes.about_prompts(texts),
+        *notes.about_prompts(texts, classes),
         *_problems(result.groups),
     ]
     wanted = {**headings(), "opening_mass": "opening mass"}
@@ -56,6 +66,7 @@ def of_sweep(folder: Path, *, keep_answers: bool = False) -> Contents:
         title=" · ".join(_titles(table)),
         subtitle=f"A sweep: {n_arms} curves, {n_angles} angles, {len(table):,} answers; curves are "
         f"of the {part} part",
+        classes=classes,
         notes=tuple(told),
         series=series,
         curves=drawn,
@@ -171,6 +182,12 @@ def _about_values(result: SweepResult) -> list[str]:
         defined = [name for name, column in measured.items() if not column.undefined]
         told += notes.about_values(rows, defined, f"the {part} part")
     return told
+
+
+def _classes(table: pd.DataFrame) -> Mapping[str, str]:
+    """Harmful and harmless in the embedded sets of refusal; of other data only the user knows."""
+    refusal = table["dataset"].isin([name for name in EMBEDDED if name.startswith("refusal")])
+    return REFUSAL_CLASSES if refusal.all() else PLAIN_CLASSES
 
 
 def _titles(table: pd.DataFrame) -> list[str]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
-from analyses.report.contents import CLASS_NAMES, Measure, Role, Series
+from analyses.report.contents import Measure, Role, Series
 from ss_lens.stats.intervals import wilson_interval
 
 _KEYS = ["curve", "prompt_class", "angle_deg"]
@@ -15,7 +15,10 @@ _ORDER: tuple[Role, ...] = ("method", "harmless", "variant", "random")
 
 
 def curves(
-    table: pd.DataFrame, unsteered: pd.DataFrame, measures: Sequence[Measure]
+    table: pd.DataFrame,
+    unsteered: pd.DataFrame,
+    measures: Sequence[Measure],
+    classes: Mapping[str, str],
 ) -> tuple[tuple[Series, ...], pd.DataFrame]:
     """One curve per arm and class: the mean over prompts, and over the seeds of what is drawn.
 
@@ -25,6 +28,7 @@ def curves(
         table: of the sweep, with ``curve``, the name of the arm without its seed.
         unsteered: of the sweep.
         measures: columns of the table.
+        classes: what the two are called.
     """
     columns = [measure.column for measure in measures]
     rates = [name for name in columns if _is_truth(table, name)]
@@ -49,7 +53,7 @@ def curves(
         found[f"{name}_unsteered"] = found["prompt_class"].map(start[name])
     several = found["prompt_class"].nunique() > 1
     names = {
-        (curve, label): f"{curve}, {CLASS_NAMES[label]}" if several else curve
+        (curve, label): f"{curve}, {classes[label]}" if several else curve
         for curve, label in _pairs(found)
     }
     found["series"] = [names[pair] for pair in _pairs(found)]
