@@ -217,6 +217,7 @@ def test_the_map_of_sites_is_read_by_keys(show: Open) -> None:
     assert said.inner_text().startswith("L2.ln1_out, steered")
     tab.keyboard.press("ArrowLeft")
     assert said.inner_text().startswith("L1.ln1_out, not steered")
+    assert "side not settled: harmful, harmless" in said.inner_text()
     tab.get_by_label("cosine of its direction with b1").check()
     tab.locator("#cosines").focus()
     tab.keyboard.press("ArrowLeft")

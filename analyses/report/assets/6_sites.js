@@ -36,7 +36,7 @@ function drawMap(width) {
   const streams = [...new Set(sites.stream)];
   const blocks = Math.max(...sites.layer) + 1;
   const left = 66;
-  const cell = Math.max(13, Math.min(34, Math.floor((width - left - 4) / blocks)));
+  const cell = Math.max(9, Math.min(34, Math.floor((width - left - 4) / blocks)));
   const high = Math.max(30, Math.min(40, cell * 1.6));
   const total = left + blocks * cell + 4;
   const gap = 14;
@@ -82,6 +82,8 @@ function readSite() {
   if (sites.positive_mean) {
     const mean = (label) => `${written(sites[`${label}_mean`][row], true)} ± ${written(sites[`${label}_sd`][row])}`;
     facts.push(` · mean on b1: ${CLASSES[0]} ${mean("positive")}, ${CLASSES[1]} ${mean("negative")}`);
+    const open = CLASSES.filter((_, half) => !sites[half ? "negative_settled" : "positive_settled"][row]);
+    if (open.length) facts.push(` (side not settled: ${open.join(", ")})`);
     facts.push(` · in the plane: ${written(sites.in_plane_positive[row])}, ${written(sites.in_plane_negative[row])}`);
   }
   facts.push(` · direction’s cosine with b1: ${written(sites.direction_cosine[row], true)}`);

@@ -12,7 +12,7 @@ from analyses.report.sources import notes
 from ss_lens import Calibration, load_dataset
 from ss_lens.datasets.contrastive import EMBEDDED
 from ss_lens.experiments.dial.config import RunConfig
-from ss_lens.models.chat import DATE, ChatFormat
+from ss_lens.models.chat import DATE, DEFAULT_FORMAT, ChatFormat
 
 _OPTIONS = {
     "rule": "--rule",
@@ -73,7 +73,7 @@ def about_dataset(identity: dict[str, Any]) -> list[str]:
 
 def configuration(config: RunConfig, calibration: Calibration | None) -> dict[str, str]:
     """What was asked for, and what the calibration made of it."""
-    chat = config.chat.as_json()
+    said = ", ".join(f"{name}={value}" for name, value in config.chat.as_json().items())
     found = {
         "angles": ", ".join(f"{angle:g}°" for angle in config.angles_deg),
         "rule": config.rule,
@@ -81,7 +81,7 @@ def configuration(config: RunConfig, calibration: Calibration | None) -> dict[st
         "new tokens": str(config.max_new_tokens),
         "random planes": f"{config.draws} of each kind",
         "answers to harmful prompts": "kept in full" if config.keep_answers else "first six words",
-        "chat template": ", ".join(f"{name}={value}" for name, value in chat.items()) or "default",
+        "chat template": "default" if config.chat == DEFAULT_FORMAT else said,
     }
     if calibration is None:
         return found
