@@ -268,6 +268,8 @@ BAR = {"symbol": "line-ns", "size": 10, "line": {"width": 1.5, "color": "black"}
 """The marker that explains error bars in a legend."""
 ACROSS = {"symbol": "line-ew", "size": 14, "line": {"width": 1.5, "color": "black"}}
 BAND = {"symbol": "square", "size": 12, "color": "rgba(0, 0, 0, 0.15)"}
+DARK_BAND = {"symbol": "square", "size": 12, "color": "rgba(0, 0, 0, 0.3)"}
+BOX = {"symbol": "square", "size": 12, "color": "white", "line": {"width": 1.5, "color": "black"}}
 OPEN = {"symbol": "circle-open", "size": 7, "color": "black"}
 CROSS = {"symbol": "x-thin", "size": 8, "line": {"width": 1.5, "color": "black"}}
 

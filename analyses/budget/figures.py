@@ -36,12 +36,10 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
             style.upright(drawn, budget, row=1, col=panel)
     style.explain(drawn, style.BAR, "95 % intervals")
     style.explain_level(drawn, "unsteered; budgets")
-    drawn.update_xaxes(
-        title_text="KL from the unsteered model (nats per token)", type="log", tickvals=TICKS
-    )
+    drawn.update_xaxes(title_text="KL from unsteered (nats per token)", type="log", tickvals=TICKS)
     drawn.update_yaxes(title_text="refusal score (nats)", col=1)
     title = "Refusal score of operators at equal divergence"
-    return style.layout(drawn, title, subtitle, height=500, narrowest=560)
+    return style.layout(drawn, title, subtitle, height=500, narrowest=720)
 
 
 def _reached(rows: pd.DataFrame) -> pd.DataFrame:

@@ -70,6 +70,7 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
                 col=panel,
             )
         style.upright(drawn, floor, row=1, col=panel, dash="solid")
+    style.explain(drawn, style.ACROSS, "from the median to the largest change")
     exponents = range(-12, 1, 6)
     drawn.update_xaxes(
         type="log",
@@ -122,7 +123,7 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
     for edge in range(1, len(settings)):
         line = {"color": "#dddddd", "width": 1}
         drawn.add_hline(edge - 0.5, line=line, layer="below")
-    title = "What each operator does to the norm (dot: median, line: to the largest)"
+    title = "What each operator does to the norm"
     return style.layout(drawn, title, subtitle, height=110 + 62 * len(settings), narrowest=700)
 
 

@@ -34,8 +34,8 @@ def site_figure(sites: pd.DataFrame, subtitle: str = "") -> go.Figure:
                 y=table[label],
                 mode="lines+markers",
                 name=label,
-                line={"color": colour, "width": 1.5},
-                marker={"size": 4},
+                line={"color": colour, "width": 1.5, "dash": style.CLASS_LOOKS[label].dash},
+                marker={"size": 5, "symbol": style.CLASS_LOOKS[label].symbol},
                 text=table["site"],
                 hovertemplate="%{text}: %{y:.3f}",
             ),
@@ -81,6 +81,8 @@ def site_figure(sites: pd.DataFrame, subtitle: str = "") -> go.Figure:
         row=2,
         col=1,
     )
+    style.explain(drawn, style.BAND, "95 % of whole recalibrations")
+    style.explain(drawn, style.DARK_BAND, "95 % over prompts, with one direction")
     style.level(drawn, 0, row=1, col=1)
     place = x[table["is_direction_site"].to_numpy(bool)][0]
     style.upright(drawn, place, row=1, col=1, dash="dash")
@@ -94,7 +96,7 @@ def site_figure(sites: pd.DataFrame, subtitle: str = "") -> go.Figure:
         row=1,
         col=1,
     )
-    drawn.update_yaxes(title_text="projection onto b1<br>(cosine, 95 % of draws)", row=1, col=1)
+    drawn.update_yaxes(title_text="projection onto b1<br>(cosine)", row=1, col=1)
     drawn.update_yaxes(title_text="share of draws<br>that select", range=[0, 1.05], row=2, col=1)
     drawn.update_yaxes(tickformat=".0%", row=2, col=1)
     drawn.update_xaxes(range=[x[0] - _spacing(x), x[-1] + _spacing(x)])
@@ -115,20 +117,11 @@ def plane_figure(draws: pd.DataFrame, subtitle: str = "") -> go.Figure:
     _add_boxes(drawn, groups, "n_selected", "selected sites", SELECTED, panel=2)
     full = int(draws.loc[draws["kind"] == "full", "n_selected"].iloc[0])
     style.level(drawn, full, row=2, col=1)
-    drawn.add_annotation(
-        x=0,
-        xref="x domain",
-        y=full,
-        text=f"all prompts: {full}",
-        showarrow=False,
-        row=2,
-        col=1,
-        xanchor="left",
-        yanchor="bottom",
-    )
+    style.explain_level(drawn, f"selected by all prompts: {full}")
     drawn.update_yaxes(
         title_text="angle to the plane<br>of all prompts", ticksuffix="°", row=1, col=1
     )
+    style.explain(drawn, style.BOX, "box: middle half; whiskers: middle 95 %")
     drawn.update_yaxes(range=[0, 92], tickvals=[0, 15, 30, 45, 60, 75, 90], row=1, col=1)
     drawn.update_yaxes(title_text="selected sites", rangemode="tozero", row=2, col=1)
     drawn = style.layout(drawn, "How far the plane strays", subtitle, height=600)
