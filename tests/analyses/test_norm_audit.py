@@ -15,7 +15,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 import ss_lens
-from analyses import norm_audit
+from analyses import norm_audit, style
 from analyses.norm_audit import __main__ as command
 from analyses.norm_audit.bent_bases import (
     DENSE,
@@ -343,15 +343,16 @@ def test_an_activation_of_length_zero_is_refused(
 
 def test_the_figure_shows_the_table(table: pd.DataFrame) -> None:
     figure = norm_audit.figure(table, "made up")
-    assert len(figure.data) == CONDITIONS + 2
-    drawn = [x for trace in figure.data[:-2] for x in trace.x]
+    traces = [trace for trace in figure.data if trace.meta != style.EXPLAINS]
+    assert len(traces) == CONDITIONS + 2
+    drawn = [x for trace in traces[:-2] for x in trace.x]
     assert len(drawn) == len(table)
     assert sorted(x for x in drawn if x > 1e-17) == sorted(
         table.loc[table["norm_median"] > 0, "norm_median"]
     )
     largest = [
         x + reach
-        for trace in figure.data[:-2]
+        for trace in traces[:-2]
         for x, reach in zip(trace.x, trace.error_x.array, strict=True)
     ]
     np.testing.assert_allclose(sorted(largest), sorted(table["norm_max"]), rtol=1e-6, atol=1e-17)
