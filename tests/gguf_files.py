@@ -98,8 +98,13 @@ def logits_of(model: TransformerBridge, ids: torch.Tensor) -> torch.Tensor:
     return model(ids)
 
 
-def write_tiny_gguf(folder: Path, architecture: str, path: Path) -> Path:
-    """The model of a folder in a GGUF file, as llama.cpp would write it (without its words)."""
+def write_tiny_gguf(
+    folder: Path, architecture: str, path: Path, *, tokenizer: bool = False
+) -> Path:
+    """The model of a folder in a GGUF file, as llama.cpp would write it (without its words).
+
+    With a ``tokenizer``, llama.cpp loads it, and takes prompts as token ids.
+    """
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     config = model.config
     table = gguf.get_tensor_name_map(ARCHITECTURES[architecture], config.num_hidden_layers)
@@ -115,6 +120,12 @@ def write_tiny_gguf(folder: Path, architecture: str, path: Path) -> Path:
     if architecture.startswith("gemma"):
         writer.add_key_length(config.head_dim)
     writer.add_token_list([f"w{i}" for i in range(config.vocab_size)])
+    if tokenizer:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("smollm")
+        writer.add_token_types([1] * config.vocab_size)
+        writer.add_token_merges(["w 1"])
+        writer.add_eos_token_id(2)
     for name, weight in model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue

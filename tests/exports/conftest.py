@@ -19,6 +19,7 @@ from ss_lens.exports.kinds import Subject
 from ss_lens.exports.verify import subject_of, tokens_for
 from ss_lens.geometry.operators import Operator
 from tests.fitting import fitted_on
+from tests.gguf_files import tiny_gguf as tiny_gguf
 
 ANGLES = (30.0, 45.0, 90.0, 135.0, 180.0, 225.0, 270.0, 315.0)
 PROMPTS = ("w9 w70 w33", "w100 w8", "w55 w56 w57 w58", "w20 w21 w110 w40 w41")

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -293,6 +294,20 @@ def test_a_full_disk_leaves_nothing(
 
     monkeypatch.setattr("ss_lens.exports.peft_folder.write_safetensors", full)
     refused("no space left under", llama, tmp_path / "out")
+
+
+def test_a_disk_that_fills_up_under_a_merged_model_leaves_nothing(
+    llama: Ready, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The writer of transformers reports it in words of its own."""
+
+    def full(self: Any, folder: Path, **_: Any) -> None:
+        (folder / "config.json").write_text("{}")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", full)
+    message = "the merged model cannot be written .*No space left.*free some space"
+    refused(message, llama, tmp_path / "out", kind="merged")
 
 
 def test_a_disk_that_is_too_small_for_a_merged_model_is_noticed_before(
