@@ -70,7 +70,7 @@ def site_map(
 
 
 def _square(
-    x: float, y: float, site: Site | None, filled: bool, ringed: bool, crossed: bool
+    x: float | int, y: float | int, site: Site | None, filled: bool, ringed: bool, crossed: bool
 ) -> str:
     drawn = (
         f'<rect x="{x + 0.5}" y="{y + 0.5}" width="{_CELL - 1}" height="{_CELL - 1}" rx="2" '
@@ -95,5 +95,5 @@ def _square(
     return f"<g><title>{named}</title>{drawn}</g>"
 
 
-def _text(x: float, y: float, text: str, anchor: str) -> str:
+def _text(x: float | int, y: float | int, text: str, anchor: str) -> str:
     return f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}">{escape(text)}</text>'

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Protocol
+from typing import Annotated, Protocol, runtime_checkable
 
 import typer
 
@@ -19,6 +19,7 @@ from ss_lens.core.errors import UserError
 GROUP, NAME = "ss_lens.commands", "report"
 
 
+@runtime_checkable
 class WriteReport(Protocol):
     """What the entry point names: it writes the report of a folder and returns its path."""
 

@@ -12,7 +12,7 @@ ROWS, COLUMNS = 8, 9
 """Of a table in a notebook."""
 
 
-def degrees(angles: Sequence[float]) -> str:
+def degrees(angles: Sequence[float | int]) -> str:
     """The angles of a scan, the first few and how many more."""
     return listed([f"{angle:g}°" for angle in sorted(set(angles))], most=8)
 

@@ -87,4 +87,4 @@ def test_a_site_that_is_none_and_an_angle_that_is_none_are_refused_at_once() -> 
     with pytest.raises(UserError, match="'12' is not a site; sites are written like"):
         token_projections.main("no model", site=["12"])
     with pytest.raises(UserError, match="angle 90 is given twice"):
-        logit_lens.main("no model", angle=[90, 90])
+        logit_lens.main("no model", angle=[90.0, 90.0])
