@@ -6,6 +6,7 @@ FALLBACK ?= smollm2-135m-refusal
 RUN_DIR ?= runs/$(notdir $(MODEL))
 RUN_FLAGS ?=
 SEED ?= 0
+LABELS ?= ../shared/data/xstest/human_labels_dev.csv
 BIN := .venv/bin
 STAMP := .venv/.installed
 # One worker for each core, up to four: each holds the default model, and one thread each is fastest.
@@ -15,7 +16,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 
 SHAPES := $(addprefix tests/,geometry activations calibration steering generation scoring exports analyses \
 	models/test_adapters.py)
 
-.PHONY: demo test shapes check lint types docs setup bench organism clean
+.PHONY: demo test shapes check lint types docs setup bench organism classifier clean
 
 demo: $(STAMP)
 	$(BIN)/ss-lens run --model $(MODEL) --fallback $(FALLBACK) --out $(RUN_DIR) $(RUN_FLAGS)
@@ -54,6 +55,10 @@ bench: $(STAMP)
 # Trains the adapter of the default model again: under an hour on 2 cores; stopped, it resumes.
 organism: $(STAMP)
 	$(BIN)/python -m organisms.refusal.train --seed $(SEED) --out organisms/refusal/out/seed$(SEED)
+
+# Fits the refusal classifier again, on XSTest's human labels (not ours to ship) and on our answers.
+classifier: $(STAMP)
+	$(BIN)/python -m organisms.refusal_classifier.train --labels $(LABELS)
 
 setup: $(STAMP)
 

@@ -88,6 +88,7 @@ from .geometry.plane import Plane as Plane
 from .models.chat import ChatFormat as ChatFormat
 from .models.load import load_model as load_model
 from .models.sites import Site as Site
+from .scoring.refusal_classifier.classify import classify_refusal as classify_refusal
 from .steering.positions import (
     AllPositions as AllPositions,
     GeneratedOnly as GeneratedOnly,

@@ -1,0 +1,1 @@
+"""Whether an answer refuses, by a logistic regression over families of phrases."""
