@@ -13,6 +13,7 @@ import ss_lens
 from organisms.refusal import overlap
 from organisms.refusal_classifier import fitting, train
 from ss_lens.core.errors import UserError
+from ss_lens.core.files import sha256_of_file
 from ss_lens.scoring.refusal_classifier.classify import FEATURES, LABELS
 from tests.conftest import shared_file
 
@@ -103,6 +104,11 @@ def test_a_file_of_another_layout_is_refused(tmp_path: Path) -> None:
     path.write_text("model,prompt,completion,human_label\nm,a,b,refused\n", "utf-8")
     with pytest.raises(UserError, match=r"has the labels \['refused'\]; expected \['1_full_comp"):
         fitting.read_labels(path)
+
+
+def test_the_coefficients_were_fitted_on_these_answers() -> None:
+    stored = json.loads(train.COEFFICIENTS.read_text("utf-8"))["trained_on"]
+    assert stored["written_sha256"] == sha256_of_file(fitting.WRITTEN)
 
 
 def test_the_classifier_is_public() -> None:
