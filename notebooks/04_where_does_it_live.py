@@ -17,14 +17,14 @@
 #
 # A calibration answers with a plane and a list of sites. This notebook asks how far to believe it: where
 # in the network the two classes part, whether that would come out again with other prompts, and whether
-# something duller than the behaviour could explain it. All of it is read from activations; no text is
-# generated.
+# something duller than the behaviour could explain it. Then it intervenes: reading a class off a site does
+# not mean that the model uses it there, so we steer one site at a time.
 
 # %%
 import os
 
 import ss_lens
-from analyses import confounds, stability
+from analyses import confounds, logit_lens, site_effects, stability, token_projections
 from analyses.run_figures import cosine_heatmap, norm_growth, sign_agreement
 from ss_lens.models.sources import DEFAULT_MODEL, default_dataset
 
@@ -32,6 +32,8 @@ from ss_lens.models.sources import DEFAULT_MODEL, default_dataset
 prompts_per_class = 64
 held_out = 8
 resamples = 200
+few = 3  # prompts per class for what takes many passes
+angle = 180
 
 # %%
 name = os.environ.get("SS_LENS_NOTEBOOK_MODEL", DEFAULT_MODEL)
@@ -118,7 +120,48 @@ confounds.figure(apart, f"{name}; {default_dataset(name)}")
 print(*confounds.findings(apart), sep="\n")
 
 # %% [markdown]
+# ## At which layer does the model decide?
+#
+# Everything above reads the classes. From here on we intervene. The logit lens takes the stream after each
+# block, passes it through the model's last norm and unembedding, and asks how it would open its answer if
+# the model ended there: like a refusal (above zero) or like an answer. Steered and unsteered curves part
+# where steering takes effect. Early layers are not made to be read so; where the openings hold little of
+# the probability, the score says little.
+
+# %%
+operator = ss_lens.RotateBy(angle)
+lens = logit_lens.measure(model, calibration, parts.test.head(few), [angle], n_resamples=resamples)
+logit_lens.figure(lens, f"{name}; {few} test prompts per class")
+
+# %% [markdown]
+# ## Which site does it?
+#
+# Each steered site alone, against the unsteered model; and each left out, against all. The two need not
+# agree: a site that does much alone may add nothing to the others, since later sites see what earlier ones
+# have turned. Effects of single sites do not add up.
+
+# %%
+effects = site_effects.measure(
+    model, calibration, operator, parts.test.head(few), draws=0, n_resamples=resamples
+)
+site_effects.figure(effects, f"{name}; {few} test prompts per class; rotate_by {angle}°")
+
+# %%
+print(*site_effects.findings(effects), sep="\n")
+
+# %% [markdown]
+# ## And at which tokens?
+#
+# One harmless prompt with its answer, token by token: where each activation lies in the plane, unsteered
+# and steered. Arrows to the right point along `b1`. The calibration saw the last token of prompts only;
+# what the rotation does to all the others is seen here.
+
+# %%
+tokens = token_projections.measure(model, calibration, operator, parts.test.head(1))
+token_projections.figure(tokens.query("prompt_class == 'negative'"), name)
+
+# %% [markdown]
 # ## What this does not show
 #
-# Everything above reads. That two classes part at a site does not mean that the model *uses* the site;
-# for that one has to intervene, which `01_quickstart` and `02_ablations` do.
+# A site that matters at this angle, on these prompts, in this plane. Whether another plane at the same sites
+# would have done the same is what the controls of `02_ablations` and of `ss-lens run` ask.

@@ -58,7 +58,7 @@ SMALL_NOTEBOOKS = {
         "angles = (0, 75, 120, 200)\ndev = test = 2\ndraws = 1\nnew_tokens = 4"
     ),
     "03_your_own_behaviour": "angles = (0, 180)\nheld_out = 2\nnew_tokens = 4",
-    "04_where_does_it_live": f"{FEW}resamples = 20",
+    "04_where_does_it_live": f"{FEW}resamples = 20\nfew = 1\nangle = 180",
     "05_choosing_an_angle": (
         "folder, dataset = {folder!r}, {dataset!r}\n"
         "angles = (0, 120)\ndev = test = 1\nnew_tokens = 4"
@@ -74,7 +74,7 @@ SHOWN = {
     "01_quickstart": (4, 1, 0),
     "02_ablations": (3, 0, 0),
     "03_your_own_behaviour": (2, 1, 0),
-    "04_where_does_it_live": (6, 0, 0),
+    "04_where_does_it_live": (9, 0, 0),
     "05_choosing_an_angle": (0, 1, 0),
     "06_published_calibrations": (1, 0, 0),
     "08_paper_figures": (1, 0, 3),
