@@ -15,6 +15,7 @@ ELSEWHERE = (
     "CONTRIBUTING.md",
     "CHANGELOG.md",
     "organisms/refusal/MODEL_CARD.md",
+    "organisms/refusal_classifier/MODEL_CARD.md",
     *(f"notebooks/{path.name}" for path in sorted(ROOT.glob("notebooks/*.ipynb"))),
 )
 """Pages outside of this folder; the site has them under the same path."""
