@@ -96,7 +96,7 @@ def doors(
             ss_lens.export,
             {
                 **{"calibration": cal, "model": model, "operator": RotateBy(90), "kind": "lora"},
-                **{"out": here / "export", "dtype": "auto", "prompts": prompts[:1]},
+                **{"out": here / "export", "dtype": "auto", "prompts": prompts[:1], "gguf": None},
                 "max_new_tokens": 1,
             },
         ),

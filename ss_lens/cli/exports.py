@@ -56,6 +56,10 @@ def export(
     dtype: Annotated[
         str, typer.Option(help="Of merged weights: auto, float32, bfloat16 or float16.")
     ] = "auto",
+    gguf: Annotated[
+        Literal["f16", "q8_0"] | None,
+        typer.Option(help="Of merged weights, write a GGUF file too; the base must be one."),
+    ] = None,
     verify: Annotated[
         Path | None, typer.Option(help="An export to compare with the steered model again.")
     ] = None,
@@ -73,7 +77,7 @@ def export(
 
     if verify is not None:
         given = {"out": out_dir, "as": kind, "angle": angle, "angles": angles}
-        options.refuse_beside("--verify", **given, operator=operator, model=model)
+        options.refuse_beside("--verify", **given, operator=operator, model=model, gguf=gguf)
         described(verify)
         calibration = ss_lens.Calibration.load(verify / CALIBRATION)
         loaded = _loaded(source, calibration, device)
@@ -87,9 +91,11 @@ def export(
         )
     asked = _operator(kind, angle, angles, operator)
     calibration = ss_lens.Calibration.load(source)
-    check_request(calibration, asked, kind, out_dir, dtype)
+    check_request(calibration, asked, kind, out_dir, dtype, gguf)
     loaded = _loaded(model or calibration.spec.model.name, calibration, device)
-    made = ss_lens.export(calibration, loaded, asked, kind=kind, out=out_dir, dtype=dtype)
+    made = ss_lens.export(
+        calibration, loaded, asked, kind=kind, out=out_dir, dtype=dtype, gguf=gguf
+    )
     _print(made, as_json)
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from ss_lens.exports.base import Base
 from ss_lens.exports.kinds import BANK_FILE, DIAL, GGUF_FILE, name_of
 from ss_lens.exports.linear_map import Kind
 from ss_lens.exports.parity import Parity
+from ss_lens.exports.subject import Base
 from ss_lens.geometry.operators import Operator
 
 _WHAT = {
@@ -38,7 +38,7 @@ def card(
         operators: what it does.
         sites: where.
         parities: how exact it is.
-        gguf: whether a dial has files for llama.cpp.
+        gguf: whether there are files for llama.cpp.
     """
     named = ", ".join(map(str, operators))
     licence = base.licence or "not stated by its files; ask its publisher"
@@ -120,6 +120,12 @@ def _usage(kind: Kind, base: Base, operators: Sequence[Operator], gguf: bool) ->
     blocks = [f"```python\n{python}\n```"] if python else []
     if shell and (gguf or kind != "dial"):
         blocks.append(f"```bash\n{shell}\n```")
+    if kind == "merged" and gguf:
+        blocks.append(
+            "```bash\nllama-server -m THIS_FOLDER/model.gguf\n"
+            "echo 'FROM THIS_FOLDER/model.gguf' > Modelfile && ollama create steered -f Modelfile\n"
+            "```"
+        )
     if kind == "dial" and gguf:
         blocks.append(
             "llama.cpp's server takes a scale per adapter and request: "

@@ -22,13 +22,14 @@ from ss_lens.core.files import (
 )
 from ss_lens.core.replace import holds_nothing
 from ss_lens.core.sealed import write_sealed_json
-from ss_lens.exports.base import Base
 from ss_lens.exports.card import card
 from ss_lens.exports.gguf_lora import check_architecture
 from ss_lens.exports.kinds import DIAL_CHECKED, check_biases, write
 from ss_lens.exports.linear_map import Kind, check_affine, check_kind
+from ss_lens.exports.merged import FORMS, Form, check_gguf_source
 from ss_lens.exports.parity import as_json, as_table
 from ss_lens.exports.readers import check_site
+from ss_lens.exports.subject import Base
 from ss_lens.exports.verify import (
     CALIBRATION,
     CARD,
@@ -57,6 +58,7 @@ def export(
     kind: Kind,
     out: Path | str,
     dtype: str = "auto",
+    gguf: Form | None = None,
     prompts: Sequence[Prompt] | None = None,
     max_new_tokens: int = 32,
 ) -> Export:
@@ -80,6 +82,8 @@ def export(
             cos θ − 1 and sin θ set the angle at run time. ``"bank"``: an adapter per angle.
         out: a new or empty folder.
         dtype: of merged weights: ``float32``, ``bfloat16``, ``float16``; ``auto`` is the model's.
+        gguf: write merged weights as a GGUF file too, for llama.cpp and Ollama: ``f16`` or ``q8_0``
+            is how the changed weights are kept, the others stay as they are in the base's own file.
         prompts: what is read for the comparison; by default 16 embedded harmless requests.
         max_new_tokens: where the compared answers are cut off.
 
@@ -89,13 +93,15 @@ def export(
             space, or files that deviate from the steered model by more than the tolerance.
     """
     check_is("model", model, (TransformerBridge,), MODEL)
-    operators = check_request(calibration, operator, kind, out, dtype)
+    operators = check_request(calibration, operator, kind, out, dtype, gguf)
     folder, sites = Path(out), places(calibration, operators[0])[0]
     bound = [places(calibration, one)[1] for one in operators]
     chosen = model.cfg.dtype if dtype == "auto" else dtype_named(dtype, "cpu")
     calibration.check_fits(model)
     if kind == "gguf-lora":
         check_architecture(cast(Any, model.original_model).config)
+    if gguf is not None:
+        check_gguf_source(model)
     tokens = tokens_for(model, calibration.spec.chat, prompts, max_new_tokens)
     base = Base.of(model)
     subject, readers = subject_of(model, calibration, base, operators[0], tokens[0])
@@ -103,12 +109,11 @@ def export(
         check_biases(subject, one)
     with atomic_path(folder) as temporary:
         temporary.mkdir()
-        write(kind, temporary, subject, bound, chosen)
-        gguf = any(temporary.glob("*.gguf"))
+        write(kind, temporary, subject, bound, chosen, gguf)
         calibration.save(temporary / CALIBRATION)
         reports = judge(kind, temporary, subject, calibration, operators, tokens, max_new_tokens)
         named = [str(site) for site in sites]
-        text = card(kind, base, operators, named, reports, gguf=gguf)
+        text = card(kind, base, operators, named, reports, gguf=any(temporary.glob("*.gguf")))
         (temporary / CARD).write_text(text, "utf-8")
         content = {
             "format": FORMAT,
@@ -134,6 +139,7 @@ def check_request(
     kind: Kind,
     out: Path | str,
     dtype: str,
+    gguf: Form | None,
 ) -> tuple[Operator, ...]:
     """Check what can be told without the model; the operators that the export is compared with.
 
@@ -155,6 +161,13 @@ def check_request(
         raise UserError(
             f"dtype={dtype!r} is given for {kind!r}, whose numbers are always float32; leave it "
             "out, or export kind='merged'."
+        )
+    if gguf is not None:
+        check_one_of("gguf", gguf, FORMS)
+    if gguf is not None and kind != "merged":
+        raise UserError(
+            f"gguf={gguf!r} is given for {kind!r}, expected kind='merged', whose weights it "
+            "writes; leave it out."
         )
     if dtype != "auto":
         dtype_named(dtype, "cpu")

@@ -52,10 +52,10 @@ def write_gguf_adapter(path: Path, factors: Mapping[str, LowRank], config: Any) 
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(RANK))
     for name, change in factors.items():
-        rows = _order(name, len(change.b), config)
+        rows = row_order(name, len(change.b), config)
         for letter, half in (("a", change.a), ("b", change.b[rows])):
             array = half.float().cpu().contiguous().numpy()
-            writer.add_tensor(f"{_stem(name, config)}.weight.lora_{letter}", array)
+            writer.add_tensor(f"{stem_of(name, config)}.weight.lora_{letter}", array)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -77,7 +77,7 @@ def read_gguf_adapter(path: Path, names: list[str], config: Any) -> dict[str, Lo
         raise UserError(
             f"the GGUF adapter at {path} is missing or damaged ({error}); export it again."
         ) from error
-    keys = {name: [f"{_stem(name, config)}.weight.lora_{x}" for x in "ab"] for name in names}
+    keys = {name: [f"{stem_of(name, config)}.weight.lora_{x}" for x in "ab"] for name in names}
     if {key for pair in keys.values() for key in pair} != set(stored):
         raise UserError(
             f"the GGUF adapter at {path} holds {len(stored)} tensors, expected those of "
@@ -86,12 +86,12 @@ def read_gguf_adapter(path: Path, names: list[str], config: Any) -> dict[str, Lo
     found = {}
     for name, (key_a, key_b) in keys.items():
         b = torch.empty_like(stored[key_b])
-        b[_order(name, len(b), config)] = stored[key_b]
+        b[row_order(name, len(b), config)] = stored[key_b]
         found[name] = LowRank(stored[key_a], b)
     return found
 
 
-def _stem(name: str, config: Any) -> str:
+def stem_of(name: str, config: Any) -> str:
     """llama.cpp's name of a module, without the suffix."""
     layers = config.get_text_config().num_hidden_layers
     table = gguf.get_tensor_name_map(ARCHITECTURES[config.model_type], layers)
@@ -100,7 +100,7 @@ def _stem(name: str, config: Any) -> str:
     return stem
 
 
-def _order(name: str, rows: int, config: Any) -> Tensor:
+def row_order(name: str, rows: int, config: Any) -> Tensor:
     """Which row of a matrix comes first, second, … in llama.cpp's file."""
     order = torch.arange(rows)
     if config.model_type in _ROTARY_HALVES and name.endswith((".q_proj", ".k_proj")):

@@ -22,8 +22,9 @@ from ss_lens.models.chat import Tokens
 from ss_lens.models.load import device_of
 from ss_lens.steering.steer import steer
 
-TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
-"""Largest deviation of a logit, as a share of the largest logit of the prompt, by dtype.
+TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1, "f16": 2e-2, "q8_0": 1e-1}
+"""Largest deviation of a logit, as a share of the largest logit of the prompt, by dtype;
+``f16`` and ``q8_0`` are those of a GGUF file.
 
 In half precision it is the rounding of weights and activations that an export and hooks do in
 another order; it says nothing about the export's algebra, for which float32 is exact enough.

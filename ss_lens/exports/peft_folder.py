@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ss_lens.core.errors import UserError, first_line
 from ss_lens.core.files import write_json, write_safetensors
-from ss_lens.exports.base import Base
 from ss_lens.exports.linear_map import RANK, LowRank
+from ss_lens.exports.subject import Base
 from ss_lens.models.adapters import CONFIG, WEIGHTS
 
 

@@ -19,12 +19,12 @@ from ss_lens.core.files import sha256_of_file
 from ss_lens.core.sealed import read_sealed_json
 from ss_lens.core.values import read_value
 from ss_lens.datasets.contrastive import load_dataset
-from ss_lens.exports.base import Base
-from ss_lens.exports.kinds import Subject, read_back
+from ss_lens.exports.kinds import read_back
 from ss_lens.exports.linear_map import Kind
 from ss_lens.exports.parity import Parity, as_table, measure
 from ss_lens.exports.plain import plain_copy
 from ss_lens.exports.readers import find_readers, norm_names
+from ss_lens.exports.subject import Base, Subject
 from ss_lens.geometry.operators import Operator
 from ss_lens.models.adapters import CONFIG
 from ss_lens.models.chat import ChatFormat, Prompt, Tokens, check_context, tokenize

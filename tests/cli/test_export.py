@@ -74,6 +74,7 @@ def test_the_table_says_what_was_measured(
         (("--as", "lora", "--angle", "nan", "--out", "x"), ("angle_deg must be finite",)),
         (("--as", "lora", "--angle", 1, "--dtype", "float16", "--out", "x"), ("always float32",)),
         (("--as", "merged", "--angle", 1, "--dtype", "int8", "--out", "x"), ("unknown dtype",)),
+        (("--as", "lora", "--angle", 1, "--gguf", "f16", "--out", "x"), ("is given for 'lora'",)),
         (("--as", "lora", "--angle", 1, "--out", "calibration"), ("holds something that",)),
         (("--verify", "x", "--angle", 1), ("--verify is given beside --angle",)),
     ],

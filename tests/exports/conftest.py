@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,12 +16,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import ss_lens
 from ss_lens import Calibration, ContrastiveDataset, Store
-from ss_lens.exports.base import Base
-from ss_lens.exports.kinds import Subject
+from ss_lens.exports.subject import Base, Subject
 from ss_lens.exports.verify import subject_of, tokens_for
 from ss_lens.geometry.operators import Operator
+from ss_lens.models.delivery.kept import GGUF
 from tests.fitting import fitted_on
-from tests.gguf_files import tiny_gguf as tiny_gguf
+from tests.gguf_files import tiny_gguf as tiny_gguf, write_tiny_gguf
 
 ANGLES = (30.0, 45.0, 90.0, 135.0, 180.0, 225.0, 270.0, 315.0)
 PROMPTS = ("w9 w70 w33", "w100 w8", "w55 w56 w57 w58", "w20 w21 w110 w40 w41")
@@ -69,6 +71,15 @@ def ready(
 @pytest.fixture
 def llama(ready: Readied) -> Ready:
     return ready("llama")
+
+
+def kept_as_gguf(model: Path, architecture: str, folder: Path) -> TransformerBridge:
+    """A model whose folder keeps its weights as a GGUF file, as a fetched one may."""
+    shutil.copytree(model, folder)
+    (folder / "model.safetensors").unlink()
+    write_tiny_gguf(model, architecture, folder / GGUF, tokenizer=True)
+    (folder / "source.json").write_text(json.dumps({"gguf_sha256": "0" * 64}))
+    return ss_lens.load_model(folder)
 
 
 def plain(folder: Path) -> PreTrainedModel:

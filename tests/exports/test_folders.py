@@ -190,7 +190,7 @@ def test_the_tokenizer_of_a_merged_model_is_the_bases_own(llama: Ready, tmp_path
 def test_a_merged_model_is_written_in_shards(
     llama: Ready, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ss_lens.exports.kinds.SHARD", "40KB")
+    monkeypatch.setattr("ss_lens.exports.merged.SHARD", "40KB")
     exported(llama, tmp_path / "out", "merged")
     assert len([*(tmp_path / "out").glob("model-*.safetensors")]) > 1
     AutoModelForCausalLM.from_pretrained(tmp_path / "out")
@@ -333,6 +333,9 @@ def test_a_disk_that_is_too_small_for_a_merged_model_is_noticed_before(
         ({"operator": ss_lens.Add(alpha=1)}, "as 'lora': it adds a constant"),
         ({"dtype": "float16"}, "is given for 'lora', whose numbers are always float32"),
         ({"kind": "merged", "dtype": "int8"}, "unknown dtype 'int8'"),
+        ({"gguf": "f16"}, "gguf='f16' is given for 'lora', expected kind='merged'"),
+        ({"kind": "merged", "gguf": "q4_k"}, "gguf must be one of f16, q8_0; got 'q4_k'"),
+        ({"kind": "merged", "gguf": "f16"}, "it came from no GGUF file.*convert_hf_to_gguf.py"),
         ({"prompts": []}, "prompts is an empty list"),
         ({"prompts": "one text"}, "prompts must be a list"),
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ from torch import Tensor
 
 import ss_lens
 from ss_lens import ContrastiveDataset, RotateBy
-from ss_lens.exports.base import Base
 from ss_lens.exports.kinds import DIAL, write
+from ss_lens.exports.subject import Base
 from ss_lens.exports.verify import subject_of, tokens_for
-from tests.exports.conftest import ANGLES, PROMPTS, Readied, Ready, token_ids
+from tests.exports.conftest import ANGLES, PROMPTS, Readied, Ready, kept_as_gguf, token_ids
 from tests.fitting import fitted_on
 from tests.gguf_files import write_tiny_gguf
 
@@ -34,16 +34,18 @@ NEW = 8
 class Served:
     """A tiny model and its dial behind a running server."""
 
-    def __init__(self, ready: Ready, gguf: Path, dial: Path, tolerance: float) -> None:
+    def __init__(
+        self, ready: Ready, gguf: Path, adapters: Sequence[Path], tolerance: float
+    ) -> None:
         self.ready, self.tolerance = ready, tolerance
         parameters = xllamacpp.CommonParams()
         parameters.model.path = str(gguf)
-        adapters = []
-        for name in DIAL:
+        given = []
+        for path in adapters:
             adapter = xllamacpp.CommonAdapterLoraInfo()
-            adapter.path, adapter.scale = str(dial / f"{name}.gguf"), 0.0
-            adapters.append(adapter)
-        parameters.lora_adapters = adapters
+            adapter.path, adapter.scale = str(path), 0.0
+            given.append(adapter)
+        parameters.lora_adapters = given
         parameters.lora_init_without_apply = True
         parameters.port, parameters.n_ctx, parameters.n_parallel = 0, 256, 4
         parameters.n_gpu_layers, parameters.warmup, parameters.verbosity = 0, False, 0
@@ -114,7 +116,8 @@ def served(
     gguf = write_tiny_gguf(made.folder, request.param, folder / "base.gguf", tokenizer=True)
     (folder / "dial").mkdir()
     write("dial", folder / "dial", made.subject, [], torch.float32)
-    running = Served(made, gguf, folder / "dial", NATS[request.param])
+    turns = [folder / "dial" / f"{name}.gguf" for name in DIAL]
+    running = Served(made, gguf, turns, NATS[request.param])
     yield running
     del running.server
 
@@ -134,6 +137,26 @@ def test_a_dial_turns_on_one_running_server(served: Served) -> None:
             total += len(answer)
     assert total >= 8 * 4
     assert agreeing / total >= 0.98
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+def test_a_merged_gguf_file_is_the_steered_model(
+    architecture: str, ready: Readied, tiny_data: ContrastiveDataset, tmp_path: Path
+) -> None:
+    """Served without an adapter; its changed weights are in half precision."""
+    model = kept_as_gguf(ready(architecture).folder, architecture, tmp_path / "kept")
+    calibration = fitted_on(model, tiny_data, ss_lens.Store(tmp_path / "store"))
+    out, operator = tmp_path / "out", RotateBy(135)
+    ss_lens.export(
+        calibration, model, operator, kind="merged", out=out, gguf="f16", prompts=PROMPTS,
+        max_new_tokens=2,
+    )  # fmt: skip
+    made = ready(architecture)._replace(model=model, calibration=calibration)
+    served = Served(made, out / "model.gguf", [], 2e-2)
+    for ids in (row[0].tolist() for row in token_ids(made)):
+        answer = served.ask(ids, [])
+        expected = served.expected(ids, answer, 135)
+        assert (torch.stack(answer) - expected).abs().max() < served.tolerance
 
 
 def test_scales_do_not_leak_between_requests_that_are_served_at_once(served: Served) -> None:

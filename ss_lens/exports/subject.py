@@ -1,16 +1,24 @@
-"""Which model an export belongs to, so that others find it, know it again and know its licence."""
+"""What is exported: a model, the base that it is, its plane, and who reads the steered sites."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from huggingface_hub import try_to_load_from_cache
+from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from ss_lens.core.files import sha256_of_file
+from ss_lens.exports.linear_map import LinearMap, LowRank
+from ss_lens.exports.plain import matrix_of
+from ss_lens.geometry.operators import Operator
+from ss_lens.geometry.plane import Plane
 from ss_lens.models.fetching import weights_digest
 from ss_lens.models.gguf.header import read_header
 from ss_lens.models.load import Source, identify, loaded_from
@@ -62,6 +70,53 @@ class Base:
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """What is exported.
+
+    Attributes:
+        model: the bridge.
+        plain: the same model without it, in the same memory.
+        base: what is known of it.
+        plane: where the operator acts.
+        readers: the linear modules that are changed, by name.
+    """
+
+    model: TransformerBridge
+    plain: PreTrainedModel
+    base: Base
+    plane: Plane
+    readers: tuple[str, ...]
+
+    def factors(self, change: LinearMap) -> dict[str, LowRank]:
+        """The low-rank change of each reader."""
+        return {
+            name: change.factors(matrix_of(self.plain.get_submodule(name))) for name in self.readers
+        }
+
+    def factors_of(self, operator: Operator) -> dict[str, LowRank]:
+        return self.factors(LinearMap.of(operator, self.plane))
+
+    @property
+    def stored_transposed(self) -> bool:
+        """Whether the readers store the transpose of their matrix, as GPT-2's do."""
+        return any(isinstance(self.plain.get_submodule(name), Conv1D) for name in self.readers)
+
+    def folded(self, operator: Operator) -> Iterator[tuple[str, Tensor, Tensor | None]]:
+        """Each reader's name and matrix ``[out, in]`` under ``operator``, in float64.
+
+        Last comes its bias, where the operator shifts by a constant; else ``None``.
+        """
+        change = LinearMap.of(operator, self.plane)
+        for name in self.readers:
+            module = self.plain.get_submodule(name)
+            matrix = matrix_of(module)
+            factors, bias = change.factors(matrix), None
+            if change.shift.any():
+                bias = cast(Tensor, module.bias).double() + change.bias(matrix)
+            yield name, matrix.double() + factors.b @ factors.a, bias
 
 
 def _digest(source: Source) -> str | None:
