@@ -36,9 +36,9 @@ from ss_lens.models.sources import DEFAULT_MODEL, default_dataset
 folder = "runs/ablations_small"
 dataset = ""  # that of the model; or a file
 angles = (0, 90, 180, 270)
-dev, test = 4, 8
+dev, test = 3, 6
 draws = 2
-new_tokens = 16
+new_tokens = 12
 
 # %%
 name = os.environ.get("SS_LENS_NOTEBOOK_MODEL", DEFAULT_MODEL)
