@@ -14,7 +14,7 @@ import typer
 
 from analyses import output, printed, run_figures, style
 from analyses.run_parts import RunParts
-from ss_lens import Store, UserError
+from ss_lens import Store
 from ss_lens.core.progress import progress_bar
 
 PRINTED = frozenset(module.name for module in iter_modules(printed.__path__))
@@ -41,9 +41,7 @@ def draw(run_dir: Path, store: Store | None = None) -> dict[str, tuple[pd.DataFr
 def main(
     run_dir: Annotated[Path, typer.Argument(help="What `ss-lens run` saved.")],
     out: Annotated[Path | None, typer.Option(help="Folder; default RUN_DIR/figures.")] = None,
-    paper: Annotated[
-        bool, typer.Option("--paper", help="PDF and SVG for one and two columns, and tables.")
-    ] = False,
+    paper: output.Paper = False,
     formats: Annotated[
         list[str] | None, typer.Option("--format", help="html, pdf, svg or png; may be repeated.")
     ] = None,
@@ -52,21 +50,12 @@ def main(
 
     With --paper they are drawn for print into the folder `paper`, without a browser.
     """
-    if paper and formats:
-        raise UserError("--paper writes PDF and SVG; leave out --format, or run twice.")
-    folder, chosen = out or run_dir / "figures", output.checked(formats)
+    folder, chosen = out or run_dir / "figures", output.checked(formats, paper)
     for name, (table, figure) in draw(run_dir).items():
-        if name not in PRINTED:
-            if paper:
-                print(f"{name} has no form for print and is left out")
-            else:
-                output.save(folder, name, table, figure, chosen)
-            continue
-        make = partial(output.printed, name, style.subtitle_of(figure), table)
-        if paper:
-            output.save_print(folder / "paper", name, make())
-        else:
-            output.save(folder, name, table, figure, chosen, make)
+        make = None
+        if name in PRINTED:
+            make = partial(output.printed, name, style.subtitle_of(figure), table)
+        output.save(folder, name, table, figure, chosen, make)
 
 
 if __name__ == "__main__":

@@ -202,10 +202,11 @@ def polar(
 def main(
     folder: Annotated[Path, typer.Argument(help="What `ss-lens ablate` saved.")],
     out: Annotated[Path | None, typer.Option(help="Folder; default FOLDER/figures.")] = None,
+    paper: output.Paper = False,
     formats: output.Formats = None,
 ) -> None:
     """Draw the forest plot of each class, and the angle response on dev around the circle."""
-    chosen, place = output.checked(formats), out or folder / "figures"
+    chosen, place = output.checked(formats, paper), out or folder / "figures"
     result = load_ablations(folder)
     config = result.config
     seen = f"{config.model}; {config.dataset}: {config.test} prompts per class"

@@ -141,10 +141,11 @@ def main(
     seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
     step: Annotated[int, typer.Option(help="Degrees between angles.")] = 15,
     out: output.Out = Path("runs/angle_response"),
+    paper: output.Paper = False,
     formats: output.Formats = None,
 ) -> None:
     """Refusal score against the angle on held-out prompts, for three ways of steering."""
-    chosen = output.checked(formats)
+    chosen = output.checked(formats, paper)
     parts = output.split(dataset, seed, test)
     loaded = ss_lens.load_model(model)
     ways = paper_ways(ss_lens.capture(loaded, parts.train))

@@ -73,6 +73,11 @@ main > div {{ min-width: {narrowest}px; height: auto !important; }}
 Model = Annotated[str, typer.Option(help="Registered name, Hub id, local folder or .gguf file.")]
 Dataset = Annotated[str, typer.Option(help="Embedded name or file.")]
 Out = Annotated[Path, typer.Option(help="Folder.")]
+PAPER = "paper"
+"""PDF and SVG for one and two columns, with tables for LaTeX and Markdown."""
+Paper = Annotated[
+    bool, typer.Option("--paper", help="PDF and SVG for one and two columns, and tables.")
+]
 Formats = Annotated[
     list[str] | None, typer.Option("--format", help="html, pdf, svg or png; may be repeated.")
 ]
@@ -128,12 +133,19 @@ def held_out(parts: DatasetSplit, prompts: int) -> ContrastiveDataset:
     return parts.test.head(prompts)
 
 
-def checked(formats: Sequence[str] | None) -> Sequence[str]:
-    """The formats asked for, HTML where none is named.
+def checked(formats: Sequence[str] | None, paper: bool = False) -> Sequence[str]:
+    """The formats asked for, HTML where none is named; :data:`PAPER` stands for the whole set.
 
     Raises:
-        UserError: an unknown format.
+        UserError: an unknown format, or one beside the set for papers.
     """
+    if paper and formats:
+        raise UserError(
+            f"--paper and --format {formats[0]} were both given; --paper writes PDF and SVG by "
+            "itself, so give one of them, or run twice."
+        )
+    if paper:
+        return (PAPER,)
     if unknown := set(formats or ()) - set(FORMATS):
         raise UserError(f"unknown --format {min(unknown)!r}; use one of {', '.join(FORMATS)}.")
     return formats or ("html",)
@@ -224,6 +236,9 @@ def save(
         table.to_csv(temporary, index=False)
     for suffix in formats:
         path = folder / f"{name}.{suffix}"
+        if suffix == PAPER:
+            save_print(folder / PAPER, name, make_print)
+            continue
         if suffix == "html" or make_print is None:
             write(figure, path)
         else:
@@ -231,10 +246,17 @@ def save(
         print(path)
 
 
-def save_print(folder: Path, name: str, made: Print) -> None:
-    """Write a figure as PDF and SVG at both widths, and its table for LaTeX and as Markdown."""
+def save_print(folder: Path, name: str, make_print: Callable[[], Print] | None) -> None:
+    """Write a figure as PDF and SVG at both widths, and its table for LaTeX and as Markdown.
+
+    A figure without a form for print is named as left out.
+    """
+    if make_print is None:
+        print(f"{name} has no form for print and is left out")
+        return
     from analyses.printed.tables import latex, markdown, negative
 
+    made = make_print()
     for columns in (1, 2):
         for suffix in ("pdf", "svg"):
             path = folder / f"{name}_{columns}col.{suffix}"

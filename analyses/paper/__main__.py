@@ -44,6 +44,7 @@ def parts_of(folder: Path, store: Store) -> RunParts:
 def main(
     folder: Annotated[Path, typer.Argument(help="What `ss-lens paper` saved.")],
     out: Annotated[Path | None, typer.Option(help="Folder; default FOLDER/figures.")] = None,
+    paper: output.Paper = False,
     formats: output.Formats = None,
     docs: Annotated[
         Path | None, typer.Option(help="Also write NAME.md and NAME/ with tables and SVG there.")
@@ -51,7 +52,7 @@ def main(
     name: Annotated[str | None, typer.Option(help="Of the page; default the model's.")] = None,
 ) -> None:
     """Draw sign agreement, norm growth, cosines, ablations and angle curves; write the page."""
-    chosen, place = output.checked(formats), out or folder / "figures"
+    chosen, place = output.checked(formats, paper), out or folder / "figures"
     tables = read_tables(folder / "tables")
     parts = parts_of(folder, Store())
     for module in (cosine_heatmap, norm_growth, sign_agreement):

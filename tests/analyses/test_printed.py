@@ -8,12 +8,14 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -21,7 +23,7 @@ from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
-from analyses import dial_looks, style
+from analyses import dial_looks, output, style
 from analyses.printed import (
     angle_curves,
     angle_response,
@@ -33,6 +35,7 @@ from analyses.printed import (
     sign_agreement,
 )
 from analyses.printed.tables import latex, markdown
+from ss_lens import UserError
 from ss_lens.experiments.dial.ways import ALL_SITES, HEADINGS, RANDOM
 
 CLASSES = ("positive", "negative")
@@ -386,3 +389,39 @@ def test_a_latex_table_is_plain_ascii_with_booktabs() -> None:
         assert len(lines) == len(table) + 2
     assert tables["dial"].columns.tolist()[:3] == ["way", "0°", "45°"]
     assert tables["dial of 36"].columns.tolist()[:2] == ["θ", "rotate_by, steered sites"]
+
+
+@pytest.mark.parametrize("suffix", ["svg", "pdf", "png"])
+def test_static_formats_are_drawn_for_print_where_there_is_a_form_for_it(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def browser(*_: object) -> None:
+        raise AssertionError("no browser may be started")
+
+    monkeypatch.setattr(output, "write", browser)
+    table = dial_table()
+    make = partial(output.printed, "dial", "a model", table)
+    output.save(tmp_path, "dial", table, go.Figure(), [suffix], make)
+    assert {path.name for path in tmp_path.iterdir()} == {"dial.csv", f"dial.{suffix}"}
+
+
+def test_the_set_for_papers_is_both_widths_with_tables(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, chosen = dial_table(), output.checked(None, paper=True)
+    make = partial(output.printed, "dial", "a model", table)
+    output.save(tmp_path, "dial", table, go.Figure(), chosen, make)
+    output.save(tmp_path, "other", table, go.Figure(), chosen)
+    written = {path.name for path in (tmp_path / "paper").iterdir()}
+    widths = {f"dial_{n}col.{suffix}" for n in (1, 2) for suffix in ("pdf", "svg")}
+    assert written == {*widths, "dial.tex", "dial.md"}
+    assert "Data: a model." in (tmp_path / "paper" / "dial.tex").read_text("utf-8")
+    assert "other has no form for print and is left out" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"--paper and --format svg were both given.*run twice"):
+        output.checked(["svg"], paper=True)
+
+
+def test_without_matplotlib_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r'need Matplotlib.*pip install "ss_lens\[paper\]"'):
+        output.printed("dial", "a model", dial_table())

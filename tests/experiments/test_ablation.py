@@ -300,7 +300,7 @@ def test_the_figures_are_written_from_the_folder_alone(
     finished: tuple[Path, AblationResult], tmp_path: Path
 ) -> None:
     folder, _ = finished
-    drawn.main(folder, tmp_path, ["html"])
+    drawn.main(folder, tmp_path, formats=["html"])
     names = {path.name for path in tmp_path.iterdir()}
     assert {"ablations_positive.html", "angle_polar.html", "angle_polar.csv"} <= names
     for path in tmp_path.glob("*.csv"):

@@ -287,7 +287,7 @@ def test_the_page_and_its_pictures_are_drawn_without_a_browser_and_alike_each_ti
     made = []
     for name in ("one", "two"):
         docs = tmp_path / name
-        drawing.main(tables.parent, docs / "figures", ["svg"], docs, "tiny")
+        drawing.main(tables.parent, docs / "figures", False, ["svg"], docs, "tiny")
         made.append({path.name: path.read_bytes() for path in (docs / "tiny").glob("*.svg")})
         page = (docs / "tiny.md").read_text("utf-8")
         assert all(f"tiny/{figure}" in page for figure in made[-1])
