@@ -12,6 +12,13 @@ from ss_lens.cli import console, options, run_tables, tables
 from ss_lens.cli.console import keeps
 from ss_lens.cli.reports import report_of_job
 
+KeepAnswers = Annotated[
+    bool,
+    typer.Option(
+        "--keep-answers",
+        help="Keep in full what answers a harmful request, not its first six words.",
+    ),
+]
 RESUMES = "finished work is kept, the same command resumes."
 
 
@@ -36,13 +43,7 @@ def run(
         str | None,
         typer.Option(help="Model to run where the other is too large or no source has it."),
     ] = None,
-    keep_answers: Annotated[
-        bool,
-        typer.Option(
-            "--keep-answers",
-            help="Keep in full what answers a harmful request, not its first six words.",
-        ),
-    ] = False,
+    keep_answers: KeepAnswers = False,
     as_json: options.Json = False,
 ) -> None:
     """The main job: the dial beside its controls, an angle from dev, answers to test, a verdict."""
@@ -159,6 +160,7 @@ def paper(
         list[str] | None,
         typer.Option(help="Like 'HarmBench(template=\"card\")'; may be repeated."),
     ] = None,
+    keep_answers: KeepAnswers = False,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
 ) -> None:
@@ -169,7 +171,7 @@ def paper(
 
     check_one_of("--size", size, tuple(SIZES))
     config = PaperConfig(
-        model, SIZES[size], seed, device, dtype, workers, cluster, tuple(judge or ())
+        model, SIZES[size], seed, device, dtype, workers, cluster, tuple(judge or ()), keep_answers
     )
     if positive is None and negative is None:
         data = options.dataset(dataset, model)

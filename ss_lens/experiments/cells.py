@@ -6,7 +6,7 @@ import hashlib
 import io
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -121,22 +121,33 @@ class CellStore:
             wait: until the other process is done with it, or dead.
         """
         key = self.key(identity)
+        with self.held(key, wait=wait) as mine:
+            identified = self._home(key) / "identity.json"
+            if mine and not identified.exists():
+                write_json(identified, dict(identity))
+            yield key if mine else None
+
+    @contextmanager
+    def held(self, key: str, *, wait: bool = True) -> Iterator[bool]:
+        """While a group is this process' alone; ``False`` where another has it."""
         home = self._home(key)
         with disk_errors(self.folder):
             home.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(home / ".lock")
+            lock, mine = FileLock(home / ".lock"), True
             try:
                 lock.acquire(timeout=-1 if wait else 0)
             except Timeout:
-                key = None
+                mine = False
         try:
-            if key:
+            if mine:
                 remove_leftovers(home, all_of_them=True)  # of killed processes; the lock is held
-                if not (home / "identity.json").exists():
-                    write_json(home / "identity.json", dict(identity))
-            yield key
+            yield mine
         finally:
             lock.release()
+
+    def keys(self) -> list[str]:
+        """Of all groups that are there."""
+        return sorted(path.name for path in (self.folder / "cells").glob("*") if path.is_dir())
 
     def key(self, identity: Mapping[str, Any]) -> str:
         """SHA-256 of the identity and of the format."""
@@ -148,14 +159,22 @@ class CellStore:
         Warns:
             UserWarning: a damaged file, whose cells then count as not computed.
         """
-        stored = stored_name(score)
-        tables = [
-            table for path in self._batches(key, stored) if (table := _read_batch(path)) is not None
-        ]
+        tables = self.batches(key, score)
         if not tables:
             return pd.DataFrame({"angle_deg": pd.Series(dtype=float)})
         rows = pd.concat(tables, ignore_index=True)
         return rows.assign(angle_deg=rows["angle_deg"].astype(float).map(reduced))
+
+    def batches(self, key: str, score: str) -> list[pd.DataFrame]:
+        """The rows of each file of finished cells; damaged ones are passed over, with a warning."""
+        found = map(_read_batch, self._batches(key, stored_name(score)))
+        return [table for table in found if table is not None]
+
+    def discard(self, key: str, score: str, chosen: Callable[[pd.DataFrame], bool]) -> None:
+        """Remove the files of finished cells that are chosen by their rows."""
+        for path in self._batches(key, stored_name(score)):
+            if (rows := _read_batch(path)) is not None and chosen(rows):
+                path.unlink()
 
     def commit(self, key: str, score: str, rows: pd.DataFrame) -> None:
         """Add cells that were computed together, all of them or none.

@@ -17,6 +17,7 @@ from ss_lens.core.files import atomic_path, check_replaceable
 from ss_lens.core.progress import progress_bar
 from ss_lens.core.sealed import read_sealed_json, write_sealed_json
 from ss_lens.core.shown import card, in_lines, listed
+from ss_lens.experiments.answers import OF, scored
 from ss_lens.experiments.cells import (
     CellStore,
     at_angles_in_order,
@@ -34,7 +35,6 @@ from ss_lens.experiments.worker import (
     finish_groups,
     finished_rows,
     unsteered_table,
-    with_texts_scored,
 )
 from ss_lens.geometry.strengths import reduced
 from ss_lens.scoring.registry import ANSWERS, ROW, columns_of
@@ -282,7 +282,7 @@ def group_rows(
         found = finished_rows(cells, outcome.key, outcome.unsteered, score)
         rows = _cells_of(group, found)
         if score == ANSWERS:
-            rows = with_texts_scored(rows.filter([*ROW, "response"]))
+            rows = scored(cells, outcome.key, rows.filter([*ROW, "response", OF]))
         else:
             rows = rows.filter([*ROW, *columns_of(score)])
         parts.append(rows)

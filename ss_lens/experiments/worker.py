@@ -13,6 +13,14 @@ import pandas as pd
 
 from ss_lens.activations.store import Store
 from ss_lens.core.errors import NotApplicable, UserError
+from ss_lens.experiments.answers import (
+    OF,
+    are_cut,
+    digests_of,
+    forget_cut,
+    read_answers,
+    scored,
+)
 from ss_lens.experiments.cells import CellStore, digest_of_text, unfinished_angles
 from ss_lens.experiments.config import SweepConfig
 from ss_lens.experiments.grid import CellGroup
@@ -22,8 +30,6 @@ from ss_lens.generation.generate import generate
 from ss_lens.geometry.operators import RotateBy
 from ss_lens.scoring.registry import ANSWERS, ROW, ScoreInput, parts_of
 
-OF = "of"
-"""The column of stored cells that holds the digest of the answer that they were computed from."""
 logger = logging.getLogger(__name__)
 
 
@@ -132,6 +138,8 @@ def finish_setting(
         for score in scores:
             # Looked up again, since answers that were just computed may differ from those before.
             if angles := _missing(score, group, key, unsteered, setting, cells):
+                if parts_of(score)[0].needs == "answers":
+                    _have_whole(angles, group, key, unsteered, setting, cells)
                 logger.debug("%s at %d of %d angles", score, len(angles), len(group.angles_deg))
                 _measure(score, angles, key, unsteered, setting, cells)
         if baseline:
@@ -148,31 +156,24 @@ def finished_rows(cells: CellStore, key: str, unsteered: str | None, score: str)
         unsteered: the key of the unsteered model's cells.
         score: one of :func:`ss_lens.scoring.registry.measured_names`.
     """
+    if score == ANSWERS:
+        return read_answers(cells, key)
     rows = cells.read(key, score)
-    if score == ANSWERS or parts_of(score)[0].needs == "prompts" or rows.empty:
+    if parts_of(score)[0].needs == "prompts" or rows.empty:
         return rows
     if OF not in rows:
         logger.info("sweep: %s of an earlier version is measured again", score)
         return rows.iloc[:0]
     if parts_of(score)[0].needs == "answers":
-        answers = (
-            cells.read(key, ANSWERS).drop_duplicates([*ROW]).reindex(columns=[*ROW, "response"])
-        )
-        texts = rows[[*ROW]].merge(answers, how="left", on=[*ROW])["response"]
+        answers = read_answers(cells, key)
+        found = answers.reindex(columns=[*ROW]).assign(now=digests_of(answers))
+        places = rows[[*ROW]].merge(found.drop_duplicates([*ROW]), how="left", on=[*ROW])
+        now = places["now"]
     else:
         assert unsteered is not None
-        texts = rows["prompt_index"].map(dict(enumerate(unsteered_answers(cells, unsteered))))
-    current = [
-        isinstance(text, str) and digest_of_text(text) == of
-        for text, of in zip(texts, rows[OF], strict=True)
-    ]
-    return rows.loc[current].drop(columns=OF)
-
-
-def unsteered_answers(cells: CellStore, key: str) -> list[str]:
-    """The unsteered model's answers, in the order of the prompts."""
-    rows = cells.read(key, ANSWERS)
-    return rows["response"].tolist() if "response" in rows else []
+        answers = read_answers(cells, unsteered)
+        now = rows["prompt_index"].map(dict(enumerate(digests_of(answers))))
+    return rows.loc[(now == rows[OF].set_axis(now.index)).to_numpy()].drop(columns=OF)
 
 
 def measured(
@@ -220,6 +221,8 @@ def unsteered_table(
     table = prompts.reset_index(drop=True).assign(angle_deg=math.nan)
     for score in (name for name in scores if _is_of_one_model(name)):
         rows = finished_unsteered(cells, key, score)
+        if score == ANSWERS:
+            rows = rows.filter(["response", OF])
         if len(rows) != len(table):
             raise UserError(
                 "finished cells of the unsteered model are gone; run the same command again, which "
@@ -227,24 +230,18 @@ def unsteered_table(
             )
         table = pd.concat([table, rows.reset_index(drop=True)], axis=1)
         if score == ANSWERS:
-            table = with_texts_scored(table)
+            table = scored(cells, key, table)
     return table
-
-
-def with_texts_scored(table: pd.DataFrame) -> pd.DataFrame:
-    """A table of answers with the columns of every score of their text."""
-    parts = [table]
-    for score in parts_of(ANSWERS):
-        parts.append(score.of_texts(table).filter(score.column_names).set_axis(table.index))
-    return pd.concat(parts, axis=1)
 
 
 def finished_unsteered(cells: CellStore, key: str, score: str) -> pd.DataFrame:
     """The unsteered model's cells of one score, without those of answers that have changed."""
+    if score == ANSWERS:
+        return read_answers(cells, key)
     rows = cells.read(key, score).drop(columns="angle_deg")
     if OF not in rows:
         return rows
-    digests = [digest_of_text(text) for text in unsteered_answers(cells, key)]
+    digests = digests_of(read_answers(cells, key))
     return rows.drop(columns=OF) if rows[OF].tolist() == digests else rows.iloc[:0]
 
 
@@ -272,6 +269,22 @@ def _missing(
     return unfinished_angles(rows, group.angles_deg, len(setting.prompts))
 
 
+def _have_whole(
+    angles_deg: Sequence[float],
+    group: CellGroup,
+    key: str,
+    unsteered: str,
+    setting: Setting,
+    cells: CellStore,
+) -> None:
+    """Write answers that were cut once more, where something is to be computed from them."""
+    answers = read_answers(cells, key)
+    if are_cut(answers.loc[answers["angle_deg"].isin(angles_deg)]).any():
+        forget_cut(cells, key)
+        again = _missing(ANSWERS, group, key, unsteered, setting, cells)
+        _measure(ANSWERS, again, key, unsteered, setting, cells)
+
+
 def _measure(
     score: str,
     angles_deg: Sequence[float],
@@ -286,8 +299,8 @@ def _measure(
         answers = cells.read(key, ANSWERS).drop_duplicates([*ROW])
         answers = answers.query("angle_deg in @angles_deg").reset_index(drop=True)
     if needs == "unsteered answers":
-        _finish_unsteered((ANSWERS,), setting, cells)
-        texts = unsteered_answers(cells, unsteered)
+        with cells.group(_unsteered_identity(setting), wait=True):
+            texts = _whole_unsteered(setting, cells, unsteered)
     rows = measured(score, setting, angles_deg, answers, texts)
     if needs == "answers":
         rows[OF] = [*map(digest_of_text, answers["response"])]
@@ -310,8 +323,19 @@ def _finish_unsteered(scores: Sequence[str], setting: Setting, cells: CellStore)
             if score == ANSWERS:
                 rows = pd.DataFrame({"response": _generated(setting)})
             else:
-                rows = _unsteered_rows(score, setting, unsteered_answers(cells, key))
+                of_answers = parts_of(score)[0].needs == "answers"
+                texts = _whole_unsteered(setting, cells, key) if of_answers else []
+                rows = _unsteered_rows(score, setting, texts)
             cells.commit(key, score, rows.assign(angle_deg=0.0))
+
+
+def _whole_unsteered(setting: Setting, cells: CellStore, key: str) -> list[str]:
+    """The unsteered model's answers, in the order of the prompts."""
+    answers = read_answers(cells, key)
+    if len(answers) != len(setting.prompts) or are_cut(answers).any():
+        answers = pd.DataFrame({"response": _generated(setting)})
+        cells.commit(key, ANSWERS, answers.assign(angle_deg=0.0))
+    return answers["response"].tolist()
 
 
 def _generated(setting: Setting) -> list[str]:

@@ -37,6 +37,8 @@ answers.
 NEEDS: tuple[Needs, ...] = ("prompts", "texts", "answers", "unsteered answers")
 ANSWERS = "answers"
 """What a sweep calls the answers together with every score of their text."""
+TEXTS = "texts"
+"""What the kept scores of texts are called that are themselves cut to their first words."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +194,7 @@ def parts_of(name: str) -> tuple[Score, ...]:
 
 def stored_name(name: str) -> str:
     """What the cells of ``name``, one of :func:`measured_names`, are called where they are kept."""
-    version = 1 if name == ANSWERS else parts_of(name)[0].version
+    version = 1 if name in (ANSWERS, TEXTS) else parts_of(name)[0].version
     return name if version == 1 else f"{name}.{version}"
 
 

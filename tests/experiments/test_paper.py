@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -246,9 +247,46 @@ def test_an_unfinished_run_of_an_earlier_version_is_gone_on_with(
     assert (folder / "paper.json").read_bytes() == (tables.parent / "paper.json").read_bytes()
 
 
+def answers_in(folder: Path, prompts: Sequence[str]) -> dict[bool, int]:
+    """How many stored answers are cut, and how many are not, to these prompts."""
+    found = {True: 0, False: 0}
+    for path in (folder / "sweep" / "cells").glob("*/answers-*.parquet"):
+        rows = pd.read_parquet(path)
+        if "prompt" in rows and {*rows["prompt"]} <= {*prompts}:
+            found["of" in rows] += len(rows)
+    return found
+
+
+def test_answers_to_harmful_prompts_are_cut_when_the_tables_are_written(
+    finished: tuple[PaperConfig, Path],
+    prompts_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    config, tables = finished
+    data = ss_lens.load_dataset(prompts_file)
+    of_harmful, of_harmless = (answers_in(tables.parent, p) for p in (data.positive, data.negative))
+    assert of_harmful[True] > 0 == of_harmful[False]
+    assert of_harmless[False] > 0 == of_harmless[True]
+    result = pd.read_parquet(tables.parent / "sweep" / "result" / "table.parquet")
+    assert "response" not in result
+    folder = tmp_path / "run"
+    shutil.copytree(tables.parent, folder)
+    for path in (folder / "sweep" / "cells").glob("*/answers-*.parquet"):
+        path.unlink()
+    monkeypatch.setattr("ss_lens.experiments.paper.capability.is_available", lambda: False)
+    whole = replace(config, keep_answers=True)
+    run_paper(whole, data, folder, store=Store(tables.parent.parent / "store"))
+    assert answers_in(folder, data.positive) == {True: 0, False: of_harmful[True]}
+    for name in ("methods", "ablations", "choices"):
+        again, first = (place / f"{name}.csv" for place in (folder / "tables", tables))
+        assert again.read_bytes() == first.read_bytes()
+
+
 def test_a_judge_reads_the_answers_to_harmful_test_prompts_of_every_method(
     finished: tuple[PaperConfig, Path],
     prompts_file: Path,
+    measures: list[tuple[str, list[float]]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked: list[list[str]] = []
@@ -267,6 +305,8 @@ def test_a_judge_reads_the_answers_to_harmful_test_prompts_of_every_method(
     assert {*PUBLISHED, UNSTEERED} <= {*found["variant"]}
     assert (found["rate"] == 1).all()
     assert all({*prompts} <= {*data.positive} for prompts in asked)
+    assert {score for score, _ in measures} == {"answers"}  # which had been cut
+    assert answers_in(folder, data.positive)[False] == 0  # and are again
 
 
 def test_an_unknown_judge_is_refused_at_once() -> None:

@@ -6,13 +6,11 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from ss_lens.experiments.answers import first_words, with_texts_scored
 from ss_lens.experiments.cells import CellStore, at_angles_in_order, unfinished_angles
 from ss_lens.experiments.inputs import Setting
-from ss_lens.experiments.worker import measured, with_texts_scored
+from ss_lens.experiments.worker import measured
 from ss_lens.scoring.registry import ANSWERS, ROW
-
-KEPT_WORDS, KEPT_CHARACTERS = 6, 40
-"""So much is kept of an answer to a positive prompt."""
 
 
 def scored_answers(
@@ -46,20 +44,6 @@ def scored_answers(
             cells.commit(key, ANSWERS, _answered(setting, missing, shorten, perplexity))
             found = cells.read(key, ANSWERS)
     return at_angles_in_order(found, angles_deg)
-
-
-def first_words(text: str) -> str:
-    """The first six words of an answer, and a mark where it goes on.
-
-    Text without spaces, like Chinese, is cut after 40 characters.
-
-    >>> first_words("one two three four five six seven")
-    'one two three four five six …'
-    """
-    words = text.split()
-    start = " ".join(words[:KEPT_WORDS])
-    whole = len(words) <= KEPT_WORDS and len(text) <= KEPT_CHARACTERS
-    return text if whole else f"{start[:KEPT_CHARACTERS].rstrip()} …"
 
 
 def _answered(

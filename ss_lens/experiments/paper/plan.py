@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from ss_lens.core.checks import check_is, check_one_of, check_whole
+from ss_lens.core.checks import check_flag, check_is, check_one_of, check_whole
 from ss_lens.experiments.config import Grid, Part, PromptClass, Split, SweepConfig
 from ss_lens.experiments.dial.scan import CRITERIA
 from ss_lens.experiments.grid import Arm
@@ -99,6 +99,8 @@ class PaperConfig:
         cluster: ``local`` or ``slurm``; ``None`` is this process, and ``local`` for more workers.
         judges: of the answers to harmful test prompts, as :func:`ss_lens.judges.read_judge` reads
             them.
+        keep_answers: whether answers to harmful prompts stay in full when the run is finished, and
+            not as their first six words.
     """
 
     model: str
@@ -109,6 +111,7 @@ class PaperConfig:
     workers: int = 1
     cluster: Literal["local", "slurm"] | None = None
     judges: tuple[str, ...] = ()
+    keep_answers: bool = False
 
     def __post_init__(self) -> None:
         check_is("model", self.model, (str,), "a name such as 'qwen2.5-coder-1.5b'")
@@ -116,6 +119,7 @@ class PaperConfig:
         check_whole("workers", self.workers, at_least=1)
         if self.cluster is not None:
             check_one_of("cluster", self.cluster, ("local", "slurm"))
+        check_flag("keep_answers", self.keep_answers)
         for text in self.judges:
             read_judge(text)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from ss_lens.activations.store import Store
 from ss_lens.core.checks import check_is, check_path
 from ss_lens.datasets.contrastive import ContrastiveDataset
+from ss_lens.experiments.answers import cut_answers
 from ss_lens.experiments.paper.choosing import answer_on_test, choose
 from ss_lens.experiments.paper.clock import Clock
 from ss_lens.experiments.paper.facts import activations_of, facts
@@ -26,7 +27,10 @@ def run_paper(
     """Measure everything and write the tables; stopped at any moment, the same call resumes.
 
     Angles and strengths are chosen on dev alone, and everything else is reported on test. Prompts
-    and answers stay in ``folder``; its tables hold numbers only.
+    and answers stay in ``folder``; its tables hold numbers only. When these are written, answers to
+    harmful prompts are cut to their first six words, beside which their scores are kept. The same
+    call then still measures nothing again; what needs whole texts, as a judge does, has them
+    written again, and they are cut again at its end.
 
     Args:
         config: the model and how much.
@@ -52,6 +56,8 @@ def run_paper(
         scan, others = work.scan(plan)
     with clock.stage("answers on dev"):
         chosen = choose(work, plan, scan)
+    if config.judges:
+        work.have_whole_answers()
     with clock.stage("answers on test"):
         tested = answer_on_test(work, chosen)
     (full,) = (made for made in chosen if made.variant.name == FULL and made.table == "methods")
@@ -63,4 +69,6 @@ def run_paper(
     measured = Measured(scan, others, chosen, tested, nulls, items, judged, facts(work))
     tables = write_tables(config, measured, work.folder)
     finish(config, activations_of(work), work.folder)
+    if not config.keep_answers:
+        cut_answers(work.cells, work.harmful_tokens())
     return tables

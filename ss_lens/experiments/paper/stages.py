@@ -14,6 +14,7 @@ from ss_lens.calibration.calibration import calibrate
 from ss_lens.calibration.site_selection import Explicit
 from ss_lens.core.errors import NotApplicable
 from ss_lens.datasets.contrastive import ContrastiveDataset
+from ss_lens.experiments.answers import forget_cut_answers
 from ss_lens.experiments.cells import CellStore
 from ss_lens.experiments.config import Part, PromptClass
 from ss_lens.experiments.grid import Arm, CellGroup
@@ -85,6 +86,16 @@ class Work:
     def cells(self) -> CellStore:
         """Of all sweeps."""
         return CellStore(self.folder / "sweep")
+
+    def harmful_tokens(self) -> set[str]:
+        """What identifies the harmful prompts of dev and of test among all cells."""
+        groups = [CellGroup(self.full, part, "positive", (0.0,)) for part in ("dev", "test")]
+        return {self.bench.setting(group).identity["tokens"] for group in groups}
+
+    def have_whole_answers(self) -> None:
+        """Let cut answers to harmful prompts be written again, where there are any."""
+        if (self.folder / "sweep").exists():
+            forget_cut_answers(self.cells, self.harmful_tokens())
 
     def planned(self) -> tuple[Variant, ...]:
         """All variants; what the sizes of additions and the sites of controls refer to."""

@@ -1,0 +1,179 @@
+"""Answers that were cut: nothing is measured again, and nothing is computed from what is left."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from ss_lens import Store
+from ss_lens.experiments.answers import OF, cut_answers, first_words
+from ss_lens.experiments.cells import CellStore
+from ss_lens.experiments.config import SweepConfig
+from ss_lens.experiments.sweep import SweepResult, run_sweep
+from ss_lens.scoring.registry import ANSWERS, TEXTS
+from tests.experiments.sweeping import Asked, with_grid
+
+worker = importlib.import_module("ss_lens.experiments.worker")
+Calls = list[tuple[str, list[float]]]
+
+
+def words(prompt: str, angle: float) -> str:
+    return f"Sure, {prompt} at {angle:g} takes a few more words than six, whatever {prompt} is"
+
+
+@pytest.fixture(autouse=True)
+def worded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Words in place of the random bytes that the tiny model writes."""
+    written = worker.sweep_angles
+
+    def answered(*arguments: Any, **options: Any) -> pd.DataFrame:
+        rows = written(*arguments, **options)
+        texts = map(words, rows["prompt"], rows["angle_deg"])
+        return rows.assign(response=[*texts])
+
+    def generated(model: object, prompts: Sequence[str], **_: object) -> list[str]:
+        return [words(prompt, 999) for prompt in prompts]
+
+    monkeypatch.setattr(worker, "sweep_angles", answered)
+    monkeypatch.setattr(worker, "generate", generated)
+
+
+SCORES = ["answers", "perplexity", "kl", "refusal_score"]
+
+
+class Swept:
+    """A finished sweep, and one like it whose answers to harmful prompts were cut."""
+
+    def __init__(self, asked: Asked, place: Path) -> None:
+        self.asked, self.place = {**asked, "scores": SCORES}, place
+        self.store = Store(place / "store")
+        self.whole = self.run("whole")
+        shutil.copytree(place / "whole", place / "cut")
+        self.cells = CellStore(place / "cut")
+        self.cut()
+
+    def config(self, **changes: Any) -> SweepConfig:
+        return with_grid({**self.asked, **changes})
+
+    def run(self, name: str, **changes: Any) -> SweepResult:
+        return run_sweep(self.config(**changes), self.place / name, store=self.store)
+
+    @property
+    def harmful(self) -> set[str]:
+        """Digests of the harmful prompts; those of the others were not cut."""
+        keys = self.whole.groups.query("prompt_class == 'positive'")["key"]
+        homes = [self.place / "whole" / "cells" / key for key in keys]
+        return {json.loads((home / "identity.json").read_text())["tokens"] for home in homes}
+
+    def cut(self) -> None:
+        cut_answers(self.cells, self.harmful)
+
+
+@pytest.fixture
+def swept(asked: Asked, tmp_path: Path) -> Swept:
+    return Swept(asked, tmp_path)
+
+
+def but_texts(table: pd.DataFrame) -> pd.DataFrame:
+    return table.drop(columns="response")
+
+
+def assert_alike(got: SweepResult, want: SweepResult, *, cut: bool) -> None:
+    """The same numbers; answers to harmful prompts as their first words, or whole."""
+    for name in ("table", "unsteered"):
+        one, other = getattr(got, name), getattr(want, name)
+        pd.testing.assert_frame_equal(but_texts(one), but_texts(other))
+        harmful = (other["prompt_class"] == "positive") & cut
+        texts = other["response"].where(~harmful, other["response"].map(first_words))
+        assert one["response"].tolist() == texts.tolist()
+    assert want.table["response"].map(len).min() > 60
+
+
+def test_nothing_is_measured_again_where_answers_were_cut(swept: Swept, measures: Calls) -> None:
+    measures.clear()
+    assert_alike(swept.run("cut"), swept.whole, cut=True)
+    assert measures == []
+
+
+def test_no_whole_answer_to_a_harmful_prompt_is_left_anywhere(swept: Swept) -> None:
+    swept.run("cut")
+    harmful = swept.whole.table.query("prompt_class == 'positive'")
+    whole = [words(p, a) for p in harmful["prompt"].unique() for a in (0, 120, 999)]
+    left = 0
+    for path in (swept.place / "cut").rglob("*.parquet"):
+        table = pd.read_parquet(path)
+        if "response" in table:
+            texts = table["response"].tolist()
+            assert not {*whole} & {*texts}
+            left += len(texts)
+    assert left > 0
+
+
+def test_cutting_again_or_after_a_kill_changes_nothing(swept: Swept, measures: Calls) -> None:
+    files = {path: path.read_bytes() for path in swept.cells.folder.rglob("*.parquet")}
+    swept.cut()
+    assert files == {path: path.read_bytes() for path in swept.cells.folder.rglob("*.parquet")}
+    # Killed between the scores and the texts: the scores are there, and the answers are whole.
+    for path in swept.cells.folder.glob(f"cells/*/{ANSWERS}-*.parquet"):
+        if OF in pd.read_parquet(path):
+            path.unlink()
+    for path in (swept.place / "whole" / "cells").glob(f"*/{ANSWERS}-*.parquet"):
+        shutil.copy(path, swept.cells.folder / path.relative_to(swept.place / "whole"))
+    measures.clear()
+    assert_alike(swept.run("cut"), swept.whole, cut=False)
+    assert measures == []
+    swept.cut()
+    assert_alike(swept.run("cut"), swept.whole, cut=True)
+
+
+def test_a_new_angle_is_answered_beside_cut_ones(swept: Swept, measures: Calls) -> None:
+    grid = {**swept.asked["grid"], "angles_deg": [0, 60, 120]}
+    want = swept.run("whole", grid=grid)
+    measures.clear()
+    got = swept.run("cut", grid=grid)
+    assert {(score, *angles) for score, angles in measures} == {(score, 60.0) for score in SCORES}
+    pd.testing.assert_frame_equal(but_texts(got.table), but_texts(want.table))
+    here = got.table.query("prompt_class == 'positive' and angle_deg == 60")["response"]
+    assert here.map(len).min() > 60
+    swept.cut()
+    assert_alike(swept.run("cut", grid=grid), want, cut=True)
+
+
+def test_a_score_that_needs_the_answers_has_them_written_again(
+    asked: Asked, tmp_path: Path, measures: Calls
+) -> None:
+    swept = Swept({**asked, "prompt_class": "positive"}, tmp_path)
+    for path in swept.cells.folder.glob("cells/*/perplexity-*.parquet"):
+        path.unlink()
+    measures.clear()
+    assert_alike(swept.run("cut"), swept.whole, cut=False)
+    assert [score for score, _ in measures] == ["answers", "perplexity"]  # and not its divergence
+    swept.cut()
+    for path in swept.cells.folder.glob("cells/*/kl-*.parquet"):
+        path.unlink()
+    measures.clear()
+    got = swept.run("cut")
+    assert [score for score, _ in measures] == ["kl"]
+    pd.testing.assert_frame_equal(but_texts(got.table), but_texts(swept.whole.table))
+
+
+def test_cut_answers_whose_scores_are_damaged_are_written_again(
+    swept: Swept, measures: Calls
+) -> None:
+    kept = [*swept.cells.folder.glob(f"cells/*/{TEXTS}-*.parquet")]
+    assert len(kept) == 2  # of the arm, and of the unsteered model
+    for path in kept:
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+    measures.clear()
+    with pytest.warns(UserWarning, match="its checksum differs"):
+        assert_alike(swept.run("cut"), swept.whole, cut=False)
+    assert {score for score, _ in measures} == {"answers"}
+    swept.cut()
+    assert_alike(swept.run("cut"), swept.whole, cut=True)
