@@ -268,6 +268,12 @@ def test_answers_to_harmful_prompts_are_cut_when_the_tables_are_written(
     of_harmful, of_harmless = (answers_in(tables.parent, p) for p in (data.positive, data.negative))
     assert of_harmful[True] > 0 == of_harmful[False]
     assert of_harmless[False] > 0 == of_harmless[True]
+    unsteered = [
+        "of" in rows
+        for path in (tables.parent / "sweep" / "cells").glob("*/answers-*.parquet")
+        if "prompt" not in (rows := pd.read_parquet(path))
+    ]
+    assert sorted(unsteered) == [False, False, True, True]  # of both classes, on dev and on test
     result = pd.read_parquet(tables.parent / "sweep" / "result" / "table.parquet")
     assert "response" not in result
     folder = tmp_path / "run"
