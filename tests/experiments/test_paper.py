@@ -260,6 +260,7 @@ def answers_in(folder: Path, prompts: Sequence[str]) -> dict[bool, int]:
 def test_answers_to_harmful_prompts_are_cut_when_the_tables_are_written(
     finished: tuple[PaperConfig, Path],
     prompts_file: Path,
+    measures: list[tuple[str, list[float]]],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
@@ -278,12 +279,11 @@ def test_answers_to_harmful_prompts_are_cut_when_the_tables_are_written(
     assert "response" not in result
     folder = tmp_path / "run"
     shutil.copytree(tables.parent, folder)
-    for path in (folder / "sweep" / "cells").glob("*/answers-*.parquet"):
-        path.unlink()
     monkeypatch.setattr("ss_lens.experiments.paper.capability.is_available", lambda: False)
     whole = replace(config, keep_answers=True)
     run_paper(whole, data, folder, store=Store(tables.parent.parent / "store"))
     assert answers_in(folder, data.positive) == {True: 0, False: of_harmful[True]}
+    assert {score for score, _ in measures} == {"answers"}  # written again, since they are to stay
     for name in ("methods", "ablations", "choices"):
         again, first = (place / f"{name}.csv" for place in (folder / "tables", tables))
         assert again.read_bytes() == first.read_bytes()

@@ -29,8 +29,8 @@ def run_paper(
     Angles and strengths are chosen on dev alone, and everything else is reported on test. Prompts
     and answers stay in ``folder``; its tables hold numbers only. When these are written, answers to
     harmful prompts are cut to their first six words, beside which their scores are kept. The same
-    call then still measures nothing again; what needs whole texts, as a judge does, has them
-    written again, and they are cut again at its end.
+    call then still measures nothing again; where whole texts are needed, for a judge or to be kept,
+    they are written again.
 
     Args:
         config: the model and how much.
@@ -52,12 +52,12 @@ def run_paper(
     clock = Clock()
     with clock.stage("capture and the method's sites"):
         plan = work.planned()
+    if config.judges or config.keep_answers:
+        work.have_whole_answers(("dev", "test") if config.keep_answers else ("test",))
     with clock.stage("scan of the angles on dev"):
         scan, others = work.scan(plan)
     with clock.stage("answers on dev"):
         chosen = choose(work, plan, scan)
-    if config.judges:
-        work.have_whole_answers()
     with clock.stage("answers on test"):
         tested = answer_on_test(work, chosen)
     (full,) = (made for made in chosen if made.variant.name == FULL and made.table == "methods")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -87,15 +87,15 @@ class Work:
         """Of all sweeps."""
         return CellStore(self.folder / "sweep")
 
-    def harmful_tokens(self) -> set[str]:
-        """What identifies the harmful prompts of dev and of test among all cells."""
-        groups = [CellGroup(self.full, part, "positive", (0.0,)) for part in ("dev", "test")]
+    def harmful_tokens(self, parts: Sequence[Part] = ("dev", "test")) -> set[str]:
+        """What identifies the harmful prompts of these parts among all cells."""
+        groups = [CellGroup(self.full, part, "positive", (0.0,)) for part in parts]
         return {self.bench.setting(group).identity["tokens"] for group in groups}
 
-    def have_whole_answers(self) -> None:
+    def have_whole_answers(self, parts: Sequence[Part]) -> None:
         """Let cut answers to harmful prompts be written again, where there are any."""
         if (self.folder / "sweep").exists():
-            forget_cut_answers(self.cells, self.harmful_tokens())
+            forget_cut_answers(self.cells, self.harmful_tokens(parts))
 
     def planned(self) -> tuple[Variant, ...]:
         """All variants; what the sizes of additions and the sites of controls refer to."""
