@@ -175,7 +175,8 @@ def test_cut_answers_whose_scores_are_damaged_are_written_again(
     measures.clear()
     with pytest.warns(UserWarning, match="its checksum differs"):
         assert_alike(swept.run("cut"), swept.whole, cut=False)
-    assert {score for score, _ in measures} == {"answers"}
+    # Divergence too: at that moment the unsteered answers that it refers to are absent.
+    assert {score for score, _ in measures} == {"answers", "kl"}
     swept.cut()
     assert_alike(swept.run("cut"), swept.whole, cut=True)
 
