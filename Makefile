@@ -13,8 +13,8 @@ STAMP := .venv/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 \
 	--dist loadfile --no-loadscope-reorder
 # The rooms whose modules have public functions of tensors; the run fails where one is not called.
-SHAPES := $(addprefix tests/,geometry activations calibration steering generation scoring exports analyses \
-	models/test_adapters.py)
+SHAPES := $(addprefix tests/,geometry activations calibration steering generation scoring analyses \
+	models/test_adapters.py exports/test_linear_map.py exports/test_readers.py)
 
 .PHONY: demo test shapes check lint types docs setup bench organism classifier clean
 

@@ -343,6 +343,7 @@ def test_a_disk_that_is_too_small_for_a_merged_model_is_noticed_before(
     ],
     ids=str,
 )
+@pytest.mark.usefixtures("unchecked_types")
 def test_wrong_input_is_one_line(
     options: dict[str, Any], message: str, llama: Ready, tmp_path: Path
 ) -> None:

@@ -240,6 +240,7 @@ def test_a_wrong_adapter_is_refused_and_nothing_is_left(
     assert "\n" not in str(error)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_a_report_that_is_not_a_number_does_not_hold() -> None:
     fields = dict.fromkeys((field.name for field in dataclasses.fields(Parity)), 0)
     report = Parity(**{**fields, "operator": "RotateBy(1)", "relative": math.nan, "tolerance": 1})
