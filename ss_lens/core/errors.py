@@ -20,8 +20,8 @@ class UserError(ValueError):
 class NotApplicable(UserError):
     """What a method cannot do with the data or the model that it was given; a finding about it.
 
-    A sweep reports it as the result of an arm and measures the others: 24 sites, or ``L20.ln1_out``,
-    may be had on one of its models and not on another. A missing package, a damaged file or an
+    A sweep reports it as the result of an arm and measures the others: 24 sites, or a site of block
+    20, may be had on one of its models and not on another. A missing package, a damaged file or an
     argument out of its range on every model is a plain :class:`UserError`, which ends the sweep.
     """
 
