@@ -274,7 +274,7 @@ OPEN = {"symbol": "circle-open", "size": 7, "color": "black"}
 CROSS = {"symbol": "x-thin", "size": 8, "line": {"width": 1.5, "color": "black"}}
 
 
-def opened(symbol: str, open_: Iterable[bool]) -> list[str]:
+def opened(symbol: str, open_: Iterable[bool | np.bool_]) -> list[str]:
     """The symbol of each marker: open where the data do not settle on which side it lies."""
     return [f"{symbol}-open" if unsettled else symbol for unsettled in open_]
 

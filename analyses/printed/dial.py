@@ -54,7 +54,7 @@ def figure(table: pd.DataFrame, columns: int = 2) -> Figure:
     if crossed:
         entries.append((sheet.CROSS_KEY, sheet.CROSS_TEXT))
     entries.append((sheet.LEVEL_KEY, f"0 nats; a mass of {LOW_MASS:g}"))
-    _axes(panels)
+    _axes(tuple(panels))
     sheet.legend(drawn, entries)
     return drawn
 

@@ -140,7 +140,7 @@ CROSS: Mapping[str, Any] = {
 }
 
 
-def level(axes: Axes, y: float) -> None:
+def level(axes: Axes, y: float | int) -> None:
     """A thin dotted line across the panel."""
     axes.axhline(y, color=GREY, linestyle=LINES["dot"], linewidth=0.8, zorder=0.5)
 

@@ -84,7 +84,7 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
     style.explain_level(drawn, "no growth")
     norms = table["mean_norm"].loc[lambda norm: norm > 0]
     if len(norms):
-        style.log_ticks(drawn, norms.min(), norms.max(), row=1, col=1)
+        style.log_ticks(drawn, float(norms.min()), float(norms.max()), row=1, col=1)
     drawn.update_yaxes(title_text="mean ‖h‖ (log scale)", row=1, col=1)
     drawn.update_yaxes(title_text="growth<br>per layer", row=2, col=1)
     drawn.update_xaxes(title_text="layer", row=2, col=1)

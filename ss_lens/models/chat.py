@@ -99,6 +99,9 @@ class ChatFormat:
             raise UserError(
                 f"a chat format has system, date and template_arguments; got {fields!r:.80}."
             )
+        given = fields.get("template_arguments")
+        if isinstance(given, list) and all(isinstance(pair, list) for pair in given):
+            return cls(**{**fields, "template_arguments": tuple(map(tuple, given))})
         return cls(**fields)
 
 
