@@ -49,9 +49,9 @@ def classify_refusal(answers: Iterable[str], prompts: Iterable[str] | None = Non
         UserError: if an argument is no list of texts, or the two differ in length.
 
     The classes are those of XSTest (Röttger et al., arXiv 2308.01263). Fitted on its human labels
-    of 675 answers by three models and on 483 answers that were written for this. Cohen's κ with
-    people, requests and models left out of the fit: 0.946 with prompts and 0.930 without for full
-    refusal against compliance (opening phrases: 0.828), 0.926 and 0.908 with partial refusals
+    of 675 answers by three models and on 478 answers that were written for this. Cohen's κ with
+    people, requests and models left out of the fit: 0.939 with prompts and 0.930 without for full
+    refusal against compliance (opening phrases: 0.828), 0.920 and 0.908 with partial refusals
     counted as refusals (0.796). Of 39 partial refusals 7 are called ``partial`` and 24 ``full``.
     ``organisms/refusal_classifier/MODEL_CARD.md`` has κ per model, calibration and limits.
 
