@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,9 @@ import pytest
 
 from analyses import logit_lens, output, site_effects, token_projections
 from tests.analyses.test_logit_lens import lens_table
-from tests.analyses.test_report_in_a_browser import ARGUMENTS, CHROMIUM
 from tests.analyses.test_site_effects import made_up as effects
 from tests.analyses.test_token_projections import made_up as projections
 
-playwright = pytest.importorskip(
-    "playwright.sync_api", reason="the page is tried in a browser by playwright, which is absent"
-)
 FIGURES: dict[str, Callable[[], go.Figure]] = {
     "logit_lens": lambda: logit_lens.figure(lens_table(), "here"),
     "logit_lens_tokens": lambda: logit_lens.token_figure(lens_table(), "here"),
@@ -30,16 +25,6 @@ BOTTOMS = """() => {
   const inside = [...document.querySelectorAll(".legend text, .colorbar text")].map(bottom);
   return [Math.max(0, ...inside), bottom(document.querySelector("main"))];
 }"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None or shutil.which(CHROMIUM) is None:
-        pytest.skip("the page is tried in Chromium, which is not installed")
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
-        yield opened
-        opened.close()
 
 
 @pytest.mark.parametrize("width", [390, 1280])

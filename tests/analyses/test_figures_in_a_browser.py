@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +18,6 @@ from tests.analyses.test_printed import (
     sign_table,
 )
 
-playwright = pytest.importorskip(
-    "playwright.sync_api", reason="pages are looked at in a browser by playwright, which is absent"
-)
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
-ARGUMENTS = (
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-)
 FIGURES = {
     "dial": lambda: dial.figure(dial_table(), "a word " * 30),
     "sign_agreement": lambda: sign_agreement.figure(sign_table(), "here"),
@@ -48,16 +37,6 @@ BOXES = """() => {
           legend: all(".legend .bg"), entries: all(".legend text"),
           texts: all(".xtitle, .ytitle, .annotation text")};
 }"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("pages are looked at in Chromium, which is not installed")
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
-        yield opened
-        opened.close()
 
 
 @pytest.mark.parametrize("name", [*FIGURES])

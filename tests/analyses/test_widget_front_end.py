@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,18 +11,9 @@ import pytest
 
 import analyses.widget
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 Page = Any
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path")
 
 WIDGET = Path(analyses.widget.__file__).parent
-FLAGS = (
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-)
 ANSWERING, STOP = "button >> nth=0", "button >> nth=1"
 HOST = "http://dial.test/"
 PAGE = """<!doctype html><meta charset="utf-8"><title>dial</title>
@@ -89,14 +79,6 @@ ANSWER = {
         )
     ],
 }
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=CHROMIUM, args=[*FLAGS])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture
