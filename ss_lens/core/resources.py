@@ -39,8 +39,18 @@ def check_memory(needed: int, what: str, remedy: str) -> None:
         )
 
 
-def check_disk(needed: int, folder: Path, what: str) -> None:
+ANOTHER_HOME = "set SS_LENS_HOME to a folder on another disk"
+"""What helps where the user's cache has too little room."""
+
+
+def check_disk(needed: int, folder: Path, what: str, *, instead: str = ANOTHER_HOME) -> None:
     """Raise unless ``needed`` bytes are free where ``folder`` is or will be.
+
+    Args:
+        needed: in bytes.
+        folder: need not exist yet.
+        what: needs them.
+        instead: of freeing some space.
 
     Raises:
         Unavailable: fewer are.
@@ -50,7 +60,7 @@ def check_disk(needed: int, folder: Path, what: str) -> None:
     if free < needed:
         raise Unavailable(
             f"{what} needs {in_gb(needed)} of disk, and {in_gb(free)} are free under {folder}; "
-            "free some space, or set SS_LENS_HOME to a folder on another disk."
+            f"free some space, or {instead}."
         )
 
 

@@ -33,6 +33,7 @@ Form = Literal["f16", "q8_0"]
 """How a GGUF file keeps the weights that change."""
 FORMS: tuple[Form, ...] = get_args(Form)
 SHARD, MERGED_GGUF = "2GB", "model.gguf"
+ELSEWHERE = "choose an --out on another disk"
 Judged = tuple[Callable[[Tensor], Tensor], str]
 """Token ids of one prompt → logits, and the dtype of what computes them."""
 Files = AbstractContextManager[Judged]
@@ -43,7 +44,7 @@ def write_merged(folder: Path, subject: Subject, operator: Operator, dtype: torc
     """Write the model with the operator folded into the readers' weights, in shards."""
     plain = subject.plain
     needed = sum(p.numel() for p in plain.parameters()) * dtype.itemsize
-    check_disk(needed, folder, "the merged model")
+    check_disk(needed, folder, "the merged model", instead=ELSEWHERE)
     check_memory(
         needed, "merging the weights", "close what else is running, or use dtype='bfloat16'"
     )
@@ -110,7 +111,8 @@ def write_merged_gguf(path: Path, subject: Subject, operator: Operator, form: Fo
     assert source is not None, "checked by check_gguf_source"
     config, kind = subject.plain.config, GGMLQuantizationType[form.upper()]
     reader = gguf.GGUFReader(source)
-    check_disk(source.stat().st_size * 2, path.parent, "the merged GGUF file")
+    needed = source.stat().st_size * 2
+    check_disk(needed, path.parent, "the merged GGUF file", instead=ELSEWHERE)
     changed: dict[str, tuple[Any, GGMLQuantizationType]] = {}
     for name, matrix, bias in subject.folded(operator):
         rows = row_order(name, len(matrix), config)

@@ -78,6 +78,8 @@ def test_too_little_is_told_with_both_numbers_and_a_remedy(machine: Path) -> Non
     check_disk(1, machine / "not" / "yet", "it")
     with pytest.raises(Unavailable, match=r"^it needs 1000000\.0 GB of disk, and .* SS_LENS_HOME"):
         check_disk(10**15, machine / "not" / "yet", "it")
+    with pytest.raises(Unavailable, match=r"free some space, or choose another folder\.$"):
+        check_disk(10**15, machine, "it", instead="choose another folder")
 
 
 def test_sizes_are_read_at_a_glance() -> None:
