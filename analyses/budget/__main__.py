@@ -9,6 +9,7 @@ import typer
 
 import ss_lens
 from analyses import output
+from analyses.budget.choosing import Goal
 from analyses.budget.families import paper_families
 from analyses.budget.figures import figure
 from analyses.budget.measures import BUDGET, check_budgets, measure
@@ -26,6 +27,9 @@ def main(
         typer.Option(help=f"Nats per token, default {BUDGET}; may be repeated."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the split, bootstrap and permutations.")] = 0,
+    goal: Annotated[
+        Goal, typer.Option(help="Which of several strengths that spend the budget dev takes.")
+    ] = "weaken",
     step: Annotated[int, typer.Option(help="Degrees between the angles of the scan.")] = 15,
     out: output.Out = Path("runs/budget"),
     formats: output.Formats = None,
@@ -41,15 +45,22 @@ def main(
         )
     loaded = ss_lens.load_model(model)
     families = paper_families(ss_lens.capture(loaded, parts.train), step)
-    table = measure(loaded, families, parts.dev.head(dev), parts.test, budgets, seed=seed)
+    table = measure(
+        loaded, families, parts.dev.head(dev), parts.test, budgets, goal=goal, seed=seed
+    )
     subtitle = (
         f"{model}; {dataset}: strengths chosen on {dev} + {dev} prompts, reported on {test} + "
         f"{test} others"
     )
     output.save(out, "budget", table, figure(table, subtitle), chosen)
-    told = table.query("problem != ''").drop_duplicates(["budget", "family"])
-    for row in told.to_dict("records"):
-        print(f"- {row['family']}, {row['budget']:g} nats: {row['problem']}")
+    for row in table.drop_duplicates(["budget", "family"]).to_dict("records"):
+        if row["problem"]:
+            print(f"- {row['family']}, {row['budget']:g} nats: {row['problem']}")
+        elif row["candidates"]:
+            print(
+                f"- {row['family']}, {row['budget']:g} nats: sense {row['sense']}, from the "
+                f"crossings (with dev scores) {row['candidates']}"
+            )
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from ss_lens.geometry.operators import Ablate, Add, Operator, RotateBy, RotateTo
 
 DOUBLINGS = range(-4, 4)
 """Shifts, which have no natural end, are scanned from 1/16 to 8 times the mean coordinate."""
+FULL_TURN = 360
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,15 +28,20 @@ class Family:
         strengths: to look for one among, in order from the start of the interval to its end, up or
             down and close enough together to show the shape of the divergence. None for an operator
             that stands for itself.
+        circle: whether the strengths are angles around the whole circle. Which sense of turning is
+            which is a convention (the sign of the second axis), so both are looked at: every
+            crossing of a budget is a candidate. Of others it is the first from below.
 
     Raises:
         UserError: one strength, strengths that are not finite or not in order, strengths for an
-            operator that cannot take them, or none for one that needs them.
+            operator that cannot take them, or none for one that needs them; a circle that is not
+            one.
     """
 
     calibration: Calibration
     operator: Operator | Callable[[float], Operator]
     strengths: Sequence[float | int] = ()
+    circle: bool = False
 
     def __post_init__(self) -> None:
         strengths = tuple(float(strength) for strength in self.strengths)
@@ -52,6 +58,11 @@ class Family:
                 "the strengths of a family must be two or more finite numbers that rise or fall "
                 f"from the start of the interval to its end; got {strengths}."
             )
+        if self.circle and (not strengths or abs(strengths[-1] - strengths[0]) != FULL_TURN):
+            raise UserError(
+                f"a family around the circle has angles from its start to 360° further; got "
+                f"{strengths}. Give the whole circle, or circle=False."
+            )
 
     @property
     def is_fixed(self) -> bool:
@@ -64,6 +75,8 @@ class Family:
 def paper_families(train: Activations, step: int = 15) -> dict[str, Family]:
     """The operators of arXiv 2601.19375; the first is its proposal.
 
+    Angles are scanned around the whole circle, and shifts in both directions.
+
     Args:
         train: what to calibrate on.
         step: degrees between the angles that are scanned.
@@ -75,14 +88,14 @@ def paper_families(train: Activations, step: int = 15) -> dict[str, Family]:
         raise UserError(f"the scan needs a step of 1 to 90 degrees; got {step}.")
     chosen = ss_lens.calibrate(train)
     everywhere = ss_lens.calibrate(train, rule="uniform")
-    half, full = ((*range(0, end, step), end) for end in (180, 360))
+    around = (*range(0, FULL_TURN, step), FULL_TURN)
     unit = _mean_coordinate(train, chosen)
     shifts = [unit * 2.0**power for power in DOUBLINGS]
     return {
-        "rotate_by, discriminative sites": Family(chosen, RotateBy, half),
-        "rotate_by, all sites": Family(everywhere, RotateBy, half),
-        "rotate_to, discriminative sites": Family(chosen, RotateTo, full),
-        "set_angle, discriminative sites": Family(chosen, SetAngle, full),
+        "rotate_by, discriminative sites": Family(chosen, RotateBy, around, circle=True),
+        "rotate_by, all sites": Family(everywhere, RotateBy, around, circle=True),
+        "rotate_to, discriminative sites": Family(chosen, RotateTo, around, circle=True),
+        "set_angle, discriminative sites": Family(chosen, SetAngle, around, circle=True),
         "add, along the direction": Family(chosen, Add, [0.0, *shifts]),
         "add, against the direction": Family(chosen, Add, [0.0, *(-shift for shift in shifts)]),
         "ablate, discriminative sites": Family(chosen, Ablate()),

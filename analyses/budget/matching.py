@@ -1,4 +1,4 @@
-"""At which strength does steering first move the predictions by a given divergence?"""
+"""At which strengths does steering move the predictions by a given divergence?"""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
 
+import numpy as np
 from scipy.optimize import brentq
 
 TOLERANCE = 0.02
@@ -16,6 +17,9 @@ MAX_STEPS = 20
 """Of the root finder in a bracket: enough to halve it to a millionth."""
 AT_ONCE = 4
 """Strengths of the scan that are measured together."""
+NEAR = 0.1
+"""An extremum between strengths of the scan is looked for where a parabola through three of them
+comes within this share of the budget, or beyond it."""
 FAR = 3.0
 """How many times its root a divergence's root may count, so that an overflow stays a number."""
 
@@ -70,6 +74,66 @@ class Curve:
         bracket = self._bracket(budget)
         if bracket is None:
             return Match(math.nan, math.nan, self._no_bracket(budget))
+        return self._refined(bracket, budget, tolerance)
+
+    def crossings(self, budget: float | int, tolerance: float = TOLERANCE) -> tuple[Match, ...]:
+        """Every strength at which the divergence equals ``budget``, rising, falling or touching it.
+
+        The whole interval is scanned. Where a parabola through three neighbours says that the
+        divergence turns near the budget between them, it is measured there too. Each pair of
+        neighbours with the budget between them has one strength, refined as in
+        :meth:`first_match`; a strength of the scan within the tolerance counts as it is.
+
+        Returns:
+            The matches in the order of the scan; where there is none, one whose problem says why:
+            the divergence stays above or below the budget, or leaps over it.
+        """
+        known = [*self.strengths]
+        for place in self._turns(budget):
+            self.at([place])
+            known.append(place)
+        known.sort(reverse=self.strengths[0] > self.strengths[-1])
+        kls = self.at(known)
+        found, leaps = dict[float, Match](), list[Match]()
+        for strength, kl in zip(known, kls, strict=True):
+            if abs(kl - budget) <= tolerance * budget:
+                found[strength] = Match(strength, kl)
+        for (before, after), ends in zip(pairwise(known), pairwise(kls), strict=True):
+            if before in found or after in found or not min(ends) <= budget <= max(ends):
+                continue
+            match = self._refined((before, after), budget, tolerance)
+            if match.problem:
+                leaps.append(match)
+            else:
+                found[match.strength] = match
+        order = sorted(found, reverse=self.strengths[0] > self.strengths[-1])
+        if not order:
+            return (leaps[0] if leaps else Match(math.nan, math.nan, self._no_bracket(budget)),)
+        return tuple(found[strength] for strength in order)
+
+    def _turns(self, budget: float | int) -> list[float]:
+        """Where parabolas through three neighbours of the scan turn, near the budget or beyond."""
+        self.at(self.strengths)
+        places = []
+        for at in zip(self.strengths, self.strengths[1:], self.strengths[2:], strict=False):
+            left, middle, right = self.at(at)
+            is_peak = left <= middle >= right and middle < budget
+            is_pit = left >= middle <= right and middle > budget
+            if not (is_peak or is_pit) or not all(map(math.isfinite, (left, middle, right))):
+                continue
+            a, b, _ = np.polyfit([s - at[1] for s in at], [left, middle, right], 2)
+            if a == 0:
+                continue
+            turn, extreme = at[1] - b / (2 * a), middle - b * b / (4 * a)
+            beyond = extreme - budget if is_peak else budget - extreme
+            if beyond >= -NEAR * budget and turn not in self.strengths:
+                places.append(float(turn))
+        return places
+
+    def _refined(
+        self, bracket: tuple[float, float], budget: float | int, tolerance: float
+    ) -> Match:
+        """The strength between two that have the budget between their divergences."""
 
         def excess(strength: float) -> float:
             # A divergence is of second order in a small strength, so its root is nearly linear,

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
 from analyses.budget.answered import Answered
+from analyses.budget.choosing import Goal, chosen, matched
 from analyses.budget.families import Family
-from analyses.budget.matching import TOLERANCE, Curve, Match
+from analyses.budget.matching import TOLERANCE
 from ss_lens import ContrastiveDataset, UserError
-from ss_lens.core.progress import progress_bar
 from ss_lens.geometry.operators import Operator
 from ss_lens.scoring.refusal_score import opening_tokens, refusal_score
 from ss_lens.stats.paired import compare, holm
@@ -25,7 +24,6 @@ from ss_lens.stats.paired import compare, holm
 BUDGET = 0.3
 """Within reach of rotations on the default model: about 100 degrees at the discriminative sites."""
 ANSWER_TOKENS = 32
-FIXED = "there is no strength to match; this is at its own KL"
 
 
 def measure(
@@ -35,6 +33,7 @@ def measure(
     test: ContrastiveDataset,
     budgets: Sequence[float | int] = (BUDGET,),
     *,
+    goal: Goal = "weaken",
     tolerance: float = TOLERANCE,
     max_new_tokens: int = ANSWER_TOKENS,
     seed: int = 0,
@@ -44,9 +43,13 @@ def measure(
     The divergence is KL(unsteered ‖ steered) along the unsteered model's own greedy answers, in
     nats per token, averaged over the prompts of both classes
     (:func:`ss_lens.scoring.divergence.kl_divergence`). A family's strength is the first at which it
-    equals the budget on ``dev`` (:meth:`analyses.budget.matching.Curve.first_match`). All
-    that is reported beside ``dev_kl`` is measured on ``test`` at that strength, so the divergence
-    there need not be the budget. Dev prompts with an empty answer do not count.
+    equals the budget on ``dev`` (:meth:`analyses.budget.matching.Curve.first_match`). Around a
+    circle every crossing of the budget is a candidate
+    (:meth:`analyses.budget.matching.Curve.crossings`), and the one with the best mean score of
+    ``dev``'s positive prompts is taken: the two senses of turning spend the same at different
+    effect, and which of them is called positive is a convention. All that is reported beside
+    ``dev_kl`` is measured on ``test`` at that strength, so the divergence there need not be the
+    budget. Dev prompts with an empty answer do not count.
 
     Args:
         model: the model that the calibrations were made on, without hooks.
@@ -54,14 +57,17 @@ def measure(
         dev: prompts that strengths are chosen on.
         test: prompts that are reported, none of them in ``dev``.
         budgets: in nats per token.
+        goal: whether the best of several crossings has the lowest or the highest score.
         tolerance: relative, of the divergence on ``dev``.
         max_new_tokens: where the unsteered answers are cut off.
         seed: of bootstrap and permutations.
 
     Returns:
         One row per budget, family and class of prompts (``prompt_class``): ``strength`` and the
-        ``operator``; ``dev_kl``; ``kl`` over both classes with its 95 % bootstrap interval over
-        prompts, ``kl_low`` and ``kl_high``, and ``class_kl`` of this class; the mean
+        ``operator``; around a circle ``sense``, ``+`` up to half a turn and ``−`` beyond, and
+        ``candidates``, every crossing with its mean dev score; ``dev_kl``; ``kl`` over both classes
+        with its 95 % bootstrap interval over prompts, ``kl_low`` and ``kl_high``, and ``class_kl``
+        of this class; the mean
         ``refusal_score`` in nats with ``low``, ``high``, and the mean ``opening_mass``
         (:func:`ss_lens.scoring.refusal_score.refusal_score`), from ``n`` prompts; ``unsteered``,
         the mean score without steering; the paired ``difference`` from the reference at the same
@@ -79,23 +85,28 @@ def measure(
             hooks, or one whose tokenizer cannot tell refusals by their first token.
     """
     _check(model, families, dev, test, budgets)
-    matches = _matched(Answered.by(model, dev, max_new_tokens), families, budgets, tolerance)
+    crossings = matched(Answered.by(model, dev, max_new_tokens), families, budgets, tolerance)
+    choices = {
+        (name, budget): chosen(model, families[name], found, dev, goal)
+        for (name, budget), found in crossings.items()
+    }
     reported = Answered.by(model, test, max_new_tokens)
     scored: dict[tuple[str, Operator | None], pd.DataFrame] = {}
     tables = []
     for budget in budgets:
         cells, rows = [], []
         for name, family in families.items():
-            match = matches[name, budget]
+            match, sense, candidates = choices[name, budget]
             reached = family.is_fixed or not match.problem
             operator = family.at(match.strength) if reached else None
             if (name, operator) not in scored:
                 scored[name, operator] = reported.scores(family, operator)
             cells.append(scored[name, operator].assign(variant=name, draw=0))
             written = repr(operator) if operator else ""
-            rows.append((float(budget), name, match.strength, written, match.kl, match.problem))
-        chosen = pd.DataFrame(rows, columns=[*_COLUMNS[:5], "problem"])
-        tables.append(chosen.merge(_summary(pd.concat(cells), families, seed), on="family"))
+            which = (match.strength, written, sense, candidates, match.kl, match.problem)
+            rows.append((float(budget), name, *which))
+        taken = pd.DataFrame(rows, columns=[*_COLUMNS[:7], "problem"])
+        tables.append(taken.merge(_summary(pd.concat(cells), families, seed), on="family"))
     table = pd.concat(tables, ignore_index=True)
     for label in ("positive", "negative"):
         plain = refusal_score(model, getattr(test, label))["refusal_score"].mean()
@@ -104,7 +115,8 @@ def measure(
 
 
 _COLUMNS = (
-    *("budget", "family", "strength", "operator", "dev_kl", "prompt_class"),
+    *("budget", "family", "strength", "operator", "sense", "candidates", "dev_kl"),
+    "prompt_class",
     *("kl", "kl_low", "kl_high", "class_kl"),
     *("refusal_score", "low", "high", "opening_mass", "n", "unsteered"),
     *("difference", "difference_low", "difference_high", "p_value", "p_holm", "problem"),
@@ -145,27 +157,6 @@ def check_budgets(budgets: Sequence[float | int]) -> None:
         )
     if len(set(budgets)) < len(budgets):
         raise UserError(f"a budget is given twice, in {list(budgets)}; keep one of them.")
-
-
-def _matched(
-    texts: Answered,
-    families: Mapping[str, Family],
-    budgets: Sequence[float | int],
-    tolerance: float,
-) -> dict[tuple[str, float | int], Match]:
-    """For each family and budget the strength, decided on ``texts`` of dev alone."""
-    texts = texts.without_empty()
-    found = {}
-    with progress_bar(len(families) * len(budgets), "match", "budget") as bar:
-        for name, family in families.items():
-            curve = Curve(partial(texts.mean_kl, family), family.strengths)
-            for budget in budgets:
-                if family.is_fixed:
-                    found[name, budget] = Match(math.nan, curve.at([0.0])[0], FIXED)
-                else:
-                    found[name, budget] = curve.first_match(budget, tolerance)
-                bar.update()
-    return found
 
 
 def _summary(cells: pd.DataFrame, families: Mapping[str, Family], seed: int) -> pd.DataFrame:

@@ -16,7 +16,15 @@ from ss_lens.core.progress import progress_bar
 from ss_lens.generation.shared_start import SharedStart
 from ss_lens.geometry.operators import Operator
 from ss_lens.models import forward
-from ss_lens.models.chat import DEFAULT_FORMAT, ChatFormat, Tokens, check_context, tokenize
+from ss_lens.models.chat import (
+    DEFAULT_FORMAT,
+    ChatFormat,
+    Prompt,
+    Tokens,
+    check_context,
+    text_of,
+    tokenize,
+)
 from ss_lens.models.forward import Batch
 from ss_lens.models.load import device_of
 
@@ -75,7 +83,7 @@ class Pass:
 
 def answers(
     model: TransformerBridge,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     responses: Sequence[str],
     chat: ChatFormat = DEFAULT_FORMAT,
 ) -> list[Continuation]:
@@ -103,8 +111,9 @@ def answers(
     for index, continuation in enumerate(found):
         length, limit = len(continuation.context) + len(continuation.scored), model.cfg.n_ctx
         if length > limit:
+            text = text_of(prompts[index])
             raise UserError(
-                f"prompt {index} ({prompts[index][:40]!r}…) has {length} tokens together with its "
+                f"prompt {index} ({text[:40]!r}…) has {length} tokens together with its "
                 f"response; the context of {model.cfg.model_name} is {limit}. Shorten the response."
             )
     return found

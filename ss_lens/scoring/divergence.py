@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -17,10 +20,14 @@ from ss_lens.core.errors import UserError
 from ss_lens.generation.angle_batch import Angled, at_angles, checked_angles
 from ss_lens.generation.shared_start import SharedStart
 from ss_lens.geometry.operators import Operator
-from ss_lens.models.chat import DEFAULT_FORMAT, ChatFormat
+from ss_lens.models import forward
+from ss_lens.models.chat import DEFAULT_FORMAT, ChatFormat, Prompt
+from ss_lens.models.load import device_of
 from ss_lens.scoring.continuations import (
     AT_ONCE,
     BATCH_SIZE,
+    Continuation,
+    Pass,
     answers,
     check_one_strength,
     log_probabilities,
@@ -71,9 +78,11 @@ def kl_divergence(
             raise.
     """
     check_one_strength(operator)
-    (table,) = _divergences(
-        model, calibration, [operator], prompts, responses, positions, batch_size, chat
-    )
+    steered = partial(steer, model, calibration, operator, positions=positions)
+    # Steering that begins in the answer is felt only where some of the answer has been read.
+    read = 2 if isinstance(positions, GeneratedOnly) else 0
+    changes = [Changed(repr(operator), steered)]
+    (table,) = _divergences(model, changes, prompts, responses, batch_size, chat, read)
     return table
 
 
@@ -96,9 +105,8 @@ def sweep_kl_divergence(
     """
     angles = checked_angles(operator, angles_deg)
     operators = [at_angles(operator, angle) for angle in angles]
-    found = _divergences(
-        model, calibration, operators, prompts, responses, ALL_POSITIONS, batch_size, chat
-    )
+    changes = [Changed(repr(made), partial(steer, model, calibration, made)) for made in operators]
+    found = _divergences(model, changes, prompts, responses, batch_size, chat)
     places = {"prompt_index": range(len(prompts)), "prompt": [*prompts]}
     tables = [
         pd.concat(
@@ -109,39 +117,86 @@ def sweep_kl_divergence(
     return pd.concat(tables, ignore_index=True)
 
 
+@dataclass(frozen=True, eq=False)
+class Changed:
+    """The model with something changed, whose predictions are compared with the plain model's.
+
+    Attributes:
+        name: for messages.
+        inside: under which it runs, such as ``lambda: steer(model, calibration, operator)``.
+        prompts: what it reads in place of the plain model's prompts; ``None`` is the same.
+        chat: its format; ``None`` is the same.
+    """
+
+    name: str
+    inside: Callable[[], AbstractContextManager[object]]
+    prompts: Sequence[Prompt] | None = field(default=None, repr=False)
+    chat: ChatFormat | None = None
+
+
+def changed_divergence(
+    model: TransformerBridge,
+    changes: Sequence[Changed],
+    prompts: Sequence[Prompt],
+    responses: Sequence[str],
+    *,
+    batch_size: int = BATCH_SIZE,
+    chat: ChatFormat = DEFAULT_FORMAT,
+) -> list[pd.DataFrame]:
+    """Measure KL(plain ‖ changed) along each answer, for changes of the model or of the prompt.
+
+    As :func:`kl_divergence`, which is the special case of an operator; both models predict the same
+    tokens of the answer, each after its own prompt.
+
+    Args:
+        model: without hooks.
+        changes: each measured against the same passes of the plain model.
+        prompts: of the plain model.
+        responses: one per prompt.
+        batch_size: answers per pass; changes the speed, not the result.
+        chat: of the plain model.
+
+    Returns:
+        Of each change the table of :func:`kl_divergence`.
+
+    Raises:
+        UserError: as :func:`kl_divergence`.
+    """
+    return _divergences(model, changes, prompts, responses, batch_size, chat)
+
+
 @torch.inference_mode()
 def _divergences(
     model: TransformerBridge,
-    calibration: Calibration,
-    operators: Sequence[Operator],
-    prompts: Sequence[str],
+    changes: Sequence[Changed],
+    prompts: Sequence[Prompt],
     responses: Sequence[str],
-    positions: Positions,
     batch_size: int,
     chat: ChatFormat,
+    read: int = 0,
 ) -> list[pd.DataFrame]:
-    """One table for each operator, all from one unsteered pass."""
+    """One table for each change, all from one plain pass; of answers with ``read`` tokens alone."""
     check_unhooked(model, "there would be no unsteered model to compare with")
     given = answers(model, prompts, responses, chat)
-    # Steering that begins in the answer is felt only where some of the answer has been read.
-    read = 2 if isinstance(positions, GeneratedOnly) else 0
+    asked = [_asked(model, change, prompts, responses, chat, given) for change in changes]
     rows = [row for row, continuation in enumerate(given) if len(continuation.scored) >= read]
-    first, total = np.zeros((2, len(operators), len(given)))
+    first, total = np.zeros((2, len(changes), len(given)))
     start = start_of(model, given, rows)
-    starts: dict[int, SharedStart] = {}  # made with the first pass of each operator
+    starts: dict[int, SharedStart] = {}  # made with the first pass of each change
     for run in passes(model, given, rows, batch_size, "divergence"):
         plain = run.logits(model, start)
-        for place, operator in enumerate(operators):
-            with steer(model, calibration, operator, positions=positions):
+        for place, (change, own) in enumerate(zip(changes, asked, strict=True)):
+            again = run if own is given else _pass_over(model, own, run.batch.rows)
+            with change.inside():
                 if place not in starts:
-                    starts[place] = start_of(model, given, rows)
-                steered = run.logits(model, starts[place])
+                    starts[place] = start_of(model, own, rows)
+                steered = again.logits(model, starts[place])
             for row, before, after in zip(run.batch.rows, plain, steered, strict=True):
                 kl = _kl(before, after)
                 if torch.isnan(kl).any():
                     raise UserError(
                         f"the divergence on {responses[row][:40]!r} is undefined (NaN) under "
-                        f"{operator!r}, expected a number: logits of {model.cfg.model_name} are "
+                        f"{change.name}, expected a number: logits of {model.cfg.model_name} are "
                         "not finite. Check the weights, adapters and the operator's strength, or "
                         "load the model in float32 or bfloat16."
                     )
@@ -150,8 +205,37 @@ def _divergences(
     means = np.where(counts > 0, total / np.maximum(counts, 1), np.nan)
     return [
         pd.DataFrame({"kl_mean": means[place], "kl_first": first[place], "n_tokens": counts})
-        for place in range(len(operators))
+        for place in range(len(changes))
     ]
+
+
+def _asked(
+    model: TransformerBridge,
+    change: Changed,
+    prompts: Sequence[Prompt],
+    responses: Sequence[str],
+    chat: ChatFormat,
+    given: list[Continuation],
+) -> list[Continuation]:
+    """What the changed model reads: ``given`` itself where its prompts are the plain model's."""
+    if change.prompts is None and change.chat is None:
+        return given
+    own = prompts if change.prompts is None else change.prompts
+    return answers(model, own, responses, chat if change.chat is None else change.chat)
+
+
+def _pass_over(
+    model: TransformerBridge, continuations: Sequence[Continuation], rows: Sequence[int]
+) -> Pass:
+    """The pass over these rows, in this order."""
+    (batch,) = forward.batches(
+        [continuation.read for continuation in continuations],
+        [rows],
+        side="left",
+        pad_id=forward.pad_id_of(model),
+        device=device_of(model),
+    )
+    return Pass(batch, tuple(continuations[row] for row in rows))
 
 
 def _kl(

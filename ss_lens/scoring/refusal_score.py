@@ -20,7 +20,7 @@ from ss_lens.generation.loop import check_logits
 from ss_lens.generation.lower_blocks import LowerBlocks
 from ss_lens.generation.shared_start import SharedStart
 from ss_lens.models import forward
-from ss_lens.models.chat import DEFAULT_FORMAT, ChatFormat, check_context, tokenize
+from ss_lens.models.chat import DEFAULT_FORMAT, ChatFormat, Prompt, check_context, tokenize
 from ss_lens.models.load import device_of
 from ss_lens.scoring.registry import Column, Score
 
@@ -66,7 +66,7 @@ def opening_tokens(model: TransformerBridge) -> tuple[list[int], list[int]]:
 @torch.inference_mode()
 def refusal_score(
     model: TransformerBridge,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     *,
     batch_size: int = BATCH_ROWS,
     chat: ChatFormat = DEFAULT_FORMAT,
@@ -78,7 +78,7 @@ def refusal_score(
 
     Args:
         model: the model.
-        prompts: the users' turns.
+        prompts: the users' turns, or lists of turns.
         batch_size: prompts per forward pass; changes the speed, not the result.
         chat: system prompt, date and further arguments of the template.
 

@@ -1,10 +1,9 @@
-"""Strengths are matched to known solutions, and what is compared spends the budget that it says."""
+"""What is compared spends the budget that it says, at a strength that dev decides."""
 
 from __future__ import annotations
 
 import builtins
 import math
-import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,16 +12,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, strategies as st
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.utilities.statistics import sign_flip_permutation_pvalue
 
 import ss_lens
 from analyses import budget, style
-from analyses.budget import __main__ as command, measures
+from analyses.budget import __main__ as command, choosing
 from analyses.budget.answered import Answered
 from analyses.budget.families import Family, paper_families
-from analyses.budget.matching import MAX_STEPS, TOLERANCE, Curve, Match
+from analyses.budget.matching import TOLERANCE, Curve, Match
 from ss_lens import Ablate, Add, ContrastiveDataset, RotateBy, RotateTo, Store, UserError
 from ss_lens.datasets.contrastive import DatasetSplit
 from ss_lens.geometry.operators import RotateScale, SetAngle
@@ -31,111 +29,6 @@ from ss_lens.scoring.divergence import kl_divergence
 
 OPERATORS = {kind.__name__: kind for kind in (Ablate, Add, RotateBy, RotateTo, SetAngle)}
 TOKENS = 6
-
-
-def curve(function: Callable[[float], float], strengths: Sequence[float]) -> Curve:
-    return Curve(lambda some: [function(strength) for strength in strengths_of(some)], strengths)
-
-
-def strengths_of(some: Sequence[float]) -> list[float]:
-    assert len(set(some)) == len(some), "a strength is asked for twice"
-    return [*some]
-
-
-def matched(
-    function: Callable[[float], float], strengths: Sequence[float], level: float, tolerance: float
-) -> Match:
-    return curve(function, strengths).first_match(level, tolerance)
-
-
-@given(
-    scale=st.floats(1e-3, 1e3),
-    exponent=st.floats(0.5, 6),
-    where=st.floats(0.05, 0.99),
-    sign=st.sampled_from([1.0, -1.0]),
-)
-def test_a_power_is_matched_where_its_inverse_says(
-    scale: float, exponent: float, where: float, sign: float
-) -> None:
-    level = scale * where**exponent
-    found = matched(
-        lambda s: scale * abs(s) ** exponent, [sign * k / 6 for k in range(7)], level, 1e-3
-    )
-    assert found.problem == ""
-    assert found.kl == pytest.approx(level, rel=1e-3)
-    assert found.strength == pytest.approx(sign * where, rel=2.1e-3)
-
-
-def test_behind_a_bump_the_first_crossing_is_found() -> None:
-    def bumps(strength: float) -> float:
-        return 2 * math.sin(strength) ** 2  # one at π/4, 3π/4, 5π/4, …
-
-    assert matched(bumps, np.linspace(0, 9, 19).tolist(), 1.0, 1e-6).strength == pytest.approx(
-        math.pi / 4, rel=1e-5
-    )
-    assert matched(bumps, np.linspace(0, -9, 19).tolist(), 1.0, 1e-6).strength == pytest.approx(
-        -math.pi / 4, rel=1e-5
-    )
-
-
-def test_a_curve_that_starts_above_is_matched_where_it_comes_back_from_below() -> None:
-    found = matched(lambda s: 1 + math.cos(s), np.linspace(0, 6.2, 13).tolist(), 0.5, 1e-6)
-    assert found.strength == pytest.approx(4 * math.pi / 3, rel=1e-5)
-
-
-def test_a_scanned_strength_that_spends_the_budget_is_the_match() -> None:
-    assert matched(lambda s: s, [0.0, 1.0, 2.0], 1.0, 1e-6) == Match(1.0, 1.0)
-    assert matched(lambda s: s, [1.0, 2.0], 1.0, 1e-6) == Match(1.0, 1.0)
-    assert matched(lambda s: s, [0.0, 2.0], 2.0, 1e-6) == Match(2.0, 2.0)
-
-
-@pytest.mark.parametrize(
-    ("function", "problem"),
-    [
-        (
-            lambda s: 0.2 * s,
-            r"KL is at most 0.8 at 5 strengths from 0 to 4, below the budget of 1 nats",
-        ),
-        (lambda s: 3 + s, r"KL is at least 3 at 5 strengths from 0 to 4, above the budget of 1"),
-        (lambda s: 4 - s, r"KL only falls through the budget of 1 nats at 5 strengths from 0 to 4"),
-        (
-            lambda s: 0.1 if s < 2.3 else 5.0,
-            rf"KL leaps over .* 1 nats: none of {MAX_STEPS} steps between the strengths 2 and 3",
-        ),
-        (lambda s: 0.1 if s < 2.3 else math.nan, r"KL leaps over the budget"),
-        (lambda s: math.nan, r"KL is at least inf .* above the budget"),
-    ],
-)
-def test_a_budget_that_is_not_reached_has_no_strength_and_a_reason(
-    function: Callable[[float], float], problem: str
-) -> None:
-    found = matched(function, [0.0, 1.0, 2.0, 3.0, 4.0], 1.0, 0.02)
-    assert math.isnan(found.strength)
-    assert math.isnan(found.kl)
-    assert re.match(problem, found.problem)
-
-
-def test_an_overflow_behind_the_crossing_does_not_hide_it() -> None:
-    found = matched(lambda s: s**2 if s < 2 else math.nan, [0.0, 1.0, 3.0], 2.0, 1e-3)
-    assert found.strength == pytest.approx(math.sqrt(2), rel=1e-3)
-
-
-def test_nothing_is_measured_twice_and_no_further_than_needed() -> None:
-    asked: list[float] = []
-
-    def measure(strengths: Sequence[float]) -> list[float]:
-        asked.extend(strengths)
-        return [strength**2 for strength in strengths]
-
-    known = Curve(measure, [float(s) for s in range(20)])
-    first = known.first_match(1.5)
-    assert max(asked) == 3  # the scan goes by fours
-    again = len(asked)
-    assert known.first_match(1.5) == first
-    assert len(asked) == again
-    assert known.first_match(40.0).strength == pytest.approx(math.sqrt(40), rel=TOLERANCE)
-    assert max(asked) == 7
-    assert len(set(asked)) == len(asked) <= 8 + 2 * 3
 
 
 @pytest.fixture(autouse=True)
@@ -195,7 +88,7 @@ def test_what_is_reported_spends_the_budget_on_dev_and_is_measured_on_test(
         assert row.dev_kl == pytest.approx(on_dev, rel=1e-3)
         if row.family == "ablate":
             assert math.isnan(row.strength)
-            assert row.problem == measures.FIXED
+            assert row.problem == choosing.FIXED
         else:
             assert on_dev == pytest.approx(0.5, rel=TOLERANCE + 1e-3)
             assert row.problem == ""
@@ -243,6 +136,47 @@ def test_the_comparison_repeats_and_does_not_depend_on_the_order_of_families(
         another.set_index(keys).loc[table.index].drop(columns=of_pairs),
         table.drop(columns=of_pairs),
     )
+
+
+@pytest.mark.parametrize(("goal", "best"), [("weaken", min), ("strengthen", max)])
+def test_of_both_senses_dev_takes_the_better(
+    tiny_llama: TransformerBridge,
+    families: dict[str, Family],
+    parts: DatasetSplit,
+    goal: choosing.Goal,
+    best: Callable[..., float],
+) -> None:
+    where = families["rotate_by"].calibration
+    around = Family(where, RotateBy, range(0, 361, 15), circle=True)
+    named = {"around": around, "half": families["rotate_by"], "add": families["add"]}
+    table = budget.measure(
+        tiny_llama, named, parts.dev, parts.test, [0.5], goal=goal, max_new_tokens=TOKENS
+    ).set_index("family")
+    row = table.loc["around"].iloc[0]
+    told = row["candidates"].replace("−", "-").split("; ")
+    pairs = [tuple(map(float, text.replace("°", "").split())) for text in told]
+    assert len(pairs) >= 2
+    assert {angle > 0 for angle, _ in pairs} == {True, False}
+    scores = []
+    for angle, said in pairs:
+        operator = RotateBy(angle % 360)
+        spent = kl_by_hand(tiny_llama, around, operator, parts.dev).mean()
+        assert spent == pytest.approx(0.5, rel=0.03)
+        with ss_lens.steer(tiny_llama, where, operator):
+            scores.append(scoring.refusal_score(tiny_llama, parts.dev.positive).iloc[:, 0].mean())
+        assert said == pytest.approx(scores[-1], abs=0.02)
+    angle = pairs[scores.index(best(scores))][0]
+    assert row["strength"] == pytest.approx(angle % 360, abs=0.1)
+    assert row["sense"] == ("+" if angle > 0 else "−")
+    assert (table.loc[["half", "add"], ["sense", "candidates"]] == "").all(axis=None)
+
+
+def test_a_circle_is_a_whole_one(families: dict[str, Family]) -> None:
+    calibration = families["rotate_by"].calibration
+    for angles in (range(0, 181, 30), range(0, 360, 30)):
+        with pytest.raises(UserError, match=r"from its start to 360° further; got .*whole circle"):
+            Family(calibration, RotateBy, angles, circle=True)
+    assert Family(calibration, RotateBy, range(-180, 181, 30), circle=True).circle
 
 
 def test_strengths_see_dev_alone_and_reports_test_alone(
@@ -403,7 +337,11 @@ def test_the_papers_families_start_where_nothing_is_steered_and_have_signed_shif
     acts = ss_lens.capture(tiny_llama, parts.train, store=store)
     made = paper_families(acts, step=40)
     assert next(iter(made)) == "rotate_by, discriminative sites"
-    assert made["rotate_by, all sites"].strengths == (0, 40, 80, 120, 160, 180)
+    around = (0, 40, 80, 120, 160, 200, 240, 280, 320, 360)
+    assert made["rotate_by, all sites"].strengths == around
+    assert {name for name, family in made.items() if family.circle} == {
+        name for name in made if name.startswith(("rotate", "set_angle"))
+    }
     assert len(made["rotate_by, all sites"].calibration.selected_sites) == 6
     assert made["rotate_to, discriminative sites"].strengths[-1] == 360
     up, down = (made[f"add, {way} the direction"] for way in ("along", "against"))

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from contextlib import nullcontext
+from functools import partial
+
 import jaxtyping
 import numpy as np
 import pandas as pd
@@ -11,11 +15,21 @@ from scipy.special import rel_entr
 from transformer_lens.model_bridge import TransformerBridge
 
 import ss_lens
-from ss_lens import Ablate, Add, Calibration, ContrastiveDataset, RotateBy, Store, UserError
+from ss_lens import (
+    Ablate,
+    Add,
+    Calibration,
+    ChatFormat,
+    ContrastiveDataset,
+    RotateBy,
+    Store,
+    UserError,
+    steer,
+)
 from ss_lens.models import forward
 from ss_lens.models.chat import tokenize
 from ss_lens.scoring import continuations
-from ss_lens.scoring.divergence import kl_divergence
+from ss_lens.scoring.divergence import Changed, changed_divergence, kl_divergence
 from ss_lens.steering.positions import (
     AllPositions,
     GeneratedOnly,
@@ -209,3 +223,44 @@ def test_responses_that_are_no_texts_are_named(
             kl_divergence(tiny_llama, calibration, Ablate(), PROMPTS, ["w1", float("nan")])
     finally:
         jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def test_a_change_of_the_prompt_and_one_of_the_model_diverge_as_by_hand(
+    tiny_llama: TransformerBridge, calibration: Calibration
+) -> None:
+    """Predictions of the same answer, each model after its own prompt."""
+    chat = ChatFormat(system="w40 w41 w42")
+    shots = [{"role": "user", "content": "w50"}, {"role": "assistant", "content": "w51 w52"}]
+    turned = [[*shots, {"role": "user", "content": prompt}] for prompt in PROMPTS]
+    steered = partial(steer, tiny_llama, calibration, RotateBy(120))
+    changes = [
+        Changed("a system prompt", nullcontext, chat=chat),
+        Changed("examples", nullcontext, prompts=turned),
+        Changed("steering", steered),
+        Changed("both", steered, chat=chat),
+        Changed("nothing", nullcontext),
+    ]
+    found = changed_divergence(tiny_llama, changes, PROMPTS, ANSWERS)
+    plain = kl_divergence(tiny_llama, calibration, RotateBy(120), PROMPTS, ANSWERS)
+    pd.testing.assert_frame_equal(found[2], plain, atol=1e-5)
+    assert (found[4]["kl_mean"].dropna() == 0).all()
+
+    def logp(context: tuple[int, ...], answer: list[int]) -> torch.Tensor:
+        ids = torch.tensor([[*context, *answer[:-1]]])
+        with torch.inference_mode():
+            logits = tiny_llama(ids, return_type="logits")[0, len(context) - 1 :]
+        return logits.double().log_softmax(dim=-1)
+
+    for row, (prompt, answer) in enumerate(zip(PROMPTS, ANSWERS, strict=True)):
+        tokens = tiny_llama.tokenizer(answer, add_special_tokens=False)["input_ids"]
+        if not tokens:
+            assert math.isnan(found[0]["kl_mean"][row])
+            continue
+        before = logp(tokenize(tiny_llama, [prompt])[0], tokens)
+        for table, after in (
+            (found[0], logp(tokenize(tiny_llama, [prompt], chat)[0], tokens)),
+            (found[1], logp(tokenize(tiny_llama, [turned[row]])[0], tokens)),
+        ):
+            expected = (before.exp() * (before - after)).sum(dim=-1)
+            assert table["kl_mean"][row] == pytest.approx(float(expected.mean()), rel=1e-3)
+            assert table["kl_first"][row] == pytest.approx(float(expected[0]), rel=1e-3)
