@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 def print_run(run: Run, run_dir: Path, report: Path | None, as_json: bool) -> None:
     """The calibration; scores by way of steering and angle; answers at the chosen angles."""
     if as_json:
-        tables = {name: _records(getattr(run, name)) for name in ("dial", "choices", "scores")}
+        tables = {
+            name: _records(getattr(run, name)) for name in ("dial", "choices", "scores", "asked")
+        }
         found = console.summary(run.calibration)
         paths = {"run_dir": str(run_dir), "report": None if report is None else str(report)}
         console.print_json({**found, **paths, **tables, "verdict": run.verdict})
@@ -26,6 +28,7 @@ def print_run(run: Run, run_dir: Path, report: Path | None, as_json: bool) -> No
     console.print_facts(console.summary(run.calibration), as_json=False)
     _print_dial(run.dial)
     _print_random_planes(run.dial)
+    _print_asked(run.asked)
     _print_answers(run)
     console.line(f"\n{run.verdict}")
     console.line(f"saved in {run_dir}; draw its figures with: python -m analyses {run_dir}")
@@ -72,6 +75,29 @@ def _print_random_planes(dial: pd.DataFrame) -> None:
             mass = _spread(drawn["opening_mass"], ".2f")
             rows.append([at, named, len(drawn) if way in RANDOM else "", score, mass])
     heads = ["angle", "plane", "draws", "refusal score", "opening mass"]
+    console.print_rows(heads, rows, as_json=False)
+
+
+def _print_asked(asked: pd.DataFrame) -> None:
+    """What system prompts do instead of steering."""
+    if asked.empty:
+        return
+    n = int(asked["n"].iloc[0])
+    console.line(
+        f"\nunsteered, asked in a system prompt, on {n} dev prompts per class; * dev's choice"
+    )
+    rows = []
+    for (sense, system), found in asked.groupby(["sense", "system"], sort=False):
+        by_class = found.set_index("prompt_class")
+        cells = [
+            f"{row['refusal_score']:+.1f} ({row['opening_mass']:.2f})"
+            for label in ("positive", "negative")
+            if label in by_class.index
+            for row in [by_class.loc[label]]
+        ]
+        mark = " *" if found["chosen"].any() else ""
+        rows.append([f"{sense}{mark}", str(system), *cells, *[""] * (2 - len(cells))])
+    heads = ["refusal", "system prompt", "harmful: score (mass)", "harmless: score (mass)"]
     console.print_rows(heads, rows, as_json=False)
 
 

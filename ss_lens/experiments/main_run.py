@@ -16,6 +16,7 @@ from ss_lens.core.progress import progress_bar
 from ss_lens.datasets.contrastive import ContrastiveDataset
 from ss_lens.experiments.cells import CellStore
 from ss_lens.experiments.dial.answers import scored_answers
+from ss_lens.experiments.dial.asking import scan_asking
 from ss_lens.experiments.dial.config import RunConfig
 from ss_lens.experiments.dial.folder import check_run_dir, claim, finish
 from ss_lens.experiments.dial.run import Run
@@ -57,8 +58,9 @@ def run_main_job(
     """Calibrate on the train part of ``dataset`` and measure Selective Steering on its test part.
 
     On the dev part the method's refusal score is measured at all angles, beside all sites, Standard
-    Angular Steering and random planes, uniform and of equal energy; an angle is chosen for each
-    sense, weaker and stronger refusal, among those at which few answers collapse. At these and
+    Angular Steering and random planes, uniform and of equal energy, and beside the unsteered model
+    with system prompts that ask for the same; an angle is chosen for each sense, weaker and
+    stronger refusal, among those at which few answers collapse. At these and
     unsteered, the test prompts are answered. What is finished is kept in ``run_dir``, so a run that
     was stopped resumes where it stopped, and a repeated run does no work.
 
@@ -93,12 +95,13 @@ def run_main_job(
     choices = choose_angles(bench, cells, arm, scanned, shorten=not config.keep_answers)
     beside = scan_controls(bench, cells, controls(arm, sites, config.draws), scanned, choices)
     dial = dial_table([scanned, beside])
+    asked = scan_asking(bench, cells, arm)
     angles = sorted({0.0, *chosen_angles(choices).values()})
     responses = _responses(bench, cells, arm, angles, config)
     scores = score_by_angle(responses)
-    said = verdict(scores, dial, choices)
-    finish(folder, (responses, scores, dial, choices), said)
-    return Run(config, first.calibration, keys, responses, scores, dial, choices, said)
+    said = verdict(scores, dial, choices, asked)
+    finish(folder, (responses, scores, dial, choices, asked), said)
+    return Run(config, first.calibration, keys, responses, scores, dial, choices, asked, said)
 
 
 def score_by_angle(responses: pd.DataFrame) -> pd.DataFrame:

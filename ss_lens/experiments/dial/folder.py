@@ -29,7 +29,9 @@ EARLIER = (1, 2)
 either). Their runs are read, and not resumed."""
 UNSEALED = 1
 EARLIER_TABLES = ("responses.csv", "scores.csv")
-TABLES = (*EARLIER_TABLES, "dial.csv", "choices.csv")
+ASKED = "asked.csv"
+TABLES = (*EARLIER_TABLES, "dial.csv", "choices.csv", ASKED)
+"""Runs before there was the last one are read without it."""
 
 
 def check_run_dir(run_dir: Path, dataset: ContrastiveDataset, config: RunConfig) -> dict[str, Any]:
@@ -89,7 +91,8 @@ def load_run(run_dir: Path | str) -> Run:
         keep_default_na=False,
         na_values={column: [""] for column in undefined},
     )
-    others = [pd.read_csv(folder / name) for name in (TABLES if current else EARLIER_TABLES)[1:]]
+    turned = [name for name in (TABLES if current else EARLIER_TABLES)[1:] if name != ASKED]
+    others = [pd.read_csv(folder / name) for name in turned]
     tables = [
         t.assign(angle_deg=t["angle_deg"].astype(float).map(reduced)) for t in (responses, *others)
     ]
@@ -98,7 +101,8 @@ def load_run(run_dir: Path | str) -> Run:
     run = Run(config, calibration, identity["activations"], tables[0], tables[1])
     if not current:
         return run
-    return replace(run, dial=tables[2], choices=tables[3], verdict=told["verdict"])
+    asked = pd.read_csv(folder / ASKED) if ASKED in told else run.asked
+    return replace(run, dial=tables[2], choices=tables[3], asked=asked, verdict=told["verdict"])
 
 
 def is_finished(run_dir: Path) -> bool:
@@ -168,7 +172,7 @@ def _check_tables(folder: Path, names: Sequence[str]) -> dict[str, Any]:
     """What ``tables.json`` says, once the tables are those that it was written beside."""
     remedy = "start `ss-lens run` on it again, which makes them from the answers that it keeps"
     told = read_sealed_json(folder / "tables.json", "list of tables (tables.json)", remedy=remedy)
-    for name in names:
+    for name in (name for name in names if name != ASKED or name in told):
         path = folder / name
         if not path.exists() or sha256_of_file(path) != told.get(name):
             raise UserError(

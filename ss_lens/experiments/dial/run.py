@@ -9,6 +9,7 @@ import pandas as pd
 from ss_lens.activations.site_map import site_map
 from ss_lens.calibration.calibration import Calibration
 from ss_lens.core.shown import card, in_lines
+from ss_lens.experiments.dial.asking import ASKED_COLUMNS
 from ss_lens.experiments.dial.config import RunConfig
 from ss_lens.experiments.dial.scan import CHOICE_COLUMNS, DIAL_COLUMNS
 from ss_lens.experiments.summaries import degrees, first_rows
@@ -19,7 +20,7 @@ class Run:
     """A finished main job, as its run directory holds it.
 
     A run of an earlier version has the answers at all of its angles in full, and no ``dial``,
-    ``choices`` or ``verdict``.
+    ``choices`` or ``verdict``; or it has these, and no ``asked``.
 
     Attributes:
         calibration: fitted on the train part.
@@ -31,6 +32,8 @@ class Run:
             ``refusal_score`` and ``opening_mass``, means over ``n`` prompts.
         choices: which angles were tried on dev for each sense, and which were chosen; see
             :func:`ss_lens.experiments.dial.scan.choose_angles`.
+        asked: what system prompts do on dev instead; see
+            :func:`ss_lens.experiments.dial.asking.scan_asking`.
         verdict: what turned, in words.
     """
 
@@ -41,6 +44,7 @@ class Run:
     scores: pd.DataFrame
     dial: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=[*DIAL_COLUMNS]))
     choices: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=[*CHOICE_COLUMNS]))
+    asked: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=[*ASKED_COLUMNS]))
     verdict: str = ""
 
     def __repr__(self) -> str:

@@ -15,19 +15,26 @@ answer, the text breaks, and the score says little."""
 _DIRECTION: dict[Sense, int] = {"weakened": -1, "strengthened": 1}
 
 
-def verdict(scores: pd.DataFrame, dial: pd.DataFrame, choices: pd.DataFrame) -> str:
+def verdict(
+    scores: pd.DataFrame,
+    dial: pd.DataFrame,
+    choices: pd.DataFrame,
+    asked: pd.DataFrame | None = None,
+) -> str:
     """One line for both senses of turning.
 
     Refusal turned where the 95 % intervals of unsteered and steered test answers do not overlap,
     and the turn counts as the plane's own where its score on dev moved further than in all uniform
     random planes, and further than in all those of equal energy that leave the text whole. A plane
     breaks it where its opening mass is below :data:`BROKEN` of the unsteered one; where the
-    method's is too, no plane is discounted for that.
+    method's is too, no plane is discounted for that. Asking the model does as well where the
+    system prompt that dev chose moves the score on dev as far, and leaves the text whole.
 
     Args:
         scores: a row per angle, with that at 0° unsteered.
         dial: of :func:`ss_lens.experiments.dial.scan.dial_table`.
         choices: of :func:`ss_lens.experiments.dial.scan.choose_angles`.
+        asked: of :func:`ss_lens.experiments.dial.asking.scan_asking`; ``None`` says nothing of it.
     """
     rows = {row["angle_deg"]: row for row in scores.to_dict("records")}
     angles = chosen_angles(choices)
@@ -41,7 +48,8 @@ def verdict(scores: pd.DataFrame, dial: pd.DataFrame, choices: pd.DataFrame) -> 
                 f"{_rate(rows[0.0], 'positive')} → {_rate(rows[angle], 'positive')} of harmful, "
                 f"{_rate(rows[0.0], 'negative')} → {_rate(rows[angle], 'negative')} of harmless "
                 f"prompts, {rows[angle]['collapsed']:.2f} collapsed; "
-                f"{_against(dial, angle, direction, moved)}."
+                f"{_against(dial, angle, direction, moved)}"
+                f"{'' if asked is None else _beside_asking(asked, dial, angle, sense)}."
             )
         elif tried := int((choices["sense"] == sense).sum()):
             said.append(
@@ -115,6 +123,29 @@ def _against(dial: pd.DataFrame, angle: float, direction: int, moved: int) -> st
         f"{said}: only planes of equal energy move it as far ({len(matched)}), and there the text "
         f"breaks{own_turn}"
     )
+
+
+def _beside_asking(asked: pd.DataFrame, dial: pd.DataFrame, angle: float, sense: Sense) -> str:
+    """What a system prompt does to the score of dev, beside the turn on the same prompts."""
+    if asked.empty:
+        return "; the model takes no system prompt, so asking it instead was not measured"
+    direction = _DIRECTION[sense]
+    of_method = (dial["way"] == METHOD) & (dial["prompt_class"] == "positive")
+    own = dial.loc[of_method].set_index("angle_deg")
+    start, there = own.loc[0.0], own.loc[angle]
+    chosen = asked.loc[asked["chosen"] & (asked["sense"] == sense)].set_index("prompt_class")
+    change = float(chosen.loc["positive", "refusal_score"] - start["refusal_score"])
+    turned = float(there["refusal_score"] - start["refusal_score"])
+    mass = float(chosen.loc["positive", "opening_mass"])
+    said = (
+        f"; asked for it in a system prompt, unsteered, the score on {there['n']} dev prompts "
+        f"moves by {change:+.1f} (opening mass {mass:.2f}), by the turn {turned:+.1f}: "
+    )
+    if change * direction < turned * direction:
+        return f"{said}asking does less"
+    if mass < BROKEN * float(start["opening_mass"]):
+        return f"{said}asking moves it as far, and there the text breaks"
+    return f"{said}asking the model does as well"
 
 
 def _rate(row: dict[Any, Any], label: str) -> str:
