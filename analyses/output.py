@@ -99,7 +99,12 @@ class Print:
 
 
 def printed(module: str, subtitle: str, *given: Any) -> Print:
-    """What :mod:`analyses.printed` has in the module of that name, of a table and its context.
+    """What the module of that name draws for print, of a table and its context.
+
+    Args:
+        module: of :mod:`analyses.printed`; with a dot, of an analysis of its own.
+        subtitle: what was measured, and on what.
+        given: what the module's functions take.
 
     Raises:
         UserError: Matplotlib is not installed.
@@ -109,7 +114,7 @@ def printed(module: str, subtitle: str, *given: Any) -> Print:
             "figures in PDF, SVG and PNG need Matplotlib, which is not installed; run "
             'pip install "ss_lens[paper]", or use --format html.'
         )
-    drawing = import_module(f"analyses.printed.{module}")
+    drawing = import_module(f"analyses.{module if '.' in module else f'printed.{module}'}")
     caption = f"{drawing.CAPTION} Data: {subtitle}."
     return Print(
         lambda columns: drawing.figure(*given, columns=columns), drawing.brief(*given), caption
@@ -254,7 +259,7 @@ def save_print(folder: Path, name: str, make_print: Callable[[], Print] | None) 
     if make_print is None:
         print(f"{name} has no form for print and is left out")
         return
-    from analyses.printed.tables import latex, markdown, negative
+    from analyses.printed.tables import latex_parts, markdown, negative
 
     made = make_print()
     for columns in (1, 2):
@@ -264,7 +269,7 @@ def save_print(folder: Path, name: str, make_print: Callable[[], Print] | None) 
             print(path)
     rows = negative(markdown([*made.table.columns], made.table.itertuples(index=False)))
     texts = {
-        "tex": latex(made.table, made.caption, name),
+        "tex": latex_parts(made.table, made.caption, name),
         "md": f"{rows}\n\n{made.caption}\n",
     }
     for suffix, text in texts.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -32,10 +33,11 @@ def main(
     ] = "weaken",
     step: Annotated[int, typer.Option(help="Degrees between the angles of the scan.")] = 15,
     out: output.Out = Path("runs/budget"),
+    paper: output.Paper = False,
     formats: output.Formats = None,
 ) -> None:
     """Refusal score of each operator at the same KL divergence from the unsteered model."""
-    chosen = output.checked(formats)
+    chosen = output.checked(formats, paper)
     budgets = budget or [BUDGET]
     check_budgets(budgets)  # before a model is loaded
     parts = output.split(dataset, seed, test)
@@ -52,7 +54,8 @@ def main(
         f"{model}; {dataset}: strengths chosen on {dev} + {dev} prompts, reported on {test} + "
         f"{test} others"
     )
-    output.save(out, "budget", table, figure(table, subtitle), chosen)
+    make = partial(output.printed, "budget.printed", subtitle, table)
+    output.save(out, "budget", table, figure(table, subtitle), chosen, make)
     for row in table.drop_duplicates(["budget", "family"]).to_dict("records"):
         if row["problem"]:
             print(f"- {row['family']}, {row['budget']:g} nats: {row['problem']}")

@@ -24,7 +24,7 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
     looks, crossed = style.series(table["family"]), style.Crosses()
     for panel, of_class in panels:
         for family, rows in of_class.groupby("family", sort=False):
-            points, in_legend = _reached(rows), panel == 1
+            points, in_legend = reached(rows), panel == 1
             trace = _points(str(family), points, looks[str(family)], in_legend=in_legend)
             drawn.add_trace(trace, row=1, col=panel)
             crossed.draw(
@@ -42,28 +42,28 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
     return style.layout(drawn, title, subtitle, height=500, narrowest=720)
 
 
-def _reached(rows: pd.DataFrame) -> pd.DataFrame:
+def reached(rows: pd.DataFrame) -> pd.DataFrame:
     """A family's points from the smallest divergence to the largest.
 
     Without a strength it is the same at every budget.
     """
-    reached = rows.dropna(subset=["kl"]).sort_values("kl")
-    return reached.head(1) if reached["strength"].isna().any() else reached
+    known = rows.dropna(subset=["kl"]).sort_values("kl")
+    return known.head(1) if known["strength"].isna().any() else known
 
 
-def _points(family: str, reached: pd.DataFrame, look: style.Look, *, in_legend: bool) -> go.Scatter:
-    name = family if len(reached) else f"{family} (not reached)"
+def _points(family: str, found: pd.DataFrame, look: style.Look, *, in_legend: bool) -> go.Scatter:
+    name = family if len(found) else f"{family} (not reached)"
     return go.Scatter(
-        x=reached["kl"] if len(reached) else [None],
-        y=reached["refusal_score"] if len(reached) else [None],
-        error_x=_interval(reached, "kl", "kl_low", "kl_high"),
-        error_y=_interval(reached, "refusal_score", "low", "high"),
+        x=found["kl"] if len(found) else [None],
+        y=found["refusal_score"] if len(found) else [None],
+        error_x=_interval(found, "kl", "kl_low", "kl_high"),
+        error_y=_interval(found, "refusal_score", "low", "high"),
         mode="lines+markers",
         name=name,
         legendgroup=family,
         line={"color": look.colour, "width": 1.5, "dash": look.dash},
         marker={"symbol": look.symbol, "size": 8, "color": look.colour},
-        customdata=reached[["operator", "opening_mass", "budget"]],
+        customdata=found[["operator", "opening_mass", "budget"]],
         hovertemplate="%{customdata[0]}<br>%{y:.2f} nats at KL %{x:.3g}, budget "
         "%{customdata[2]:g}<br>opening mass %{customdata[1]:.2f}",
         showlegend=in_legend,

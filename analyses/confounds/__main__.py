@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -21,16 +22,18 @@ def main(
     dataset: output.Dataset = "refusal",
     seed: Annotated[int, typer.Option(help="Of the split, the folds and the draws.")] = 0,
     out: output.Out = Path("runs/confounds"),
+    paper: output.Paper = False,
     formats: output.Formats = None,
 ) -> None:
     """Whether length and surface form tell the classes apart as well as the activations do."""
-    chosen = output.checked(formats)
+    chosen = output.checked(formats, paper)
     train = output.split(dataset, seed).train
     loaded = ss_lens.load_model(model)
     counts = [len(ids) for ids in tokenize(loaded, (*train.positive, *train.negative))]
     table = measure(train, ss_lens.capture(loaded, train), token_counts=counts, seed=seed)
     subtitle = f"{model}; {dataset}: {len(train.positive)} + {len(train.negative)} prompts"
-    output.save(out, "confounds", table, figure(table, subtitle), chosen)
+    make = partial(output.printed, "confounds.printed", subtitle, table)
+    output.save(out, "confounds", table, figure(table, subtitle), chosen, make)
     for finding in findings(table):
         print(f"- {finding}")
 

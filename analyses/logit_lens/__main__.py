@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -26,10 +27,11 @@ def main(
     prompts: Annotated[int, typer.Option(help="Per class, that no calibration has seen.")] = 16,
     seed: Annotated[int, typer.Option(help="Of the split and the bootstrap.")] = 0,
     out: output.Out = Path("runs/logit_lens"),
+    paper: output.Paper = False,
     formats: output.Formats = None,
 ) -> None:
     """Log-odds of refusing openings and the likeliest tokens by layer, unsteered and steered."""
-    chosen = output.checked(formats)
+    chosen = output.checked(formats, paper)
     angles = checked_angles(RotateBy, angle or ANGLES)  # before a model is loaded
     parts = output.split(dataset, seed)
     unseen = output.held_out(parts, prompts)
@@ -39,8 +41,10 @@ def main(
     subtitle = (
         f"{model}; {dataset}: {prompts} + {prompts} prompts that the calibration has not seen"
     )
-    output.save(out, "logit_lens", table, figure(table, subtitle), chosen)
-    output.save(out, "logit_lens_tokens", table, token_figure(table, subtitle), chosen)
+    make = partial(output.printed, "logit_lens.printed", subtitle, table)
+    output.save(out, "logit_lens", table, figure(table, subtitle), chosen, make)
+    make = partial(output.printed, "logit_lens.printed_tokens", subtitle, table)
+    output.save(out, "logit_lens_tokens", table, token_figure(table, subtitle), chosen, make)
 
 
 if __name__ == "__main__":

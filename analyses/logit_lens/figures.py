@@ -37,7 +37,7 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
     angles = ways(table)
     looks = {**style.series(angles), UNSTEERED: style.Look("#000000", "solid", "circle")}
     for col, (_, of_class) in enumerate(table.groupby("prompt_class", sort=False), start=1):
-        for name, rows in _by_way(of_class, angles):
+        for name, rows in by_way(of_class, angles):
             look = looks[name]
             x = rows["layer"].to_numpy()
             low, high = rows["low"].to_numpy(), rows["high"].to_numpy()
@@ -101,7 +101,7 @@ def token_figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
     layers = sorted(table["layer"].unique())
     later = table["layer"] >= layers[len(layers) // 2]
     limit = float(table.loc[later, "refusal_score"].abs().max()) or 1.0
-    named = table.assign(way=_names(table))
+    named = table.assign(way=names_of(table))
     for col, (_, of_class) in enumerate(named.groupby("prompt_class", sort=False), start=1):
         score, top, p, mass = (
             of_class.pivot(index="layer", columns="way", values=column).loc[layers, angles]
@@ -151,13 +151,13 @@ def token_figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
 
 def ways(table: pd.DataFrame) -> list[str]:
     """The angles as columns and curves name them, unsteered first."""
-    return list(dict.fromkeys(_names(table)))
+    return list(dict.fromkeys(names_of(table)))
 
 
-def _names(table: pd.DataFrame) -> pd.Series:
+def names_of(table: pd.DataFrame) -> pd.Series:
     return table["angle_deg"].map(lambda a: UNSTEERED if np.isnan(a) else f"{a:g}°")
 
 
-def _by_way(rows: pd.DataFrame, names: list[str]) -> list[tuple[str, pd.DataFrame]]:
-    named = rows.assign(way=_names(rows))
+def by_way(rows: pd.DataFrame, names: list[str]) -> list[tuple[str, pd.DataFrame]]:
+    named = rows.assign(way=names_of(rows))
     return [(name, named.query("way == @name").sort_values("layer")) for name in names]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import ss_lens
@@ -16,16 +17,18 @@ def main(
     model: output.Model = DEFAULT_MODEL,
     dataset: output.Dataset = "refusal",
     out: output.Out = Path("runs/norm_audit"),
+    paper: output.Paper = False,
     formats: output.Formats = None,
 ) -> None:
     """Norm, complement and phase under every operator, by dtype and basis; prints what follows."""
-    chosen = output.checked(formats)
+    chosen = output.checked(formats, paper)
     acts = ss_lens.capture(ss_lens.load_model(model), output.split(dataset).train)
     calibration = ss_lens.calibrate(acts)
     table = measure(acts, calibration)
     n, sites = int(table["n"].iloc[0]), len(calibration.selected_sites)
     subtitle = f"{model}; {dataset}: {n} activations at the {sites} steered sites"
-    output.save(out, "norm_audit", table, figure(table, subtitle), chosen)
+    make = partial(output.printed, "norm_audit.printed", subtitle, table)
+    output.save(out, "norm_audit", table, figure(table, subtitle), chosen, make)
     for finding in findings(table):
         print(f"- {finding}")
 

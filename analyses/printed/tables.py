@@ -5,15 +5,22 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import pandas as pd
 
 LONG = 40
 """Rows from which a table may break across pages."""
+PAGE = 112
+"""Characters at LaTeX's ``\\footnotesize`` that fit side by side into two columns of a page."""
+BETWEEN = 3
+"""Characters that fit into the space between two columns of a table."""
 AS_LATEX = str.maketrans(
     {
         **{"θ": r"$\theta$", "°": r"$^\circ$", "‖": r"$\|$", "×": r"$\times$", "²": "$^2$"},
         **{"−": "$-$", "–": "--", "’": "'", "≤": r"$\le$", "≥": r"$\ge$", "†": r"$\dagger$"},
-        **{"↓": r"$\downarrow$", "↑": r"$\uparrow$"},
+        **{"↓": r"$\downarrow$", "↑": r"$\uparrow$", "→": r"$\to$", "·": r"$\cdot$"},
+        **{"⏎": r"$\hookleftarrow$", "⇥": r"$\mapsto$", "…": r"\ldots{}", "▯": r"\rule{1ex}{1ex}"},
+        **{"<": r"$<$", ">": r"$>$", "|": r"$|$"},
     }
 )
 ESCAPES = str.maketrans(
@@ -44,6 +51,34 @@ def latex(table: pd.DataFrame, caption: str, label: str) -> str:
     )
     start = r"\begin{table}"
     return text.replace(start, f"{start}\n\\centering\n\\footnotesize", 1)
+
+
+def latex_parts(table: pd.DataFrame, caption: str, label: str) -> str:
+    """One table of :func:`latex`, or several below each other that fit the page."""
+    first, *others = columns_that_fit(table)
+    texts = [latex(first, caption, label)]
+    for number, part in enumerate(others, start=2):
+        texts.append(latex(part, f"{caption} (continued)", f"{label}-{number}"))
+    return "\n".join(texts)
+
+
+def columns_that_fit(table: pd.DataFrame) -> list[pd.DataFrame]:
+    """The table in parts of about as many columns, none wider than :data:`PAGE` if it can be.
+
+    The first column stands in each of them.
+    """
+    first, names = table.columns[0], [*table.columns[1:]]
+    for n_parts in range(1, len(names) + 1):
+        parts = [table[[first, *some]] for some in np.array_split(np.array(names, object), n_parts)]
+        if all(width_of(part) <= PAGE for part in parts):
+            return parts
+    return [table[[first, name]] for name in names] or [table]
+
+
+def width_of(table: pd.DataFrame) -> int:
+    """Characters that the longest cells take side by side."""
+    longest = [max(map(len, map(str, [name, *table[name]]))) for name in table]
+    return sum(longest) + BETWEEN * (len(longest) - 1)
 
 
 def markdown(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -23,10 +24,11 @@ def main(
     draws: Annotated[int, typer.Option(help="Random planes per site.")] = DRAWS,
     seed: Annotated[int, typer.Option(help="Of the split, bootstrap and planes.")] = 0,
     out: output.Out = Path("runs/site_effects"),
+    paper: output.Paper = False,
     formats: output.Formats = None,
 ) -> None:
     """Change of the refusal score by each site alone, and by leaving it out, at one angle."""
-    chosen = output.checked(formats)
+    chosen = output.checked(formats, paper)
     operator = ss_lens.RotateBy(angle)  # before a model is loaded
     parts = output.split(dataset, seed)
     unseen = output.held_out(parts, prompts)
@@ -37,7 +39,8 @@ def main(
         f"{model}; {dataset}: {prompts} + {prompts} prompts that the calibration has not seen; "
         f"rotate_by {operator.angle_deg:g}°"
     )
-    output.save(out, "site_effects", table, figure(table, subtitle), chosen)
+    make = partial(output.printed, "site_effects.printed", subtitle, table)
+    output.save(out, "site_effects", table, figure(table, subtitle), chosen, make)
     for finding in findings(table):
         print(f"- {finding}")
 

@@ -23,7 +23,7 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
     if len(control):
         drawn.add_trace(
             go.Scatter(
-                x=_places(control),
+                x=places(control),
                 y=control["effect"],
                 mode="markers",
                 name="random planes",
@@ -48,7 +48,7 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
             open_ = (rows["low"] <= 0) & (rows["high"] >= 0)
             drawn.add_trace(
                 go.Scatter(
-                    x=_places(rows),
+                    x=places(rows),
                     y=rows["effect"],
                     error_y=_interval(rows),
                     mode="markers",
@@ -69,7 +69,7 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
             )
             crossed.draw(
                 drawn,
-                pd.Series(_places(rows)),
+                pd.Series(places(rows)),
                 rows["effect"].reset_index(drop=True),
                 rows["opening_mass"],
                 row=panel,
@@ -89,7 +89,7 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
     return style.layout(drawn, "Which site does it", said.removeprefix(". "), height=560)
 
 
-def _places(rows: pd.DataFrame) -> np.ndarray:
+def places(rows: pd.DataFrame) -> np.ndarray:
     """Along the depth, the classes slightly apart."""
     shift = rows["prompt_class"].map({"positive": -0.06, "negative": 0.06}).to_numpy(float)
     streams = sorted({Site.parse(site).stream for site in rows["site"]}, key=str)

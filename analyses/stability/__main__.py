@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -21,10 +22,11 @@ def main(
     draws: Annotated[int, typer.Option(help="Of each kind and size.")] = 400,
     seed: Annotated[int, typer.Option(help="Of the split and the draws.")] = 0,
     out: output.Out = Path("runs/stability"),
+    paper: output.Paper = False,
     formats: output.Formats = None,
 ) -> None:
     """How a calibration changes with its prompts, with their number, and under shuffled labels."""
-    chosen = output.checked(formats)
+    chosen = output.checked(formats, paper)
     train = output.split(dataset, seed).train
     acts = ss_lens.capture(ss_lens.load_model(model), train)
     found = measure(acts, n_resamples=draws, seed=seed)
@@ -32,8 +34,14 @@ def main(
         f"{model}; {dataset}: {acts.spec.n_positive} + {acts.spec.n_negative} prompts, "
         f"{draws} draws of each kind"
     )
-    output.save(out, "stability_sites", found.sites, site_figure(found.sites, subtitle), chosen)
-    output.save(out, "stability_planes", found.draws, plane_figure(found.draws, subtitle), chosen)
+    make = partial(output.printed, "stability.printed_sites", subtitle, found.sites)
+    output.save(
+        out, "stability_sites", found.sites, site_figure(found.sites, subtitle), chosen, make
+    )
+    make = partial(output.printed, "stability.printed_planes", subtitle, found.draws)
+    output.save(
+        out, "stability_planes", found.draws, plane_figure(found.draws, subtitle), chosen, make
+    )
     for finding in findings(*found):
         print(f"- {finding}")
 

@@ -111,7 +111,7 @@ def plane_figure(draws: pd.DataFrame, subtitle: str = "") -> go.Figure:
     Boxes hold the middle half of the draws, whiskers the middle 95 %.
     """
     drawn = style.two_panels()
-    groups = _groups(draws)
+    groups = groups_of(draws, "<br>")
     for column, (name, colour) in ANGLES.items():
         _add_boxes(drawn, groups, column, f"{name} principal angle", colour, panel=1)
     _add_boxes(drawn, groups, "n_selected", "selected sites", SELECTED, panel=2)
@@ -128,15 +128,15 @@ def plane_figure(draws: pd.DataFrame, subtitle: str = "") -> go.Figure:
     return drawn.update_layout(boxmode="group")
 
 
-def _groups(draws: pd.DataFrame) -> dict[str, pd.DataFrame]:
+def groups_of(draws: pd.DataFrame, break_: str) -> dict[str, pd.DataFrame]:
     """Draws by what they are called on the axis, from no calibration to the whole sample."""
     named = {
-        "random<br>planes": draws.query("kind == 'random'"),
-        "shuffled<br>labels": draws.query("kind == 'shuffled'"),
+        f"random{break_}planes": draws.query("kind == 'random'"),
+        f"shuffled{break_}labels": draws.query("kind == 'shuffled'"),
     }
     for size, rows in draws.query("kind == 'subsample'").groupby("n_positive", sort=True):
-        named[f"{size} per<br>class"] = rows
-    named["bootstrap<br>of all"] = draws.query("kind == 'bootstrap'")
+        named[f"{size} per{break_}class"] = rows
+    named[f"bootstrap{break_}of all"] = draws.query("kind == 'bootstrap'")
     return named
 
 

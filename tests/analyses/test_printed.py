@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -19,9 +18,7 @@ import plotly.graph_objects as go
 import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
-from matplotlib.text import Text
 
 from analyses import dial_looks, output, style
 from analyses.printed import (
@@ -37,6 +34,7 @@ from analyses.printed import (
 from analyses.printed.tables import latex, markdown
 from ss_lens import UserError
 from ss_lens.experiments.dial.ways import ALL_SITES, HEADINGS, RANDOM
+from tests.analyses.drawn import check_legend, check_texts, legend_of, mark
 
 CLASSES = ("positive", "negative")
 LONG = "a variant whose name needs more than a line of its own"
@@ -186,57 +184,12 @@ UNUSUAL: dict[str, Callable[[int], Figure]] = {
 BOTH = pytest.mark.parametrize("columns", [1, 2])
 
 
-def texts(figure: Figure) -> list[Text]:
-    """All text that is drawn; ticks outside of their axes are not."""
-    hidden = {
-        id(label)
-        for axes in figure.axes
-        for axis in (axes.xaxis, axes.yaxis)
-        for tick in {*axis.get_major_ticks(), *axis.get_minor_ticks()} - {*axis._update_ticks()}  # type: ignore[attr-defined]
-        for label in (tick.label1, tick.label2)
-    }
-    found = [text for text in figure.findobj(Text) if isinstance(text, Text)]
-    return [t for t in found if t.get_visible() and t.get_text() and id(t) not in hidden]
-
-
 @pytest.mark.parametrize("name", [*USUAL, *UNUSUAL])
 @BOTH
 def test_no_text_is_small_cut_off_or_over_another(name: str, columns: int) -> None:
     figure = {**USUAL, **UNUSUAL}[name](columns)
-    assert figure.get_figwidth() == {1: 3.25, 2: 6.75}[columns]
-    assert figure.get_figheight() <= 9.5
-    figure.canvas.draw()
-    width, height = figure.bbox.width, figure.bbox.height
-    boxes = [(text.get_text(), text.get_window_extent()) for text in texts(figure)]
-    assert len(boxes) > 5
-    assert min(float(text.get_fontsize()) for text in texts(figure)) >= 6
-    assert not [t.get_text() for t in texts(figure) if "$" in t.get_text()]  # exponents are small
-    for text, box in boxes:
-        assert box.x0 >= -0.5, text
-        assert box.y0 >= -0.5, text
-        assert box.x1 <= width + 0.5, text
-        assert box.y1 <= height + 0.5, text
-    for (one, a), (other, b) in itertools.combinations(boxes, 2):
-        assert not a.padded(-0.5).overlaps(b.padded(-0.5)), (one, other)
-    (legend,) = figure.legends
-    below = legend.get_window_extent()
-    for axes in figure.axes:
-        panel = axes.get_tightbbox()
-        assert panel is not None
-        assert not below.overlaps(panel.padded(-1))
-
-
-def legend_of(figure: Figure) -> tuple[Legend, list[str]]:
-    (legend,) = figure.legends
-    return legend, [text.get_text().replace("\n", " ") for text in legend.get_texts()]
-
-
-def mark(line: Line2D) -> tuple[Any, ...]:
-    """How a line looks in grey: its dash, marker and width."""
-    dashes = line._unscaled_dash_pattern  # type: ignore[attr-defined]
-    hollow = to_rgb(line.get_markerfacecolor()) == (1, 1, 1)
-    drawn = line.get_linestyle() != "None"
-    return dashes if drawn else None, line.get_marker(), hollow, drawn and line.get_linewidth()
+    check_texts(figure, columns)
+    check_legend(figure)
 
 
 @pytest.mark.parametrize("name", ["dial", "angle_response", "angle_curves", "sign_agreement"])
