@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from analyses.paper import published
+from analyses.paper.needed import check_complete
 from analyses.paper.verdicts import Tables, verdicts
 from analyses.printed.tables import markdown
 from ss_lens import UserError
@@ -37,7 +38,7 @@ def read_tables(folder: Path) -> dict[str, pd.DataFrame]:
     """The CSV files of a run by their names.
 
     Raises:
-        UserError: one is missing.
+        UserError: one is missing, or lacks what this version judges by.
     """
     for name in TABLES:
         if not (folder / f"{name}.csv").is_file():
@@ -45,7 +46,10 @@ def read_tables(folder: Path) -> dict[str, pd.DataFrame]:
                 f"{folder} has no {name}.csv; expected the tables of a finished `ss-lens paper`. "
                 "Run the same command again, which resumes it."
             )
-    return {name: pd.read_csv(folder / f"{name}.csv", dtype={"angle_deg": str}) for name in TABLES}
+    files = {name: folder / f"{name}.csv" for name in TABLES}
+    tables = {name: pd.read_csv(path, dtype={"angle_deg": str}) for name, path in files.items()}
+    check_complete(tables, folder)
+    return tables
 
 
 def page(tables: Tables, figures: Sequence[str] = ()) -> str:

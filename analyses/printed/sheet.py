@@ -196,7 +196,7 @@ def save(figure: Figure, path: Path, suffix: str, title: str) -> None:
 
 def label_depth(axes: Axes, sites: Sequence[Site]) -> None:
     """Number the layers along the axis on which sites stand by depth."""
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_xlabel(style.depth_title(sites))
 
 

@@ -13,7 +13,9 @@ NAME = "report.html"
 
 
 def write_report(folder: Path, out: Path | None = None, *, keep_answers: bool = False) -> Path:
-    """Write the report of what ``ss-lens run``, ``sweep`` or ``paper`` saved; return its path.
+    """Write the report of what ``ss-lens run``, ``sweep``, ``ablate`` or ``paper`` saved.
+
+    Returns its path.
 
     This is what the entry point ``report`` of the group ``ss_lens.commands`` names.
 
@@ -47,6 +49,10 @@ def gather(folder: Path, *, keep_answers: bool = False, store: Store | None = No
         from analyses.report.sources.run import of_run
 
         return of_run(folder, store)
+    if (folder / "ablations" / "ablations.json").exists():
+        from analyses.report.sources.ablations import of_ablations
+
+        return of_ablations(folder, keep_answers=keep_answers)
     if (folder / "sweep.json").exists():
         from analyses.report.sources.sweep import of_sweep
 
@@ -57,5 +63,5 @@ def gather(folder: Path, *, keep_answers: bool = False, store: Store | None = No
         return of_paper(folder, store)
     raise UserError(
         f"{folder} holds no run (run.json), no sweep (sweep.json) and no finished tables of the "
-        "paper (paper.json); give a folder that `ss-lens run`, `sweep` or `paper` made."
+        "paper (paper.json); give a folder that `ss-lens run`, `sweep`, `ablate` or `paper` made."
     )

@@ -62,6 +62,8 @@ def figure(table: pd.DataFrame, columns: int = 2) -> Figure:
         sheet.level(axes, 0)
     sites = [Site.parse(site) for site in dict.fromkeys(table.loc[table["site"] != "", "site"])]
     sheet.label_depth(panels[1], sorted(sites))
+    x = style.depth(sites)
+    panels[1].set_xlim(x.min() - 0.75, x.max() + 0.75)
     entries += [
         (sheet.BAR_KEY, "95 % interval over prompts"),
         (sheet.OPEN_KEY, "the interval holds 0"),

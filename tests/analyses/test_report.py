@@ -146,6 +146,15 @@ def test_the_report_of_a_run_holds_its_dial_answers_sites_and_commands(
         assert key in text
 
 
+def test_a_run_names_the_command_of_its_ablations(run: tuple[Path, Store]) -> None:
+    made = gather(run[0], store=run[1])
+    lines = {command.purpose: command.line for command in made.commands}
+    (line,) = [line for purpose, line in lines.items() if "ablations" in purpose]
+    assert line.startswith("ss-lens ablate --model ")
+    assert f"--out {run[0].parent / 'ablations'} --angles 0,90 --dev 1 --test 2" in line
+    assert not [table for table in made.tables if table.title.startswith("Ablations")]
+
+
 def test_an_unfinished_run_says_what_is_missing_and_which_command_makes_it(
     changeable: tuple[Path, Store],
 ) -> None:

@@ -87,6 +87,22 @@ def test_the_curves_are_of_variants_with_an_angle_and_the_draws_their_range(fold
     assert report.start_deg == 180
 
 
+@pytest.mark.parametrize(
+    ("table", "changed", "named"),
+    [
+        ("null_ranks", {"columns": "p_value_whole"}, "the column 'p_value_whole' of null_ranks"),
+        ("facts", {"index": 7}, "the row 'norm_change_RotateTo' of facts.csv"),
+    ],
+)
+def test_tables_of_an_earlier_version_are_one_line_with_the_remedy(
+    folder: Path, table: str, changed: dict[str, object], named: str
+) -> None:
+    path = folder / "tables" / f"{table}.csv"
+    pd.read_csv(path).drop(**changed).to_csv(path, index=False)  # type: ignore[call-overload]
+    with pytest.raises(UserError, match=rf"lack {named}.* Run the same `ss-lens paper` again"):
+        gather(folder)
+
+
 def test_tables_that_are_missing_are_named_with_the_command(folder: Path) -> None:
     (folder / "tables" / "curves.csv").unlink()
     with pytest.raises(UserError, match=r"no curves.csv; .* Run the same command again"):

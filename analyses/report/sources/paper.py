@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -17,21 +16,18 @@ from analyses.paper.page import SHOWN, read_tables
 from analyses.paper.verdicts import Outcome, Verdict, verdicts
 from analyses.report.contents import (
     DIAL_MEASURES,
-    REFUSAL_CLASSES,
     Command,
     Contents,
     Said,
     Series,
     Table,
 )
-from analyses.report.sources import notes
+from analyses.report.sources import notes, variants
 from analyses.report.sources.sites import with_sites
 from ss_lens import Calibration, Store
 from ss_lens.core.files import read_json
 from ss_lens.experiments.paper.plan import FULL
 
-LEVEL = 0.05
-"""Of the p-values after Holm."""
 _TITLES = {
     "null_ranks": "Random planes and random sets of sites",
     "selection": "Rules of selection, and the published template",
@@ -60,7 +56,8 @@ def of_paper(folder: Path, store: Store | None = None) -> Contents:
     facts = dict(zip(tables["facts"]["fact"], map(str, tables["facts"]["value"]), strict=True))
     found, drawn = verdicts(tables), curves(tables)
     series = tuple(
-        Series(name, _role(name, drawn), "positive") for name in dict.fromkeys(drawn["series"])
+        Series(name, variants.role(name, drawn, FULL), "positive")
+        for name in dict.fromkeys(drawn["series"])
     )
     shown = {name: tables[name] for name in _TITLES if len(tables[name])}
     model = Path(facts["model"]).name
@@ -76,7 +73,10 @@ def of_paper(folder: Path, store: Store | None = None) -> Contents:
         start_deg=_start(tables["choices"]),
         tables=(
             _claims(found),
-            *(_levels(tables[kind], kind) for kind in ("methods", "ablations")),
+            *(
+                variants.levels(tables[kind], kind.capitalize(), SHOWN, FULL)
+                for kind in ("methods", "ablations")
+            ),
             *(_plain(name, table) for name, table in shown.items()),
         ),
         configuration=facts,
@@ -104,22 +104,8 @@ def curves(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     A variant's draws are its range; those of the nulls too, in the measure that is read in them.
     """
     scan = tables["curves"].astype({"angle_deg": float})
-    columns = [measure.column for measure in DIAL_MEASURES]
     scan = scan.drop_duplicates(["variant", "draw", "angle_deg"])  # the method is in both tables
-    turned = scan.groupby("variant")["angle_deg"].transform("nunique") > 1
-    start = scan.loc[(scan["variant"] == FULL) & (scan["angle_deg"] == 0)]
-    parts = []
-    for name, rows in scan.loc[turned].groupby("variant", sort=False):
-        groups = rows.groupby("angle_deg")
-        made = groups.agg(n=("n", "first"), draws=("draw", "size"))
-        for column in columns:
-            ends = groups.agg({column: ["mean", "min", "max"]}).to_numpy()
-            made[column] = ends[:, 0]
-            for place, suffix in ((1, "low"), (2, "high")):
-                made[f"{column}_{suffix}"] = np.where(made["draws"] > 1, ends[:, place], np.nan)
-            own = start[column]
-            made[f"{column}_unsteered"] = float(own.iloc[0]) if len(own) else np.nan
-        parts.append(made.reset_index().assign(series=str(name)))
+    parts = variants.curves(scan, FULL)
     for row in tables["null_ranks"].to_dict("records"):
         mass = tables["nulls"].loc[tables["nulls"]["null"] == row["null"], "opening_mass"]
         values = {
@@ -132,13 +118,6 @@ def curves(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         at = {"series": row["null"], "angle_deg": float(row["angle_deg"]), "draws": row["draws"]}
         parts.append(pd.DataFrame([{**at, "n": np.nan, **values}]))
     return pd.concat(parts, ignore_index=True)
-
-
-def _role(name: str, drawn: pd.DataFrame) -> Any:
-    if name == FULL:
-        return "method"
-    of_name = drawn.loc[drawn["series"] == name, "draws"]
-    return "random" if (of_name > 1).any() or "random" in name or "shuffled" in name else "variant"
 
 
 def _start(choices: pd.DataFrame) -> float:
@@ -162,52 +141,11 @@ def _claims(found: tuple[Verdict, ...]) -> Table:
     return Table("Claim by claim", "", pd.DataFrame(rows))
 
 
-def _levels(table: pd.DataFrame, kind: str) -> Table:
-    """A row per variant and class; a star where it differs from the method (Holm's p < 0.05)."""
-    rows, measured = [], {*table["metric"]}
-    shown = {name: head for name, head in SHOWN.items() if name in measured}
-    pairs = zip(table["variant"].tolist(), table["prompt_class"].tolist(), strict=True)
-    for variant, label in dict.fromkeys(pairs):
-        here = table.loc[(table["variant"] == variant) & (table["prompt_class"] == label)]
-        by_metric = {row["metric"]: row for row in here.to_dict("records")}
-        first = here.iloc[0]
-        rows.append(
-            {
-                "variant": variant,
-                "prompts": f"{REFUSAL_CLASSES[label]} ({int(here['n'].max())})",
-                "angle": _angle(first["angle_deg"]),
-                **{head: _interval(by_metric.get(name)) for name, head in shown.items()},
-            }
-        )
-    caption = "On test, with 95 % intervals; * differs from Selective Steering on the same prompts."
-    return Table(kind.capitalize(), caption, pd.DataFrame(rows))
-
-
-def _angle(value: Any) -> str:
-    """One angle, or those of several draws (``270; 180``)."""
-    return "" if _is_missing(value) else "°; ".join(str(value).split("; ")) + "°"
-
-
-def _interval(row: Mapping[Any, Any] | None) -> str:
-    if row is None or _is_missing(row["mean"]):
-        return "–"
-    star = " *" if row.get("p_holm", 1.0) < LEVEL else ""
-    return f"{_number(row['mean'])} [{_number(row['low'])}, {_number(row['high'])}]{star}"
-
-
 def _plain(name: str, table: pd.DataFrame) -> Table:
     texts = pd.DataFrame(
-        {head.replace("_", " "): [_number(value) for value in table[head]] for head in table}
+        {
+            head.replace("_", " "): [variants.number(value) for value in table[head]]
+            for head in table
+        }
     )
     return Table(_TITLES[name], _CAPTIONS[name], texts)
-
-
-def _number(value: Any) -> str:
-    if _is_missing(value):
-        return "–"
-    is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    return f"{value:.3g}".replace("-", "−") if is_number else str(value)
-
-
-def _is_missing(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))

@@ -20,9 +20,11 @@ from analyses.report.contents import (
     Series,
 )
 from analyses.report.sources import notes, run_facts
+from analyses.report.sources.ablations import beside, level_tables
 from analyses.report.sources.run_tables import choice_table, score_table
 from analyses.report.sources.sites import with_sites
-from ss_lens import Calibration, Store, load_run
+from ss_lens import Calibration, Discriminative, Store, load_run
+from ss_lens.experiments.ablation import AblationConfig
 from ss_lens.experiments.dial.config import RunConfig
 from ss_lens.experiments.dial.folder import is_finished, run_identity
 from ss_lens.experiments.dial.run import Run
@@ -63,6 +65,8 @@ def of_run(folder: Path, store: Store | None = None) -> Contents:
     model = calibration.spec.model.name if calibration else "MODEL"
     dataset = identity["dataset"]["name"]
     command = run_facts.run_command(config, model, dataset, folder)
+    asked = run_facts.ablations_of(config, model, dataset)
+    ablating = run_facts.ablate_command(asked, str(folder.parent / "ablations"))
     told = [*run_facts.about_version(identity), *run_facts.about_dataset(identity)]
     if run is None:
         told.insert(0, _UNFINISHED.format(command=command))
@@ -73,6 +77,7 @@ def of_run(folder: Path, store: Store | None = None) -> Contents:
         provenance=run_facts.provenance(identity, calibration),
         commands=(
             Command("the run, resumed where it stopped", command),
+            Command("ablations of its calibration, shown here when they lie beside it", ablating),
             Command("this report", f"ss-lens report {folder}"),
             Command("its figures, one by one", f"python -m analyses {folder}"),
         ),
@@ -83,6 +88,7 @@ def of_run(folder: Path, store: Store | None = None) -> Contents:
     if run is not None:
         contents, more = _with_results(contents, run)
         told += more
+        contents = _with_ablations(contents, folder, asked, run.calibration)
     return replace(contents, notes=tuple(told))
 
 
@@ -173,6 +179,24 @@ def _with_results(contents: Contents, run: Run) -> tuple[Contents, list[str]]:
     return replace(
         contents, series=series, curves=drawn, measures=DIAL_MEASURES, start_deg=start
     ), told
+
+
+def _with_ablations(
+    contents: Contents, folder: Path, asked: AblationConfig, calibration: Calibration
+) -> Contents:
+    """With the table of the ablations of this calibration, if they lie beside the run."""
+    if calibration.recipe.rule != Discriminative():
+        return contents  # the ablations' full method has the paper's rule
+    found = beside(folder, asked, len(calibration.selected_sites))
+    if found is None:
+        return contents
+    place, result = found
+    (table,) = level_tables(result)
+    shown = replace(table, title=f"Ablations ({place.name})")
+    command = Command("the report of the ablations", f"ss-lens report {folder.parent / place.name}")
+    return replace(
+        contents, tables=(*contents.tables, shown), commands=(*contents.commands, command)
+    )
 
 
 def _calibration(folder: Path) -> Calibration | None:

@@ -11,6 +11,7 @@ from typing import Any
 from analyses.report.sources import notes
 from ss_lens import Calibration, load_dataset
 from ss_lens.datasets.contrastive import EMBEDDED
+from ss_lens.experiments.ablation import AblationConfig
 from ss_lens.experiments.dial.config import RunConfig
 from ss_lens.models.chat import DATE, DEFAULT_FORMAT, ChatFormat
 
@@ -27,14 +28,12 @@ _OPTIONS = {
 def run_command(config: RunConfig, model: str, dataset: str, folder: Path) -> str:
     """``ss-lens run`` with each option that is not the default.
 
-    Of a dataset that is a file the run knows the name, not the folder.
-
     >>> run_command(RunConfig(dev=4), "smollm2-135m", "refusal", Path("runs/a"))
     'ss-lens run --model smollm2-135m --dataset refusal --out runs/a --dev 4'
     """
     usual = RunConfig()
-    given = dataset if dataset in EMBEDDED else f"path/to/{dataset}"
-    words = ["ss-lens", "run", "--model", model, "--dataset", given, "--out", str(folder)]
+    words = ["ss-lens", "run", "--model", model, "--dataset", given(dataset)]
+    words += ["--out", str(folder)]
     if config.angles_deg != usual.angles_deg:
         words += ["--angles", ",".join(f"{angle:g}" for angle in config.angles_deg)]
     for name, option in _OPTIONS.items():
@@ -44,6 +43,42 @@ def run_command(config: RunConfig, model: str, dataset: str, folder: Path) -> st
     if config.keep_answers:
         words.append("--keep-answers")
     return shlex.join(words)
+
+
+def ablate_command(config: AblationConfig, folder: str) -> str:
+    """``ss-lens ablate`` with each option that is not the default.
+
+    >>> ablate_command(AblationConfig("smollm2-135m", dev=4), "runs/ablations")
+    'ss-lens ablate --model smollm2-135m --dataset refusal --out runs/ablations --dev 4'
+    """
+    usual = AblationConfig(config.model)
+    words = ["ss-lens", "ablate", "--model", config.model, "--dataset", config.dataset]
+    words += ["--out", folder]
+    if config.angles_deg != usual.angles_deg:
+        words += ["--angles", ",".join(f"{angle:g}" for angle in config.angles_deg)]
+    for name, option in _OPTIONS.items():
+        if name != "rule" and getattr(config, name) != getattr(usual, name):
+            words += [option, str(getattr(config, name))]
+    return shlex.join([*words, *_chat_options(config.chat)])
+
+
+def ablations_of(config: RunConfig, model: str, dataset: str) -> AblationConfig:
+    """The ablations of a run's calibration: the same split, chat format and number of tokens."""
+    return AblationConfig(
+        model=model,
+        dataset=given(dataset),
+        angles_deg=config.angles_deg,
+        dev=config.dev,
+        test=config.test,
+        seed=config.seed,
+        max_new_tokens=config.max_new_tokens,
+        chat=config.chat,
+    )
+
+
+def given(dataset: str) -> str:
+    """A dataset as a command takes it: of a file, a run knows the name and not the folder."""
+    return dataset if dataset in EMBEDDED else f"path/to/{dataset}"
 
 
 def _chat_options(chat: ChatFormat) -> list[str]:
