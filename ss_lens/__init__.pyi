@@ -89,6 +89,7 @@ from .models.chat import ChatFormat as ChatFormat
 from .models.load import load_model as load_model
 from .models.sites import Site as Site
 from .scoring.refusal_classifier.classify import classify_refusal as classify_refusal
+from .steering.gates import Gate as Gate
 from .steering.positions import (
     AllPositions as AllPositions,
     GeneratedOnly as GeneratedOnly,

@@ -60,10 +60,14 @@ def doors(
     placed = {"folder": here / "new", "store": store}
     columns = {"prompt_column": "prompt", "class_column": "class"}
     return {
-        "steer": (steered, {**shared, **edit, "trace": None}),
+        "steer": (steered, {**shared, **edit, "when": None, "trace": None}),
         "steer_all": (
             steered_by_all,
-            {**shared, "edits": [(cal, RotateBy(90))], "max_overlap": 0.1, "trace": None},
+            {
+                **shared,
+                **{"edits": [(cal, RotateBy(90))], "max_overlap": 0.1},
+                **{"when": None, "trace": None},
+            },
         ),
         "calibrate": (ss_lens.calibrate, {"acts": acts, **_defaults(ss_lens.calibrate)}),
         "capture": (

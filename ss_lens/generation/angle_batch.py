@@ -37,6 +37,7 @@ from ss_lens.models.chat import (
 )
 from ss_lens.models.forward import Batch
 from ss_lens.models.load import device_of
+from ss_lens.steering.gates import Gate, check_gate
 from ss_lens.steering.positions import ALL_POSITIONS, Positions
 from ss_lens.steering.steer import steer
 
@@ -65,6 +66,7 @@ def sweep_angles(
     positions: Positions = ALL_POSITIONS,
     chat: ChatFormat = DEFAULT_FORMAT,
     unsteered: bool = False,
+    when: Gate | None = None,
 ) -> pd.DataFrame:
     """Answer every prompt at every angle, with one angle per batch row.
 
@@ -92,6 +94,8 @@ def sweep_angles(
         unsteered: whether each prompt's first row is the answer of the unsteered model, with
             ``angle_deg`` NaN. No angle of an operator such as :class:`ss_lens.RotateTo` stands for
             it, not even 0°.
+        when: which prompts are steered, as in :func:`ss_lens.steer`; the others have the same
+            answer at every angle.
 
     Returns:
         Columns ``prompt_index``, ``prompt``, ``angle_deg``, ``response``; prompts in their order,
@@ -108,7 +112,8 @@ def sweep_angles(
         return {"response": sweep.answers(chunk, max_new_tokens, bar)}
 
     sweep = _Sweep.of(
-        model, calibration, operator, prompts, angles_deg, batch_rows, positions, chat
+        *(model, calibration, operator, prompts, angles_deg, batch_rows, positions, chat),
+        when=when,
     )
     if unsteered and shared_work.is_hooked(model):
         raise UserError(
@@ -235,6 +240,7 @@ class _Sweep:
     tokens: Sequence[Tokens]
     reach: Reach
     lower: LowerBlocks | None = None
+    when: Gate | None = None
 
     @classmethod
     def of(
@@ -248,18 +254,20 @@ class _Sweep:
         positions: Positions,
         chat: ChatFormat,
         lower: LowerBlocks | None = None,
+        when: Gate | None = None,
     ) -> _Sweep:
         check_at_least("batch_rows", batch_rows)
         check_is("model", model, (TransformerBridge,), "a model from ss_lens.load_model(...)")
         made = "a calibration from ss_lens.calibrate(...) or Calibration.load(...)"
         check_is("calibration", calibration, (Calibration,), made)
         calibration.check_fits(model)  # which steering does not where it reaches no token
+        check_gate(when)
         angles = checked_angles(operator, angles_deg)
-        reach = Reach.of(model, calibration.selected_sites, positions)
+        reach = Reach.of(model, calibration.selected_sites, positions, when)
         tokens = tokenize(model, prompts, chat)
         return cls(
             *(model, calibration, operator, angles, batch_rows, positions),
-            *(prompts, tokens, reach, lower),
+            *(prompts, tokens, reach, lower, when),
         )
 
     def table(self, measure: Measure, columns: Sequence[str], steps: int) -> pd.DataFrame:
@@ -357,4 +365,6 @@ class _Sweep:
         if not reached:
             return nullcontext()
         rowwise = at_angles(self.operator, tuple(self.angles_deg[place] for place in places))
-        return steer(self.model, self.calibration, rowwise, positions=self.positions)
+        return steer(
+            self.model, self.calibration, rowwise, positions=self.positions, when=self.when
+        )

@@ -19,6 +19,7 @@ from ss_lens.models.chat import Tokens, shared_prefix_length
 from ss_lens.models.forward import Batch, Origin
 from ss_lens.models.load import device_of
 from ss_lens.models.sites import Site
+from ss_lens.steering.gates import Gate
 from ss_lens.steering.positions import (
     AllPositions,
     GeneratedOnly,
@@ -34,6 +35,7 @@ class Reach:
 
     Attributes:
         shares: whether rows may be computed once for several, or leave the batch.
+        splits: whether what all prompts start with may be run apart from the rest of them.
         prefix, prompt: over these tokens so many blocks, from below, compute the same at every
             strength; all blocks, where the edit leaves these tokens alone.
         answer: whether the edit reaches the tokens of the answer.
@@ -42,6 +44,7 @@ class Reach:
     """
 
     shares: bool
+    splits: bool
     prefix: int
     prompt: int
     answer: bool
@@ -49,14 +52,27 @@ class Reach:
     blocks: int
 
     @classmethod
-    def of(cls, model: TransformerBridge, sites: Sequence[Site], positions: Positions) -> Reach:
-        """Build before the edit is in force: hooks that exist by then are not its own."""
+    def of(
+        cls,
+        model: TransformerBridge,
+        sites: Sequence[Site],
+        positions: Positions,
+        when: Gate | None = None,
+    ) -> Reach:
+        """Build before the edit is in force: hooks that exist by then are not its own.
+
+        A gate must see each row at its site, and the end of a prompt before its beginning is
+        steered.
+        """
         blocks = model.cfg.n_layers
         first = min((site.layer for site in sites), default=blocks)
+        from_start = isinstance(positions, AllPositions | PromptOnly)
+        prompt = blocks if isinstance(positions, GeneratedOnly) else first
         return cls(
             shares=keeps_every_key(model) and not is_hooked(model),
-            prefix=first if isinstance(positions, AllPositions | PromptOnly) else blocks,
-            prompt=blocks if isinstance(positions, GeneratedOnly) else first,
+            splits=when is None or not from_start,
+            prefix=first if from_start else blocks,
+            prompt=prompt if when is None else min(prompt, when.site.layer),
             answer=isinstance(positions, AllPositions | GeneratedOnly),
             keep=positions.k if isinstance(positions, LastPrompt) else 1,
             blocks=blocks,
@@ -64,7 +80,7 @@ class Reach:
 
     def prefix_of(self, tokens: Sequence[Tokens]) -> Tokens:
         """What all prompts start with and may be run apart from the rest of them."""
-        if not self.shares or not tokens:
+        if not (self.shares and self.splits and tokens):
             return ()
         return tokens[0][: shared_prefix_length(tokens, self.keep)]
 

@@ -95,6 +95,11 @@ class Watch:
     """Follows a model's forward passes: which tokens the pass under way computes and selects.
 
     ``model`` is the Hugging Face model itself, whose arguments hold the mask and the cache.
+
+    Attributes:
+        cache: what the pass under way was given as its KV cache.
+        passes: how many were followed.
+        selected_any: whether a token of any of them was selected.
     """
 
     def __init__(self, model: nn.Module, positions: Positions) -> None:
@@ -103,6 +108,7 @@ class Watch:
         self._positions = positions
         self._now: tuple[PassTokens, bool | Tensor] | None = None
         self._uncached: Tensor | None = None
+        self.cache: object | None = None
         self.passes = 0
         self.selected_any = False
 
@@ -130,6 +136,7 @@ class Watch:
     def _begin(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         arguments = self._signature.bind_partial(*args, **kwargs).arguments
         cache = arguments.get("past_key_values")
+        self.cache = cache
         past = 0 if cache is None else int(cache.get_seq_length())
         inputs = arguments.get("input_ids")
         inputs = arguments["inputs_embeds"] if inputs is None else inputs
@@ -140,7 +147,7 @@ class Watch:
         self._now = tokens, self._selection(tokens)
 
     def _end(self, module: nn.Module, args: tuple, output: object) -> None:
-        self._now = None
+        self._now = self.cache = None
 
     def _selection(self, tokens: PassTokens) -> bool | Tensor:
         self.passes += 1

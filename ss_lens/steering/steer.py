@@ -20,9 +20,12 @@ from ss_lens.models.block import Block, Evenly
 from ss_lens.models.load import device_of
 from ss_lens.models.sites import Site
 from ss_lens.steering.edits import MAX_OVERLAP, Edit, check_overlaps, places
+from ss_lens.steering.gates import Gate, check_gate
+from ss_lens.steering.gating import Gating
 from ss_lens.steering.positions import (
     ALL_POSITIONS,
     AllPositions,
+    GeneratedOnly,
     LastPrompt,
     Positions,
     Watch,
@@ -39,6 +42,7 @@ def steer(
     operator: Operator,
     *,
     positions: Positions = ALL_POSITIONS,
+    when: Gate | None = None,
     trace: Trace | None = None,
 ) -> AbstractContextManager[TransformerBridge]:
     """Apply ``operator`` in the calibration's plane, at its selected sites, inside the block.
@@ -60,17 +64,22 @@ def steer(
         positions: which tokens; the others stay bit for bit as they arrive. ``PromptOnly()``,
             ``GeneratedOnly()`` and ``LastPrompt(k)`` tell prompt from answer as
             :mod:`ss_lens.steering.positions` says: a pass without a KV cache is prompt.
+        when: steers only the rows whose prompt opens this gate, see :class:`ss_lens.Gate`; the
+            others stay bit for bit as they arrive. Decided in the pass that holds the end of the
+            prompts, and kept for the passes that continue its KV cache.
         trace: records what happens to each token; see :class:`ss_lens.Trace`.
 
     Raises:
         UserError: an argument of another type; the calibration is for another model, width or
-            dtype; another thread steers the model; inside the block, a pass of another thread, or
-            one whose prompt or padding cannot be distinguished, where ``positions`` or ``trace``
-            need it.
+            dtype; a gate for another model, or one that reads behind the first steered site;
+            another thread steers the model; inside the block, a pass of another thread, or one
+            whose prompt or padding cannot be distinguished, where ``positions``, ``when`` or
+            ``trace`` need it.
     """
     _check_model(model)
     _check_edit("", calibration, operator)
-    return steer_all(model, [(calibration, operator)], positions=positions, trace=trace)
+    pair = (calibration, operator)
+    return steer_all(model, [pair], positions=positions, when=when, trace=trace)
 
 
 def steer_all(
@@ -79,6 +88,7 @@ def steer_all(
     *,
     max_overlap: float | int = MAX_OVERLAP,
     positions: Positions = ALL_POSITIONS,
+    when: Gate | None = None,
     trace: Trace | None = None,
 ) -> AbstractContextManager[TransformerBridge]:
     r"""Apply several operators, each in its calibration's plane and at its sites.
@@ -106,6 +116,7 @@ def steer_all(
         edits: calibrations with their operators.
         max_overlap: between 0 and 1; 1 accepts the order given, whatever the planes.
         positions: as in :func:`steer`, for all edits.
+        when: as in :func:`steer`, for all edits.
         trace: as in :func:`steer`; its column ``edit`` counts ``edits`` from 0.
 
     Raises:
@@ -123,22 +134,30 @@ def steer_all(
     if not 0 <= max_overlap <= 1:
         raise UserError(f"max_overlap is a cosine between 0 and 1; got {max_overlap}.")
     check_is("positions", positions, get_args(Positions), _POSITIONS)
+    check_gate(when)
     check_is("trace", trace, (Trace, type(None)), "a ss_lens.Trace(), or None")
     bound: list[Edit] = []
     fired: set[Site] = set()
-    plain = isinstance(positions, AllPositions) and trace is None
+    plain = isinstance(positions, AllPositions) and trace is None and when is None
     watch = None if plain else Watch(model.original_model, positions)
+    gating = None if when is None or watch is None else Gating(when, watch, trace)
 
     def place_hooks(block: Block, stack: ExitStack) -> None:
         bound.extend(_bound(model, edits, traced=trace is not None))
         check_overlaps(bound, float(max_overlap))
         hooks: list[Hook] = []
+        if when is not None and gating is not None:
+            when.check_fits(model)
+            _check_order(when, bound, positions)
+            if bound:
+                hooks += _reading_hooks(when.site, gating, block)
+                stack.enter_context(gating.following(model.original_model))
         for edit in bound:
             for site in edit.sites:
-                change = _change(edit, site, fired, block, watch, trace)
+                change = _change(edit, site, fired, block, watch, gating, trace)
                 mid = site.stream == "resid_mid"
                 hooks += _mid_hooks(site, change) if mid else [_hook(site, change)]
-        if trace is None and all(edit.operator.rows is None for edit in bound):
+        if when is None and trace is None and all(e.operator.rows is None for e in bound):
             keep = positions.k if isinstance(positions, LastPrompt) else 1
             block.evenly = Evenly(len(hooks), keep)
         if trace is not None:
@@ -148,7 +167,7 @@ def steer_all(
         if hooks:
             stack.enter_context(model.hooks(fwd_hooks=hooks))
 
-    warn = partial(_warn_of_silence, bound, fired, watch, positions)
+    warn = partial(_warn_of_silence, bound, fired, watch, gating, positions)
     return Block(model, place_hooks, "steering", after=warn)
 
 
@@ -168,6 +187,17 @@ def _check_edit(where: str, calibration: Calibration, operator: Operator) -> Non
     check_is(f"{where}operator", operator, (Operator,), named)
 
 
+def _check_order(gate: Gate, bound: Sequence[Edit], positions: Positions) -> None:
+    """Raise where steering would begin before the gate has decided."""
+    first = min((site for edit in bound for site in edit.sites), default=gate.site)
+    if gate.site > first and not isinstance(positions, GeneratedOnly):
+        raise UserError(
+            f"the gate reads {gate.site}, and steering begins before it, at {first}, where nothing "
+            f"is decided yet; expected a gate at {first} or before. Fit it there with "
+            "Gate.from_dev(..., site=...), or steer the answer alone (positions=GeneratedOnly())."
+        )
+
+
 def _bound(
     model: TransformerBridge, pairs: Sequence[tuple[Calibration, Operator]], traced: bool
 ) -> list[Edit]:
@@ -183,7 +213,11 @@ def _bound(
 
 
 def _warn_of_silence(
-    bound: Sequence[Edit], fired: set[Site], watch: Watch | None, positions: Positions
+    bound: Sequence[Edit],
+    fired: set[Site],
+    watch: Watch | None,
+    gating: Gating | None,
+    positions: Positions,
 ) -> None:
     silent = [str(site) for edit in bound for site in edit.sites if site not in fired]
     if fired and silent:
@@ -192,7 +226,8 @@ def _warn_of_silence(
             "before them.",
             stacklevel=3,
         )
-    if watch is not None and watch.passes and not watch.selected_any:
+    decided = gating is not None and gating.keeps_any  # for an answer that is yet to come
+    if watch is not None and watch.passes and not watch.selected_any and not decided:
         warnings.warn(
             f"{positions!r} selected no token in {watch.passes} forward passes, so nothing was "
             "steered; without a KV cache every token counts as prompt.",
@@ -206,6 +241,7 @@ def _change(
     fired: set[Site],
     block: Block,
     watch: Watch | None,
+    gating: Gating | None,
     trace: Trace | None,
 ) -> Change:
     """What the hook at ``site`` does to the stream."""
@@ -223,6 +259,8 @@ def _change(
         block.check_thread()
         fired.add(site)
         tokens, selected = watch.now
+        if gating is not None:
+            selected = gating.restricted(tokens, selected)
         new = h if selected is False or operator.is_identity else operator.apply(h, plane)
         if isinstance(selected, Tensor):
             new = torch.where(selected.unsqueeze(-1), new, h)
@@ -235,6 +273,27 @@ def _change(
 
 def _hook(site: Site, change: Change) -> Hook:
     return site.hook_name, lambda h, hook: change(h)
+
+
+def _reading_hooks(site: Site, gating: Gating, block: Block) -> list[Hook]:
+    """Let the gate read the stream at ``site``, before an edit there."""
+
+    def read(h: Tensor) -> Tensor:
+        block.check_thread()
+        gating.read(h)
+        return h
+
+    if site.stream != "resid_mid":
+        return [_hook(site, read)]
+    block_input: list[Tensor] = []
+
+    def remember(x: Tensor, hook: object) -> None:
+        block_input[:] = [x]
+
+    def look(a: Tensor, hook: object) -> None:
+        read(block_input.pop() + a)
+
+    return [(site.block_input_hook_name, remember), (site.attn_out_hook_name, look)]
 
 
 def _mid_hooks(site: Site, change: Change) -> list[Hook]:

@@ -39,6 +39,18 @@ class _Record:
     measures: Float[np.ndarray, "6 token"]
 
 
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """What a gate found at the end of the prompts of one pass."""
+
+    forward_pass: int
+    site: Site
+    rows: tuple[int, ...]
+    projection: Float[np.ndarray, "row"]
+    threshold: float
+    is_open: Bool[np.ndarray, "row"]
+
+
 class Trace:
     """Records, inside ``steer(..., trace=trace)``, every token that reaches a steered site.
 
@@ -51,6 +63,7 @@ class Trace:
 
     def __init__(self) -> None:
         self._records: list[_Record] = []
+        self._asked: list[_Asked] = []
         self._tokens: PassTokens | None = None
         self._of_pass: dict[str, np.ndarray] = {}
         self._passes = 0
@@ -104,6 +117,20 @@ class Trace:
             )
         )
 
+    def record_gate(
+        self,
+        tokens: PassTokens,
+        site: Site,
+        projection: Float[Tensor, "row"],
+        threshold: float,
+        is_open: Bool[Tensor, "row"],
+    ) -> None:
+        """Keep what a gate decided at the end of the prompts of a pass."""
+        if tokens is not self._tokens:
+            self._begin(tokens)
+        found, opened = projection.detach().double().cpu().numpy(), is_open.cpu().numpy()
+        self._asked.append(_Asked(self._passes - 1, site, tokens.rows, found, threshold, opened))
+
     def _begin(self, tokens: PassTokens) -> None:
         rows = torch.tensor(tokens.rows, device=tokens.index.device)
         each = {
@@ -153,6 +180,29 @@ class Trace:
             for i, name in enumerate(_MEASURES)
         }
         return pd.DataFrame(columns).astype({"site": "str"})
+
+    def gates(self) -> pd.DataFrame:
+        """One row per prompt that a gate read (``steer(..., when=gate)``), in that order.
+
+        Columns:
+            ``forward_pass``, ``row``: as in :meth:`frame`.
+            ``site``, ``threshold``: the gate's.
+            ``projection``: what it read, in units of the activation.
+            ``is_open``: whether the prompt and its answer are steered.
+        """
+        rows = [
+            (one.forward_pass, row, str(one.site), projection, one.threshold, is_open)
+            for one in self._asked
+            for row, projection, is_open in zip(
+                one.rows, one.projection.tolist(), one.is_open.tolist(), strict=True
+            )
+        ]
+        columns = ["forward_pass", "row", "site", "projection", "threshold", "is_open"]
+        kinds = {
+            **{"forward_pass": int, "row": int, "site": "str"},
+            **{"projection": float, "threshold": float, "is_open": bool},
+        }
+        return pd.DataFrame(rows, columns=columns).astype(kinds)
 
 
 def _measured(h: Float[Tensor, "token d_model"], plane: Plane) -> Float[Tensor, "3 token"]:
