@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pandas as pd
@@ -112,6 +112,7 @@ class _Sums:
     kl: float = 0.0
     worst: float = 0.0
     agreeing: int = 0
+    partings: list[tuple[int, int]] = field(default_factory=list)
 
 
 def measure(
@@ -138,7 +139,23 @@ def measure(
         dtype: of ``exported``.
         max_new_tokens: where answers are cut off.
     """
+    judged = {"": (exported, dtype)}
+    return compare(model, calibration, operator, judged, tokens, max_new_tokens=max_new_tokens)[""]
+
+
+def compare(
+    model: TransformerBridge,
+    calibration: Calibration,
+    operator: Operator,
+    exported: Mapping[str, tuple[Logits, str]],
+    tokens: Sequence[Tokens],
+    *,
+    max_new_tokens: int,
+) -> dict[str, Parity]:
+    """As :func:`measure`, for several exported models by name, each with its dtype."""
     steps = -(-len(tokens) // BATCH_SIZE) * max_new_tokens + len(tokens)
+    stops = stop_ids(model)
+    sums = {name: _Sums() for name in exported}
     with progress_bar(steps, f"check {operator}", "step") as bar:
         with steer(model, calibration, operator):
             answers = continue_tokens(
@@ -150,36 +167,39 @@ def measure(
                 seed=0,
                 bar=bar,
             )
-        sums, partings, stops = _Sums(), [], stop_ids(model)
         for index, (prompt, answer) in enumerate(zip(tokens, answers, strict=True)):
             ids = torch.tensor([*prompt, *answer], device=device_of(model))
             unsteered = _bridge_logits(model, ids)
             with steer(model, calibration, operator):
                 steered = _bridge_logits(model, ids)
-            got = exported(ids).float().cpu()
-            _add(sums, steered, unsteered, got)
-            chosen = got[len(prompt) - 1 :].argmax(dim=-1).tolist()
-            place = _parting(chosen, answer, stops, max_new_tokens)
-            if place is not None:
-                partings.append((index, place))
+            for name, (logits, _) in exported.items():
+                got = logits(ids).float().cpu()
+                _add(sums[name], steered, unsteered, got)
+                chosen = got[len(prompt) - 1 :].argmax(dim=-1).tolist()
+                place = _parting(chosen, answer, stops, max_new_tokens)
+                if place is not None:
+                    sums[name].partings.append((index, place))
             bar.update(1)
-    return Parity(
-        operator=str(operator),
-        dtype=dtype,
-        n_prompts=len(tokens),
-        n_positions=sums.positions,
-        max_difference=sums.largest,
-        mean_difference=sums.total / sums.logits,
-        relative=sums.relative,
-        steered_relative=sums.steered,
-        kl_mean=sums.kl / sums.positions,
-        kl_max=sums.worst,
-        same_top=sums.agreeing / sums.positions,
-        equal_answers=len(tokens) - len(partings),
-        partings=tuple(partings),
-        max_new_tokens=max_new_tokens,
-        tolerance=TOLERANCES[dtype],
-    )
+    return {
+        name: Parity(
+            operator=str(operator),
+            dtype=dtype,
+            n_prompts=len(tokens),
+            n_positions=sums[name].positions,
+            max_difference=sums[name].largest,
+            mean_difference=sums[name].total / sums[name].logits,
+            relative=sums[name].relative,
+            steered_relative=sums[name].steered,
+            kl_mean=sums[name].kl / sums[name].positions,
+            kl_max=sums[name].worst,
+            same_top=sums[name].agreeing / sums[name].positions,
+            equal_answers=len(tokens) - len(sums[name].partings),
+            partings=tuple(sums[name].partings),
+            max_new_tokens=max_new_tokens,
+            tolerance=TOLERANCES[dtype],
+        )
+        for name, (_, dtype) in exported.items()
+    }
 
 
 @torch.inference_mode()
