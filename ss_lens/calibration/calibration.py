@@ -16,6 +16,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from ss_lens.activations.activations import Activations, Evidence
 from ss_lens.activations.site_map import site_map
 from ss_lens.activations.spec import CaptureSpec, range_of
+from ss_lens.calibration import hub
 from ss_lens.calibration.candidates import UNIT_TOLERANCE, Candidates
 from ss_lens.calibration.directions import DifferenceOfMeans, DirectionMethod
 from ss_lens.calibration.global_direction import GlobalChoice, GlobalDirection, MaxMeanCosine
@@ -210,6 +211,42 @@ class Calibration:
         """
         check_path("folder", folder)
         return cls(*read_calibration(Path(folder)))
+
+    def push_to_hub(self, repo_id: str, *, private: bool = False) -> str:
+        """Upload this calibration to the Hugging Face Hub, with a card that holds its numbers.
+
+        The files are those of :meth:`save`, so they name the model as it was loaded, a local path
+        included. A token is taken from where the Hub client keeps it (``hf auth login`` or
+        ``HF_TOKEN``).
+
+        Args:
+            repo_id: ``owner/name``; made where it does not exist. Where it holds a calibration,
+                this one is a new commit.
+            private: make a new repository private.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            UserError: no network, no token that may write there, or a repository that holds
+                something else.
+        """
+        check_flag("private", private)
+        return hub.push(self._fit, self._facts, self.save, repo_id, private=private)
+
+    @classmethod
+    def from_hub(cls, repo_id: str, *, revision: str | None = None) -> Calibration:
+        """Load what :meth:`push_to_hub` uploaded; without a network, from the Hub's cache.
+
+        Args:
+            repo_id: ``owner/name``.
+            revision: a commit, branch or tag.
+
+        Raises:
+            UserError: no such repository or revision, no network, or a damaged calibration.
+        """
+        check_is("revision", revision, (str, type(None)), "a commit, branch or tag, or None")
+        return cls(*read_calibration(hub.pull(repo_id, revision)))
 
     @classmethod
     def from_reference(cls, folder: Path | str) -> Calibration:
