@@ -45,6 +45,7 @@ from ss_lens.geometry.operators import Operator, RotateBy
 from ss_lens.models.chat import Prompt
 from ss_lens.models.load import dtype_named
 from ss_lens.steering.edits import places
+from ss_lens.steering.positions import ALL_POSITIONS, Positions
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _LIBRARIES = ("ss_lens", "torch", "transformers", "transformer_lens", "safetensors", "gguf")
@@ -59,6 +60,7 @@ def export(
     out: Path | str,
     dtype: str = "auto",
     gguf: Form | None = None,
+    positions: Positions = ALL_POSITIONS,
     prompts: Sequence[Prompt] | None = None,
     max_new_tokens: int = 32,
 ) -> Export:
@@ -84,16 +86,19 @@ def export(
         dtype: of merged weights: ``float32``, ``bfloat16``, ``float16``; ``auto`` is the model's.
         gguf: write merged weights as a GGUF file too, for llama.cpp and Ollama: ``f16`` or ``q8_0``
             is how the changed weights are kept, the others stay as they are in the base's own file.
+        positions: as in :func:`ss_lens.steer`; weights act at every token, so only all are exact.
         prompts: what is read for the comparison; by default 16 embedded harmless requests.
         max_new_tokens: where the compared answers are cut off.
 
     Raises:
-        UserError: an operator or a site that weights cannot hold, a reader that is not linear,
-            quantised weights, a calibration of another model, a folder that holds something, no
-            space, or files that deviate from the steered model by more than the tolerance.
+        UserError: an operator, positions or a site that weights cannot hold, a reader that is not
+            linear, quantised weights, a calibration of another model, a folder that holds
+            something, no space, or files that deviate from the steered model by more than the
+            tolerance.
     """
     check_is("model", model, (TransformerBridge,), MODEL)
     operators = check_request(calibration, operator, kind, out, dtype, gguf)
+    _check_positions(positions)
     folder, sites = Path(out), places(calibration, operators[0])[0]
     bound = [places(calibration, one)[1] for one in operators]
     chosen = model.cfg.dtype if dtype == "auto" else dtype_named(dtype, "cpu")
@@ -180,6 +185,18 @@ def check_request(
     check_replaceable(folder, frozenset(), "export")  # also of names such as "."
     check_can_be_made(folder)
     return operators
+
+
+def _check_positions(positions: Positions) -> None:
+    check_is(
+        "positions", positions, get_args(Positions), "positions such as ss_lens.AllPositions()"
+    )
+    if positions != ALL_POSITIONS:
+        raise UserError(
+            f"{positions} cannot be exported: it steers some tokens and leaves others, and weights "
+            "are the same for every token, expected all of them. Leave positions out, or steer "
+            "with hooks (ss_lens.steer)."
+        )
 
 
 _CALIBRATION = "a calibration from ss_lens.calibrate(...) or Calibration.load(...)"

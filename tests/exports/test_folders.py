@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -262,6 +263,17 @@ def test_a_calibration_of_another_model_is_refused(
     refused("the calibration was made on", llama, tmp_path / "out", calibration=foreign)
 
 
+def test_a_calibration_of_another_width_is_refused(
+    llama: Ready, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one that names no weights, as published ones do."""
+    model = dataclasses.replace(llama.calibration.spec.model, d_model=64, fingerprint=None)
+    spec = dataclasses.replace(llama.calibration.spec, model=model)
+    wider = dataclasses.replace(llama.calibration, spec=spec)
+    message = "is for 3 layers of width 64, the model .* has 3 of width 32"
+    refused(message, llama, tmp_path / "out", calibration=wider)
+
+
 @pytest.mark.parametrize(
     "fill",
     [
@@ -331,6 +343,9 @@ def test_a_disk_that_is_too_small_for_a_merged_model_is_noticed_before(
         ({"kind": "bank", "operator": RotateBy([0, 360])}, "list of different angles"),
         ({"kind": "bank", "operator": ss_lens.Ablate()}, "list of different angles"),
         ({"operator": ss_lens.Add(alpha=1)}, "as 'lora': it adds a constant"),
+        ({"positions": ss_lens.PromptOnly()}, r"PromptOnly\(\) cannot be exported: it steers some"),
+        ({"positions": ss_lens.LastPrompt(2)}, r"LastPrompt\(k=2\) cannot.*every token"),
+        ({"positions": "all"}, "positions must be positions such as ss_lens.AllPositions"),
         ({"dtype": "float16"}, "is given for 'lora', whose numbers are always float32"),
         ({"kind": "merged", "dtype": "int8"}, "unknown dtype 'int8'"),
         ({"gguf": "f16"}, "gguf='f16' is given for 'lora', expected kind='merged'"),
