@@ -35,6 +35,7 @@ from ss_lens.exports.parity import compare
 from ss_lens.exports.plain import logits_of, plain_copy
 from ss_lens.exports.subject import Base, Subject
 from ss_lens.exports.verify import subject_of
+from ss_lens.integrations.llama_cpp import Answer, turned
 from ss_lens.models import forward
 from ss_lens.models.chat import Tokens, tokenize
 from ss_lens.models.load import loaded_from
@@ -156,11 +157,11 @@ class Served:
         self.server, self.model, self.calibration = server, subject.model, calibration
         self.new, self.openings = new_tokens, opening_tokens(subject.model)
 
-    def ask(self, ids: Tokens, angle: float) -> llama_cpp.Answer:
-        return self.server.ask(ids, llama_cpp.turned(angle), new=self.new, listed=LISTED)
+    def ask(self, ids: Tokens, angle: float) -> Answer:
+        return self.server.ask(ids, turned(angle), new=self.new, listed=LISTED)
 
     @torch.inference_mode()
-    def ours(self, ids: Tokens, answer: llama_cpp.Answer, angle: float) -> Tensor:
+    def ours(self, ids: Tokens, answer: Answer, angle: float) -> Tensor:
         """Our steered log-probabilities at the tokens of the server's answer."""
         row = torch.tensor([[*ids, *answer.tokens[:-1]]])
         with ss_lens.steer(self.model, self.calibration, RotateBy(angle)):
@@ -289,7 +290,7 @@ def server_speed(
     def answers(angle: float) -> Callable[[], object]:
         def ask() -> None:
             for ids in prompts:
-                scales = llama_cpp.turned(angle)
+                scales = turned(angle)
                 server.ask(ids, scales, new=new_tokens, listed=0, whole_length=True)
 
         return ask

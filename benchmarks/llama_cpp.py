@@ -1,22 +1,17 @@
-"""llama.cpp's own server on a model that is also loaded here: its file, its start, its answers."""
+"""llama.cpp's own server on a model that is also loaded here: its file and its start."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from urllib.request import Request, urlopen
 
 import gguf
 import numpy as np
 import xllamacpp
 
-Scales = list[dict[str, float]]
-PATIENCE = 3600.0
-"""Seconds to wait for an answer."""
+from ss_lens.integrations.llama_cpp import Answer, Scales, ask
 
 
 def write_dequantised(source: Path, path: Path, form: Literal["f32", "f16"]) -> None:
@@ -46,21 +41,6 @@ def write_dequantised(source: Path, path: Path, form: Literal["f32", "f16"]) -> 
         array = gguf.dequantize(tensor.data, tensor.tensor_type)
         writer.write_tensor_data(gguf.quantize(array, kind) if array.ndim > 1 else array)
     writer.close()
-
-
-def turned(angle_deg: float) -> Scales:
-    """What a request sends to turn a dial: a scale for each of its two adapters."""
-    angle = math.radians(angle_deg)
-    return [{"id": 0, "scale": math.cos(angle) - 1}, {"id": 1, "scale": math.sin(angle)}]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A greedy answer: its tokens, and the log-probabilities of the likeliest at each of them."""
-
-    tokens: tuple[int, ...]
-    likeliest: tuple[int, ...]
-    logprobs: tuple[dict[int, float], ...]
 
 
 class Server:
@@ -100,44 +80,6 @@ class Server:
     def address(self) -> str:
         return self._server.listening_address
 
-    def ask(
-        self,
-        ids: Sequence[int],
-        scales: Scales,
-        *,
-        new: int,
-        listed: int,
-        whole_length: bool = False,
-    ) -> Answer:
-        """The greedy answer to a prompt.
-
-        Args:
-            ids: whole prompt, template included.
-            scales: of the adapters.
-            new: where the answer is cut off.
-            listed: how many log-probabilities to send for each token.
-            whole_length: go on after a stop token.
-        """
-        told = self._post(
-            {
-                **{"prompt": [*ids], "n_predict": new, "temperature": 0, "top_k": 1},
-                **{"n_probs": listed, "lora": scales, "ignore_eos": whole_length},
-                "cache_prompt": False,  # else keys and values of other scales would be used again
-            }
-        )
-        places = told.get("completion_probabilities", [])
-        rows = [{t["id"]: t["logprob"] for t in place["top_logprobs"]} for place in places]
-        return Answer(
-            tuple(place["id"] for place in places),
-            tuple(max(row, key=row.__getitem__) for row in rows),
-            tuple(rows),
-        )
-
-    def _post(self, body: dict[str, Any]) -> dict[str, Any]:
-        request = Request(
-            f"{self.address}/completion",
-            json.dumps(body).encode(),
-            {"Content-Type": "application/json"},
-        )
-        with urlopen(request, timeout=PATIENCE) as answer:
-            return json.load(answer)
+    def ask(self, ids: Sequence[int], scales: Scales, **how: Any) -> Answer:
+        """As :func:`ss_lens.integrations.llama_cpp.ask`."""
+        return ask(self.address, ids, scales, **how)

@@ -85,6 +85,7 @@ from .geometry.operators import (
     SetAngle as SetAngle,
 )
 from .geometry.plane import Plane as Plane
+from .integrations.llama_cpp import verify_server as verify_server
 from .models.chat import ChatFormat as ChatFormat
 from .models.load import load_model as load_model
 from .models.sites import Site as Site

@@ -29,6 +29,15 @@ _COLUMNS = {
     "kl_mean": "kl",
     "equal_answers": "same answers",
 }
+_SERVER_COLUMNS = {
+    "operator": "operator",
+    "n_prompts": "prompts",
+    "n_positions": "tokens",
+    "max_difference": "difference",
+    "kl_mean": "kl",
+    "same_top": "same likeliest",
+    "equal_answers": "same answers",
+}
 
 
 @keeps("nothing is left of an export that was not finished.")
@@ -63,6 +72,13 @@ def export(
     verify: Annotated[
         Path | None, typer.Option(help="An export to compare with the steered model again.")
     ] = None,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            help="With --verify, the address of a running llama.cpp server that has the export: "
+            "it is compared in the place of the files."
+        ),
+    ] = None,
     device: options.Device = "auto",
     as_json: options.Json = False,
 ) -> None:
@@ -81,8 +97,17 @@ def export(
         described(verify)
         calibration = ss_lens.Calibration.load(verify / CALIBRATION)
         loaded = _loaded(source, calibration, device)
-        _print(ss_lens.verify_export(verify, loaded), as_json)
+        if server is None:
+            _print(ss_lens.verify_export(verify, loaded), as_json)
+        else:
+            rows = ss_lens.verify_server(verify, loaded, server).to_dict("records")
+            _print_rows(f"{verify} on {server}", _SERVER_COLUMNS, rows, as_json)
         return
+    if server is not None:
+        raise UserError(
+            f"--server {server} is given without --verify, expected an export that it has; write "
+            "ss-lens export --verify FOLDER MODEL --server ADDRESS."
+        )
     if kind is None or out_dir is None:
         missing = "--as" if kind is None else "--out"
         raise UserError(
@@ -137,10 +162,21 @@ def _print(made: ss_lens.Export, as_json: bool) -> None:
         facts = {"folder": str(made.folder), "kind": made.kind, "parity": rows}
         console.print_json(facts)
         return
-    console.line(f"{made.kind} at {made.folder}")
-    shown = [[_shown(row[name]) for name in _COLUMNS] for row in rows]
-    console.print_rows([*_COLUMNS.values()], shown, as_json=False)
+    _print_rows(f"{made.kind} at {made.folder}", _COLUMNS, rows, as_json)
+
+
+def _print_rows(
+    title: str, columns: dict[str, str], rows: list[dict[str, Any]], as_json: bool
+) -> None:
+    if as_json:
+        console.print_json({"parity": rows})
+        return
+    console.line(title)
+    shown = [[_shown(row[name]) for name in columns] for row in rows]
+    console.print_rows([*columns.values()], shown, as_json=False)
 
 
 def _shown(value: object) -> str:
-    return f"{value:.1e}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.4f}" if value >= 0.1 else f"{value:.1e}"

@@ -1,1 +1,1 @@
-"""Doors for other frameworks, a folder each."""
+"""Doors for other frameworks and servers."""

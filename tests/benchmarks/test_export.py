@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("xllamacpp", reason="xllamacpp, which holds llama.cpp, is not here")
 
-from benchmarks import export, llama_cpp
+from benchmarks import export
 from benchmarks.export import Served, at_once, exact, on_a_server, server_speed, serving, speed
 from ss_lens import ContrastiveDataset, RotateBy, Store
 from ss_lens.exports.subject import Base
@@ -73,8 +73,8 @@ def test_a_server_at_another_angle_would_be_noticed(
     served: Served, prompts: list[Tokens], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The negative control: the scales of the opposite angle."""
-    right = llama_cpp.turned
-    monkeypatch.setattr(llama_cpp, "turned", lambda angle: right(-angle))
+    right = export.turned
+    monkeypatch.setattr(export, "turned", lambda angle: right(-angle))
     (row,) = on_a_server(served, prompts, ANGLES[:1])
     assert row["log-probability, largest difference"] > 0.1
 

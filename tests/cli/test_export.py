@@ -77,6 +77,7 @@ def test_the_table_says_what_was_measured(
         (("--as", "lora", "--angle", 1, "--gguf", "f16", "--out", "x"), ("is given for 'lora'",)),
         (("--as", "lora", "--angle", 1, "--out", "calibration"), ("holds something that",)),
         (("--verify", "x", "--angle", 1), ("--verify is given beside --angle",)),
+        (("--angle", 1, "--as", "lora", "--server", "http://x"), ("without --verify, expected",)),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_before_a_model_is_loaded(
