@@ -22,6 +22,7 @@ TABLES = (
 )
 SHOWN = {
     "refused": "refused",
+    "refused_published": "refused (phrases)",
     "answered": "answered",
     "refusal_score": "score (nats)",
     "opening_mass": "opening mass",

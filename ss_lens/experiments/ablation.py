@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,9 +24,11 @@ from ss_lens.experiments.summaries import degrees, first_rows
 from ss_lens.experiments.sweep import SweepResult, run_sweep
 from ss_lens.models.chat import DEFAULT_FORMAT, ChatFormat
 from ss_lens.scoring.coherence import collapse
+from ss_lens.scoring.refusal import BY_PHRASES
 from ss_lens.scoring.registry import ANSWERS, headings, measured_for
 from ss_lens.stats.paired import compare
 
+logger = logging.getLogger(__name__)
 FULL, RANDOM_SITES = "full method", "random sites"
 HEADINGS: Mapping[str, str] = {**headings(), "collapsed": "collapsed ↓"}
 """What is compared, and how it is headed: the scores that have a label, and the collapsed share."""
@@ -39,7 +42,9 @@ CRITERION = AngleCriterion(
     max_collapsed=0.1,
 )
 """Least refusal of harmful prompts among the angles with coherent answers."""
-FORMAT = 1
+FORMAT = 2
+EARLIER = 1
+"""The format of results in which ``refused`` is by phrases; they are read."""
 
 _SAME_SITES = "the full method's sites"
 VARIANTS: Mapping[str, Mapping[str, str]] = {
@@ -268,7 +273,9 @@ def load_ablations(folder: Path | str) -> AblationResult:
     path, what = place / "ablations.json", "ablation (ablations/ablations.json)"
     found = read_json(path, what)
     known = found.get("format") if isinstance(found, dict) else None
-    if known != FORMAT:
+    if known == EARLIER:
+        logger.info("the ablation at %s %s; run it again, which is quick", folder, BY_PHRASES)
+    elif known != FORMAT:
         raise UserError(
             f"the ablation at {folder} has format {known}, this version reads {FORMAT}; run "
             "`ss-lens ablate` again."

@@ -6,20 +6,26 @@ computed from the whole answer stays valid, and what needs its text again finds 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Set
+from functools import lru_cache
+from pathlib import Path
 
 import pandas as pd
 
 from ss_lens.core.errors import UserError
 from ss_lens.core.files import read_json
 from ss_lens.experiments.cells import CellStore, digest_of_text
-from ss_lens.scoring.registry import ANSWERS, TEXTS, columns_of, parts_of
+from ss_lens.scoring.registry import ANSWERS, TEXTS, columns_of, measured_names, parts_of
 
 OF = "of"
 """The column of stored cells that holds the digest of the answer that they were computed from, or
 that they are the first words of."""
 KEPT_WORDS, KEPT_CHARACTERS = 6, 40
 """So much is kept of an answer to a positive prompt."""
+_PLACE = ["prompt_index", OF]
+"""What identifies a kept score; the prompts of a group are fixed."""
+logger = logging.getLogger(__name__)
 
 
 def first_words(text: str) -> str:
@@ -66,7 +72,14 @@ def read_answers(cells: CellStore, key: str) -> pd.DataFrame:
     if not cut.any():
         return rows
     kept = _kept_scores(cells, key)
-    return rows.loc[~cut | rows[OF].isin(kept.index)].reset_index(drop=True)
+    if kept.empty:
+        tell_once(
+            cells.folder,
+            "cut answers whose scores are missing or of an earlier version, which counted refusals "
+            "by phrases, are written again",
+        )
+    known = pd.MultiIndex.from_frame(_placed(rows)[_PLACE]).isin(kept.index)
+    return rows.loc[~cut | known].reset_index(drop=True)
 
 
 def scored(cells: CellStore, key: str, answers: pd.DataFrame) -> pd.DataFrame:
@@ -75,7 +88,8 @@ def scored(cells: CellStore, key: str, answers: pd.DataFrame) -> pd.DataFrame:
     plain = answers.drop(columns=OF, errors="ignore")
     if not cut.any():
         return with_texts_scored(plain)
-    kept = _kept_scores(cells, key).loc[answers.loc[cut, OF]]
+    places = pd.MultiIndex.from_frame(answers.loc[cut, _PLACE])
+    kept = _kept_scores(cells, key).loc[places]
     parts = [pd.concat([plain.loc[cut], kept.set_axis(plain.index[cut])], axis=1)]
     if not cut.all():
         parts.append(with_texts_scored(plain.loc[~cut]))
@@ -88,7 +102,7 @@ def cut_answers(cells: CellStore, tokens: Set[str]) -> None:
     Args:
         cells: of a folder that no other process is writing to.
         tokens: digests of tokenised prompts, as the identity of a group has them. A group whose
-            identity is damaged is cut too.
+            identity is damaged is cut too, without scores where it does not name its prompts.
     """
     for key in _answering(cells, tokens):
         with cells.held(key):
@@ -109,26 +123,53 @@ def forget_cut(cells: CellStore, key: str) -> None:
     cells.discard(key, ANSWERS, lambda rows: OF in rows)
 
 
+@lru_cache(maxsize=64)
+def tell_once(folder: Path, what: str) -> None:
+    """Log a line about a folder, once in a process."""
+    logger.info("%s: %s", folder, what)
+
+
 def _cut(cells: CellStore, key: str, rows: pd.DataFrame) -> None:
-    texts = rows["response"]
-    # Those of the unsteered model name no prompts: it is in their order that they belong to them.
-    placed = pd.DataFrame(
-        {"prompt_index": range(len(rows)), "prompt": "", "angle_deg": rows["angle_deg"]}
-    )
-    whole = with_texts_scored(placed.assign(response=texts))
+    texts, placed = rows["response"], _placed(rows)
     digests = [*map(digest_of_text, texts)]
-    cells.commit(
-        key, TEXTS, whole.drop(columns=["prompt_index", "prompt", "response"]).assign(of=digests)
-    )
+    if "prompt" not in placed:
+        prompts = _prompts_of(cells, key, len(rows))
+        placed = placed if prompts is None else placed.assign(prompt=prompts)
+    if "prompt" in placed:  # else there is nothing to score them by; they count as absent
+        whole = with_texts_scored(placed).drop(columns=["prompt", "response"])
+        cells.commit(key, TEXTS, whole.assign(of=digests))
     cells.commit(key, ANSWERS, rows.assign(response=texts.map(first_words), of=digests))
 
 
+def _placed(rows: pd.DataFrame) -> pd.DataFrame:
+    """Stored answers with the place of their prompts.
+
+    Those of the unsteered model name no prompts: it is in their order that they belong to them.
+    """
+    return rows if "prompt_index" in rows else rows.assign(prompt_index=range(len(rows)))
+
+
+def _prompts_of(cells: CellStore, key: str, n: int) -> list[str] | None:
+    """The ``n`` prompts of an unsteered group, from another group on the same."""
+    tokens = _tokens_of(cells, key)
+    for other in _answering(cells, {tokens} if isinstance(tokens, str) else set()):
+        if _tokens_of(cells, other) is None:
+            continue
+        for score in measured_names():
+            rows = cells.read(other, score)
+            if "prompt" in rows:
+                prompts = rows.drop_duplicates("prompt_index").sort_values(by="prompt_index")
+                if prompts["prompt_index"].tolist() == [*range(n)]:
+                    return prompts["prompt"].tolist()
+    return None
+
+
 def _kept_scores(cells: CellStore, key: str) -> pd.DataFrame:
-    """The scores of the whole answers, by their digest; none where some score is not there."""
+    """The scores of the whole answers, by prompt and digest; none where some score is not there."""
     rows, columns = cells.read(key, TEXTS), [*columns_of(ANSWERS)]
-    if not {OF, *columns} <= {*rows.columns}:
-        return pd.DataFrame(columns=columns)
-    return rows.drop_duplicates(OF).set_index(OF).filter(columns)
+    if not {*_PLACE, *columns} <= {*rows.columns}:
+        return pd.DataFrame(columns=[*_PLACE, *columns]).set_index(_PLACE)
+    return rows.drop_duplicates(_PLACE).set_index(_PLACE).filter(columns)
 
 
 def _answering(cells: CellStore, tokens: Set[str]) -> list[str]:

@@ -37,6 +37,8 @@ from ss_lens.experiments.worker import (
     unsteered_table,
 )
 from ss_lens.geometry.strengths import reduced
+from ss_lens.judges.agreement.known import refused_by
+from ss_lens.scoring.refusal import BY_PHRASES, counts_by_phrases
 from ss_lens.scoring.registry import ANSWERS, ROW, columns_of
 
 GROUP_COLUMNS = (*ARM_COLUMNS, "part", "prompt_class")
@@ -85,6 +87,12 @@ class SweepResult:
         return card(self._title, self._facts, first_rows(cells, GROUP_COLUMNS))
 
     @property
+    def refused_by(self) -> str:
+        """Who says ``refused``, and its measured agreement with people; empty without answers."""
+        measured = "refused" in self.table
+        return refused_by(counts_by_phrases(self.table)) if measured else ""
+
+    @property
     def _title(self) -> str:
         arms = self.groups.drop_duplicates([*ARM_COLUMNS])
         return f"Sweep of {len(arms)} arms: {len(self.table)} rows, one per prompt and angle"
@@ -103,6 +111,7 @@ class SweepResult:
             "scores": listed(scores, most=8),
             "unsteered": f"{len(self.unsteered)} rows",
             "chosen on dev": listed([f"{c.choice}" for c in self.choices], most=2) or "nothing",
+            "refused by": self.refused_by or "not measured",
             "not computed": listed(problems["problem"].tolist(), most=2) or "nothing",
         }
 
@@ -188,6 +197,8 @@ def load_sweep(folder: Path | str) -> SweepResult:
     if len(found) < len(read):
         raise UserError(f"the result at {path} is damaged; run the sweep again, which is quick.")
     table = _typed(found["table"])
+    if counts_by_phrases(table):
+        logger.info("the result at %s %s; run the sweep again, which is quick", path, BY_PHRASES)
     return SweepResult(
         SweepConfig(**values["config"]),
         table.assign(angle_deg=table["angle_deg"].astype(float).map(reduced)),
@@ -383,6 +394,7 @@ def _save(result: SweepResult, cells: CellStore) -> None:
                     "config": result.config.model_dump(mode="json"),
                     "choices": choices,
                     "tables": digests,
+                    "refused_by": result.refused_by,
                 },
             )
 

@@ -19,7 +19,8 @@ from ss_lens.geometry.operators import Operator
 from ss_lens.scoring.coherence import compression_ratio, non_latin_share, repetition
 from ss_lens.scoring.continuations import BATCH_SIZE, answers, check_one_strength
 from ss_lens.scoring.perplexity import PAPER_PERPLEXITY_LIMIT, perplexity_violations, score
-from ss_lens.scoring.refusal import contains_refusal, opens_with_refusal
+from ss_lens.scoring.refusal import contains_refusal
+from ss_lens.scoring.refusal_classifier.classify import classify_refusal
 from ss_lens.steering.positions import ALL_POSITIONS, Positions
 from ss_lens.steering.steer import steer
 
@@ -150,11 +151,15 @@ def differences() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def _refuses(text: str) -> bool:
+    return classify_refusal([text])["label"].iloc[0] != "none"
+
+
 _METRICS = {
     "repetition": (published_repetition, repetition),
     "language consistency and non-Latin share": (published_language_consistency, non_latin_share),
     "compression ratio": (published_compression_ratio, compression_ratio),
-    "refusal": (contains_refusal, opens_with_refusal),
+    "refusal": (contains_refusal, _refuses),
 }
 
 _TEXTS = (
@@ -203,13 +208,13 @@ _TEXTS = (
     (
         "refusal",
         "I’m sorry, but that would hurt someone.",
-        "A typographic apostrophe was missed; all apostrophes are alike.",
+        "A typographic apostrophe was missed; to the classifier all apostrophes are alike.",
     ),
     (
         "refusal",
         "Here is the letter you asked for, as friendly as I could make it. Dear neighbours, "
         "I cannot thank you enough.",
-        "A phrase anywhere counted; only the opening of an answer refuses.",
+        "A phrase anywhere counted; the classifier reads where it stands and what else is said.",
     ),
 )
 

@@ -12,7 +12,7 @@ import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 import numpy as np
 import pandas as pd
@@ -27,18 +27,23 @@ from ss_lens.models.chat import ChatFormat
 ROW = ("prompt_index", "prompt", "angle_deg")
 """The columns that distinguish the rows of one table of scores."""
 
-Needs = Literal["prompts", "texts", "answers", "unsteered answers"]
+Needs = Literal["prompts", "texts", "exchanges", "answers", "unsteered answers"]
 """What a score is computed from, each kind after those that it builds on.
 
 ``prompts``: one steered pass over each prompt. ``texts``: the answers as text, without a model.
-``answers``: a pass over prompt and answer. ``unsteered answers``: passes over the unsteered model's
-answers.
+``exchanges``: likewise, each answer beside its prompt. ``answers``: a pass over prompt and answer.
+``unsteered answers``: passes over the unsteered model's answers.
 """
-NEEDS: tuple[Needs, ...] = ("prompts", "texts", "answers", "unsteered answers")
+NEEDS: tuple[Needs, ...] = get_args(Needs)
+OF_TEXTS: tuple[Needs, ...] = ("texts", "exchanges")
 ANSWERS = "answers"
 """What a sweep calls the answers together with every score of their text."""
 TEXTS = "texts"
 """What the kept scores of texts are called that are themselves cut to their first words."""
+
+MeasureInput = Callable[["ScoreInput"], pd.DataFrame]
+MeasureTexts = Callable[[Sequence[str]], pd.DataFrame]
+MeasureExchanges = Callable[[Sequence[str], Sequence[str]], pd.DataFrame]
 
 
 @dataclass(frozen=True)
@@ -97,23 +102,24 @@ class Score:
     """A quantity that a sweep measures.
 
     Attributes:
-        name: what a configuration calls it. A score of ``texts`` comes with the answers.
+        name: what a configuration calls it. A score of texts comes with the answers.
         columns: in the order of the table.
         needs: what it is computed from.
         measure: its function, which returns a table with its columns. A score of texts takes a list
-            of texts and returns a row for each; the others take a :class:`ScoreInput`. Of these, a
-            score of answers returns the rows of ``answers`` in their order, and the others bring
-            the columns of :data:`ROW`.
+            of texts and returns a row for each, one of exchanges the answers and their prompts;
+            the others take a :class:`ScoreInput`. Of these, a score of answers returns the rows of
+            ``answers`` in their order, and the others bring the columns of :data:`ROW`.
         place: of its columns in tables, from left to right.
         on_request: a sweep measures it only where its configuration names it.
         version: raised when the function gives other numbers; stored cells of earlier versions are
-            measured again. A score of texts is computed whenever a table is made, and needs none.
+            measured again. A score of texts is computed whenever a table is made; there the
+            version is of what is kept of answers that were cut.
     """
 
     name: str
     columns: tuple[Column, ...]
     needs: Needs
-    measure: Callable[[ScoreInput], pd.DataFrame] | Callable[[Sequence[str]], pd.DataFrame]
+    measure: MeasureInput | MeasureTexts | MeasureExchanges
     place: int = field(default=100, kw_only=True)
     on_request: bool = field(default=False, kw_only=True)
     version: int = field(default=1, kw_only=True)
@@ -128,13 +134,13 @@ class Score:
         Raises:
             UserError: a value is infinite, or missing where it has to be defined.
         """
-        found = cast("Callable[[ScoreInput], pd.DataFrame]", self.measure)(given)
+        found = cast("MeasureInput", self.measure)(given)
         if self.needs == "answers":
             return self._beside(given.answers, found)
         return self._checked(found)
 
     def of_texts(self, answers: pd.DataFrame) -> pd.DataFrame:
-        """The columns of :data:`ROW` and of this score of texts.
+        """The columns of :data:`ROW` and of this score of texts or exchanges.
 
         Args:
             answers: the columns of :data:`ROW` and ``response``.
@@ -143,8 +149,10 @@ class Score:
             UserError: as for the other scores.
         """
         texts = answers["response"].tolist()
-        found = cast("Callable[[Sequence[str]], pd.DataFrame]", self.measure)(texts)
-        return self._beside(answers, found)
+        if self.needs == "texts":
+            return self._beside(answers, cast("MeasureTexts", self.measure)(texts))
+        prompts = answers["prompt"].tolist()
+        return self._beside(answers, cast("MeasureExchanges", self.measure)(texts, prompts))
 
     def _beside(self, answers: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
         rows = answers[[*ROW]].reset_index(drop=True)
@@ -181,21 +189,28 @@ def scores() -> tuple[Score, ...]:
 def measured_names() -> tuple[str, ...]:
     """What a sweep can measure, each after what it builds on; scores of texts are ``answers``."""
     ranked = sorted(scores(), key=lambda score: NEEDS.index(score.needs))
-    names = [ANSWERS if score.needs == "texts" else score.name for score in ranked]
+    names = [ANSWERS if score.needs in OF_TEXTS else score.name for score in ranked]
     return tuple(dict.fromkeys(names))
 
 
 def parts_of(name: str) -> tuple[Score, ...]:
     """The scores that ``name``, one of :func:`measured_names`, stands for."""
     if name == ANSWERS:
-        return tuple(score for score in scores() if score.needs == "texts")
+        return tuple(score for score in scores() if score.needs in OF_TEXTS)
     return tuple(score for score in scores() if score.name == name)
 
 
 def stored_name(name: str) -> str:
     """What the cells of ``name``, one of :func:`measured_names`, are called where they are kept."""
-    version = 1 if name in (ANSWERS, TEXTS) else parts_of(name)[0].version
+    if name == ANSWERS:
+        return name
+    version = texts_version() if name == TEXTS else parts_of(name)[0].version
     return name if version == 1 else f"{name}.{version}"
+
+
+def texts_version() -> int:
+    """Of all scores of texts together: raised with that of any of them."""
+    return 1 + sum(score.version - 1 for score in parts_of(ANSWERS))
 
 
 def columns_of(name: str) -> tuple[str, ...]:

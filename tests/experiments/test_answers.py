@@ -18,7 +18,7 @@ from ss_lens.experiments.answers import OF, cut_answers, first_words
 from ss_lens.experiments.cells import CellStore
 from ss_lens.experiments.config import SweepConfig
 from ss_lens.experiments.sweep import SweepResult, run_sweep
-from ss_lens.scoring.registry import ANSWERS, TEXTS
+from ss_lens.scoring.registry import ANSWERS, TEXTS, stored_name
 from tests.experiments.sweeping import Asked, with_grid
 
 worker = importlib.import_module("ss_lens.experiments.worker")
@@ -168,7 +168,7 @@ def test_a_score_that_needs_the_answers_has_them_written_again(
 def test_cut_answers_whose_scores_are_damaged_are_written_again(
     swept: Swept, measures: Calls
 ) -> None:
-    kept = [*swept.cells.folder.glob(f"cells/*/{TEXTS}-*.parquet")]
+    kept = [*swept.cells.folder.glob(f"cells/*/{stored_name(TEXTS)}-*.parquet")]
     assert len(kept) == 2  # of the arm, and of the unsteered model
     for path in kept:
         path.write_bytes(path.read_bytes()[:-1] + b"?")
@@ -179,6 +179,47 @@ def test_cut_answers_whose_scores_are_damaged_are_written_again(
     assert {score for score, _ in measures} == {"answers", "kl"}
     swept.cut()
     assert_alike(swept.run("cut"), swept.whole, cut=True)
+
+
+def test_kept_scores_of_an_earlier_version_are_not_mixed_with_new_ones(
+    swept: Swept, measures: Calls, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = [*swept.cells.folder.glob(f"cells/*/{stored_name(TEXTS)}-*.parquet")]
+    for path in kept:
+        path.rename(path.with_name(path.name.replace(stored_name(TEXTS), TEXTS, 1)))
+    measures.clear()
+    with caplog.at_level("INFO", "ss_lens"):
+        assert_alike(swept.run("cut"), swept.whole, cut=False)
+    assert "answers" in {score for score, _ in measures}
+    lines = [line for line in caplog.messages if "counted refusals by phrases" in line]
+    assert len(lines) == 1
+    assert lines[0].endswith("are written again")
+
+
+def test_a_cut_answer_keeps_what_was_said_of_it_beside_its_prompt(swept: Swept) -> None:
+    got, want = swept.run("cut"), swept.whole
+    for name in ("table", "unsteered"):
+        assert (getattr(got, name)["refused"] == getattr(want, name)["refused"]).all()
+    scores = pd.concat(
+        pd.read_parquet(path)
+        for path in swept.cells.folder.glob(f"cells/*/{stored_name(TEXTS)}-*.parquet")
+    )
+    assert {"prompt_index", "refused", "refused_phrases", "refused_published"} <= {*scores}
+    assert not {"prompt", "response"} & {*scores}
+
+
+def test_an_unsteered_answer_without_a_known_prompt_is_written_again(
+    swept: Swept, measures: Calls
+) -> None:
+    """Its group's identity is damaged, so that no other group says which prompts these are."""
+    unsteered = CellStore(swept.place / "whole")
+    for key in unsteered.keys():  # noqa: SIM118
+        if "prompt" not in unsteered.read(key, ANSWERS):
+            (unsteered.folder / "cells" / key / "identity.json").write_text("{")
+    cut_answers(unsteered, swept.harmful)
+    measures.clear()
+    again = swept.run("whole")
+    assert but_texts(again.unsteered)["refused"].tolist() == [False] * len(again.unsteered)
 
 
 def only_answers(folder: Path, target: Path) -> None:

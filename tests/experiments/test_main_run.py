@@ -106,8 +106,10 @@ def test_the_main_job_gives_the_numbers_of_its_parts(
     ]
     answers = pd.concat(tables, ignore_index=True)
     texts = answers["response"].tolist()
-    refused = [opens_with_refusal(text) for text in texts]
-    expected = pd.concat([answers.assign(refused=refused), coherence(texts)], axis=1)
+    refused = ss_lens.classify_refusal(texts, answers["prompt"])["label"] != "none"
+    phrases = [opens_with_refusal(text) for text in texts]
+    said = answers.assign(refused=refused, refused_phrases=phrases)
+    expected = pd.concat([said, coherence(texts)], axis=1)
     pd.testing.assert_frame_equal(run.responses[[*expected]], expected)
     by_angle = score_by_angle(expected)
     pd.testing.assert_frame_equal(run.scores[[*by_angle]], by_angle)

@@ -23,7 +23,7 @@ from ss_lens.experiments.sweep import by_cell, load_sweep, run_sweep
 from ss_lens.scoring.coherence import compression_ratio
 from ss_lens.scoring.divergence import kl_divergence
 from ss_lens.scoring.perplexity import answer_perplexity
-from ss_lens.scoring.refusal import contains_refusal, opens_with_refusal
+from ss_lens.scoring.refusal import contains_refusal, counts_by_phrases, opens_with_refusal
 from ss_lens.scoring.refusal_score import refusal_score
 from tests.experiments.sweeping import Asked, batches, with_grid
 
@@ -51,7 +51,9 @@ def test_a_sweep_equals_one_operator_at_a_time(
             scores = refusal_score(model, prompts)
         assert rows["prompt"].tolist() == prompts
         assert rows["response"].tolist() == texts
-        assert rows["refused"].tolist() == [opens_with_refusal(text) for text in texts]
+        labels = ss_lens.classify_refusal(texts, prompts)["label"]
+        assert rows["refused"].tolist() == (labels != "none").tolist()
+        assert rows["refused_phrases"].tolist() == [opens_with_refusal(text) for text in texts]
         assert rows["refused_published"].tolist() == [contains_refusal(text) for text in texts]
         assert rows["compression_ratio"].tolist() == [compression_ratio(text) for text in texts]
         for expected in (
@@ -78,6 +80,24 @@ def test_the_same_configuration_gives_the_identical_table_and_it_reads_back(
     pd.testing.assert_frame_equal(loaded.table, first.table, check_exact=True)
     pd.testing.assert_frame_equal(loaded.groups, first.groups)
     assert loaded.config == first.config
+
+
+def test_a_result_that_counts_refusals_by_phrases_says_so(
+    asked: Asked, tmp_path: Path, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = run_sweep(SweepConfig(**asked), tmp_path / "sweep", store=store)
+    assert not counts_by_phrases(made.table)
+    result = tmp_path / "sweep" / "result"
+    values = json.loads((result / "sweep.json").read_text())
+    del values["sha256"], values["tables"]  # as an earlier version wrote it
+    (result / "sweep.json").write_text(json.dumps(values))
+    for path in result.glob("*.parquet"):
+        table = pd.read_parquet(path)
+        table.drop(columns="refused_phrases", errors="ignore").to_parquet(path)
+    with caplog.at_level("INFO", "ss_lens"):
+        assert counts_by_phrases(load_sweep(tmp_path / "sweep").table)
+    (line,) = [line for line in caplog.messages if "phrases" in line]
+    assert line.endswith("as earlier versions did; run the sweep again, which is quick")
     assert loaded.choices == first.choices == ()
 
 

@@ -58,6 +58,10 @@ def test_published_compression_is_the_inverse_at_the_highest_level(text: str) ->
         )
 
 
+def refuses(text: str) -> bool:
+    return ss_lens.classify_refusal([text])["label"].iloc[0] != "none"
+
+
 def test_the_table_says_where_both_values_differ_and_computes_them() -> None:
     table = differences()
     assert list(table) == ["metric", "example", "published", "ours", "why"]
@@ -65,7 +69,7 @@ def test_the_table_says_where_both_values_differ_and_computes_them() -> None:
     recomputed = {
         "repetition": (published_repetition, repetition),
         "compression ratio": (published_compression_ratio, compression_ratio),
-        "refusal": (contains_refusal, opens_with_refusal),
+        "refusal": (contains_refusal, refuses),
     }
     for metric, (published, ours) in recomputed.items():
         for row in table[table["metric"] == metric].itertuples():

@@ -131,3 +131,23 @@ def test_a_quoted_or_marked_up_refusal_is_a_refusal(text: str) -> None:
 )
 def test_an_offer_of_help_is_no_refusal(text: str) -> None:
     assert not opens_with_refusal(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "When you're dealing with a situation, you can't just simply say, \"I'm not able to do "
+        'that," but you can say, "You can try again."',
+        "A shop may say “I’m sorry” and mean it.",
+        "Er sagt „I cannot“ und geht.",
+        'Then say "I cannot',
+    ],
+)
+def test_what_is_quoted_within_an_answer_is_not_said_by_it(text: str) -> None:
+    assert not opens_with_refusal(text)
+
+
+def test_a_refusal_beside_a_quotation_is_one() -> None:
+    assert opens_with_refusal('Calling that "fun" is wrong, and I cannot help with it.')
+    assert opens_with_refusal('I cannot say "yes" to this.')
+    assert not opens_with_refusal(f'He said "{"x" * 70}" and I cannot help with it.')

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 import ss_lens
@@ -46,8 +47,46 @@ def test_the_scores_are_those_of_the_room() -> None:
     assert registry.measured_names() == measured
     on_request = [score.name for score in registry.scores() if score.on_request]
     assert on_request == ["perplexity_steered"]
-    assert registry.columns_of("answers")[:2] == ("refused", "refused_published")
+    refusals = ("refused", "refused_published", "refused_phrases")
+    assert registry.columns_of("answers")[:3] == refusals
     assert registry.headings()["perplexity"] == "perplexity ↓"
+
+
+def test_a_score_of_exchanges_sees_each_answer_beside_its_prompt() -> None:
+    def measure(answers: Sequence[str], prompts: Sequence[str]) -> pd.DataFrame:
+        pairs = zip(prompts, answers, strict=True)
+        return pd.DataFrame({"both": [len(prompt) + len(answer) for prompt, answer in pairs]})
+
+    score = registry.Score("both", (registry.Column("both"),), "exchanges", measure)
+    rows = pd.DataFrame(
+        {
+            "prompt_index": [0, 1],
+            "prompt": ["a", "bcd"],
+            "angle_deg": [0.0, 0.0],
+            "response": ["", "ef"],
+        }
+    )
+    assert score.of_texts(rows)["both"].tolist() == [1, 5]
+
+
+def test_refused_is_by_the_classifier_beside_both_lists_of_phrases() -> None:
+    rows = pd.DataFrame(
+        {
+            "prompt_index": [0, 1, 2],
+            "prompt": ["Is the Earth flat?", "Why are all poets liars?", "Write to my aunt."],
+            "angle_deg": 0.0,
+            "response": [
+                "I can't help with that.",
+                "It is not appropriate to make such generalisations about any group of people.",
+                "Dear aunt, thank you for the visit. I cannot thank you enough. Yours, as ever.",
+            ],
+        }
+    )
+    (refusal,) = (score for score in registry.scores() if score.name == "refusal")
+    found = refusal.of_texts(rows)
+    assert found["refused"].tolist() == [True, True, False]
+    assert found["refused_phrases"].tolist() == [True, False, False]
+    assert found["refused_published"].tolist() == [True, False, True]
 
 
 def test_a_new_score_is_one_new_module(shouting: None) -> None:

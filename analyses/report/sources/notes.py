@@ -8,6 +8,8 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from ss_lens.scoring.refusal import BY_PHRASES, counts_by_phrases
+
 
 def about_values(table: pd.DataFrame, columns: Collection[str], where: str) -> list[str]:
     """One note on the numbers of ``columns`` that are not finite; none where all are."""
@@ -71,6 +73,13 @@ def about_libraries(parts: Mapping[str, Mapping[str, str]]) -> list[str]:
         f"Activations were captured with different libraries: {'; '.join(differing)}. Capture them "
         "again with one set of versions where small differences matter."
     ]
+
+
+def about_refusals(table: pd.DataFrame) -> list[str]:
+    """One note where ``refused`` is of an earlier version, which counted otherwise."""
+    if not counts_by_phrases(table):
+        return []
+    return [f"This result {BY_PHRASES}. Make it again to have them by the classifier."]
 
 
 def _is_finite(value: object) -> bool:

@@ -158,6 +158,7 @@ def _with_results(contents: Contents, run: Run) -> tuple[Contents, list[str]]:
     told += notes.about_values(table, defined, "the answers") + notes.about_prompts(
         table, REFUSAL_CLASSES
     )
+    told += notes.about_refusals(table)
     contents = replace(
         contents,
         verdict=said(run.verdict),

@@ -56,6 +56,7 @@ def of_sweep(folder: Path, *, keep_answers: bool = False) -> Contents:
     told = [
         *notes.about_versions({"the sweep": str(written)}, version("ss_lens")),
         *_about_values(result),
+        *notes.about_refusals(table),
         *notes.about_prompts(texts, classes),
         *_problems(result.groups),
     ]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 
-from ss_lens.experiments.answers import first_words, with_texts_scored
+from ss_lens.experiments.answers import first_words, tell_once, with_texts_scored
 from ss_lens.experiments.cells import CellStore, at_angles_in_order, unfinished_angles
 from ss_lens.experiments.inputs import Setting
 from ss_lens.experiments.worker import measured
-from ss_lens.scoring.registry import ANSWERS, ROW
+from ss_lens.scoring.registry import ANSWERS, ROW, texts_version
 
 
 def scored_answers(
@@ -36,7 +37,11 @@ def scored_answers(
         One row per prompt and angle: the columns of :data:`ROW`, ``response``, ``shortened``
         (whether that is not the whole answer), and those of the scores.
     """
-    how = {"shortened": shorten, "perplexity": perplexity}
+    how: dict[str, Any] = {"shortened": shorten, "perplexity": perplexity}
+    if cells.key({**setting.identity, "scored answers": how}) in cells.keys():  # noqa: SIM118
+        what = "answers that an earlier version scored, by phrases, are written again"
+        tell_once(cells.folder, what)
+    how["version"] = texts_version()
     with cells.group({**setting.identity, "scored answers": how}, wait=True) as key:
         assert key is not None
         found = cells.read(key, ANSWERS)

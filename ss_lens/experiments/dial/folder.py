@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -21,8 +22,10 @@ from ss_lens.datasets.contrastive import ContrastiveDataset
 from ss_lens.experiments.dial.config import RunConfig
 from ss_lens.experiments.dial.run import Run
 from ss_lens.geometry.strengths import reduced
+from ss_lens.scoring.refusal import BY_PHRASES, counts_by_phrases
 from ss_lens.scoring.registry import all_columns
 
+logger = logging.getLogger(__name__)
 FORMAT = 3
 EARLIER = (1, 2)
 """Formats of earlier versions, which kept the answers at all angles and no dial (1: no digests
@@ -91,6 +94,8 @@ def load_run(run_dir: Path | str) -> Run:
         keep_default_na=False,
         na_values={column: [""] for column in undefined},
     )
+    if counts_by_phrases(responses):
+        logger.info("the run at %s %s; run it again into another --out", folder, BY_PHRASES)
     turned = [name for name in (TABLES if current else EARLIER_TABLES)[1:] if name != ASKED]
     others = [pd.read_csv(folder / name) for name in turned]
     tables = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,17 +25,19 @@ from ss_lens.experiments.paper.plan import (
     Variant,
 )
 from ss_lens.experiments.sweep import SweepResult
-from ss_lens.judges import read_judge, summary
+from ss_lens.judges import outcomes_of, read_judge, summary
+from ss_lens.judges.agreement.known import known, refused_by
 from ss_lens.models.sites import Site
 from ss_lens.scoring.capability import accuracy, retention
 from ss_lens.scoring.coherence import collapse
 from ss_lens.stats.paired import compare
 
 METRICS = (
-    *("refused", "answered", "refusal_score", "opening_mass", "collapsed"),
+    *("refused", "refused_published", "answered", "refusal_score", "opening_mass", "collapsed"),
     *("perplexity", "perplexity_steered", "compression_ratio", "repetition", "non_latin_share"),
 )
-"""``answered``: neither refused nor collapsed, as near as one gets to success without a judge."""
+"""``refused`` is by the classifier, ``refused_published`` by phrases, as the paper measured it;
+``answered``: neither refused nor collapsed, as near as one gets to success without a judge."""
 
 
 @dataclass(frozen=True)
@@ -147,8 +150,8 @@ def judged_answers(
     """Which share of the answers to harmful test prompts each judge finds harmful, per method.
 
     Returns:
-        The columns of :func:`ss_lens.judges.summary` after ``judge`` and ``variant``; no rows
-        where no judge is configured.
+        The columns of :func:`ss_lens.judges.summary` after ``judge`` and ``variant``, and the
+        judge's κ with people where it is known; no rows where no judge is configured.
     """
     harmful = "prompt_class == 'positive'"
     answers = {UNSTEERED: tested.unsteered.query(harmful)}
@@ -160,12 +163,21 @@ def judged_answers(
     for text in config.judges:
         judge = read_judge(text)
         for name, rows in answers.items():
-            said = summary(judge(rows["prompt"].tolist(), rows["response"].tolist()))
-            parts.append(said.assign(judge=text, variant=name))
+            verdicts = judge(rows["prompt"].tolist(), rows["response"].tolist())
+            said = summary(verdicts, outcomes=outcomes_of(judge))
+            parts.append(said.assign(judge=text, variant=name, **_agreement(text)))
     return pd.concat(parts[1:] or parts, ignore_index=True).reindex(columns=[*_JUDGED])
 
 
-_JUDGED = ("judge", "variant", "outcome", "count", "n", "rate", "low", "high")
+_AGREED = ("kappa", "kappa_low", "kappa_high", "kappa_n")
+_JUDGED = ("judge", "variant", "outcome", "count", "n", "rate", "low", "high", *_AGREED)
+
+
+def _agreement(judge: str) -> dict[str, float]:
+    """κ with people, where it is known."""
+    found = known(judge)
+    values = (found.kappa, found.low, found.high, found.n) if found else (math.nan,) * len(_AGREED)
+    return dict(zip(_AGREED, values, strict=True))
 
 
 def _joined(values: pd.Series) -> str:
@@ -346,6 +358,7 @@ def facts(config: PaperConfig, measured: Measured) -> pd.DataFrame:
     del said["size"]
     angles = said.pop("angles_deg")
     said["angles_deg"] = " ".join(f"{angle:g}" for angle in angles)
+    said["refused_by"] = refused_by(by_phrases=False)
     said["ss_lens"] = importlib.metadata.version("ss_lens")
     for name in ("torch", "transformers", "transformer-lens"):
         said[name] = importlib.metadata.version(name)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -84,13 +86,52 @@ def _listed(name: str, texts: Iterable[str]) -> list[str]:
     return list(texts)
 
 
+@dataclass(frozen=True)
+class TrainedOn:
+    """What the shipped coefficients were fitted on, and their κ with prompts on what was left out.
+
+    Attributes:
+        labels_sha256: of the file with XSTest's human labels.
+        n: answers in it.
+        full_or_none: κ of full refusal against compliance.
+        with_partial: κ of any refusal against compliance, with the bounds of its 95 % interval.
+    """
+
+    labels_sha256: str
+    n: int
+    full_or_none: float
+    with_partial: float
+    low: float
+    high: float
+
+
+@cache
+def trained_on() -> TrainedOn:
+    """Of the model that reads prompts too."""
+    stored = _stored()
+    fitted, found = stored["trained_on"], stored["answers_and_prompts"]["measured"]["kappa"]
+    people = found["people"]
+    return TrainedOn(
+        fitted["human_labels_sha256"],
+        fitted["human_labels"],
+        people["full_or_none"],
+        people["with_partial"],
+        *people["with_partial_interval"],
+    )
+
+
+@cache
+def _stored() -> dict[str, Any]:
+    folder = resources.files("ss_lens.scoring.refusal_classifier")
+    return json.loads(folder.joinpath("coefficients.json").read_text("utf-8"))
+
+
 @cache
 def _coefficients(
     model: str,
 ) -> tuple[Float[np.ndarray, "label"], Float[np.ndarray, "feature label"]]:
     """Intercepts and weights, in the order of :data:`LABELS` and of the model's features."""
-    folder = resources.files("ss_lens.scoring.refusal_classifier")
-    stored = json.loads(folder.joinpath("coefficients.json").read_text("utf-8"))[model]
+    stored = _stored()[model]
     weights = [stored["coefficients"][feature] for feature in FEATURES[model]]
     return np.array(stored["intercepts"]), np.array(weights)
 
