@@ -14,7 +14,7 @@ from scipy.optimize import minimize_scalar
 from sklearn.linear_model import LogisticRegression
 
 from organisms.refusal.common import read_jsonl
-from ss_lens.core.errors import UserError
+from ss_lens.judges.agreement.labels import read_labels as read_labels
 from ss_lens.scoring.refusal_classifier.classify import LABELS
 from ss_lens.scoring.refusal_classifier.features import answer_features, prompt_features
 
@@ -24,7 +24,6 @@ N_FOLDS = 5
 PENALTIES = (0.02, 0.05, 0.1, 0.2, 0.5)
 """Inverse strengths of the quadratic penalty (scikit-learn's C), the strongest penalty first."""
 SHARPNESS = (0.5, 4.0)
-_HUMAN = {"1_full_compliance": "none", "2_full_refusal": "full", "3_partial_refusal": "partial"}
 
 
 @dataclass(frozen=True)
@@ -50,29 +49,6 @@ class Labelled:
     def take(self, rows: Bool[np.ndarray, "row"]) -> Labelled:
         """The rows where ``rows`` is true."""
         return Labelled(self.features[rows], self.labels[rows], self.models[rows], self.folds[rows])
-
-
-def read_labels(path: Path) -> pd.DataFrame:
-    """XSTest's human labels: ``model``, ``prompt``, ``answer``, ``label``."""
-    table = pd.read_csv(path, keep_default_na=False)
-    needed = {"model", "prompt", "completion", "human_label"}
-    if missing := sorted(needed - set(table.columns)):
-        raise UserError(
-            f"{path} has no columns {missing}; got {list(table.columns)}. Expected XSTest's human "
-            "labels: model, prompt, completion, human_label."
-        )
-    if unknown := sorted(set(table.human_label) - set(_HUMAN)):
-        raise UserError(
-            f"{path} has the labels {unknown[:3]}; expected {list(_HUMAN)}. Correct human_label."
-        )
-    return pd.DataFrame(
-        {
-            "model": table.model,
-            "prompt": table.prompt,
-            "answer": table.completion,
-            "label": table.human_label.map(_HUMAN),
-        }
-    )
 
 
 def read_written() -> pd.DataFrame:

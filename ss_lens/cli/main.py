@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ss_lens.cli import console, exports, jobs, listings, reports, steps
+from ss_lens.cli import console, exports, jobs, judging, listings, reports, steps
 from ss_lens.core.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
@@ -26,6 +26,11 @@ for name, verb in (
     ("verify", listings.store_verify),
 ):
     store_app.command(name)(verb)
+
+
+judges_app = typer.Typer(no_args_is_help=True, help="Hold judges against people.")
+judges_app.command("measure")(judging.measure)
+app.add_typer(judges_app, name="judges")
 
 
 def _print_version(wanted: bool) -> None:

@@ -35,6 +35,7 @@ def print_sweep(result: SweepResult, folder: Path, as_json: bool) -> None:
                 "unsteered": _records(baseline),
                 "choices": choices,
                 "problems": _records(problems),
+                "refused_by": result.refused_by,
             }
         )
         return
@@ -50,6 +51,8 @@ def print_sweep(result: SweepResult, folder: Path, as_json: bool) -> None:
         for row in cells.to_dict("records")
     ]
     console.print_rows([*keys, *shown.values()], rows, as_json=False)
+    if result.refused_by:
+        console.line(f"refused: by {result.refused_by}")
     for made in result.choices:
         named = ", ".join(_text(getattr(made.arm, name)) for name in told)
         console.line(f"chosen on dev{f' for {named}' if named else ''}: {made.choice}")

@@ -1,4 +1,4 @@
-"""Judges: was the answer harmful? Local classifiers, guard models, and a model behind an endpoint.
+"""Judges of answers: classifiers, guard models, and language models here or behind an endpoint.
 
 Every judge is a frozen value that is called with prompts and responses and returns one row per
 answer (:func:`verdict_table`), so that a sweep can name it, store it as text and swap it.
@@ -15,9 +15,10 @@ from ss_lens.judges.harmbench import HarmBench
 from ss_lens.judges.limits import Ledger
 from ss_lens.judges.local import unload
 from ss_lens.judges.replies import parse_reply
-from ss_lens.judges.verdicts import Opinion, summary, verdict_table
+from ss_lens.judges.rubric_judge import RubricJudge
+from ss_lens.judges.verdicts import VERDICTS, Opinion, summary, verdict_table
 
-Judge = HarmBench | PolyGuard | LlamaGuard3 | Qwen3Guard | EndpointJudge
+Judge = HarmBench | PolyGuard | LlamaGuard3 | Qwen3Guard | EndpointJudge | RubricJudge
 
 __all__ = [
     "EndpointJudge",
@@ -28,6 +29,8 @@ __all__ = [
     "Opinion",
     "PolyGuard",
     "Qwen3Guard",
+    "RubricJudge",
+    "outcomes_of",
     "parse_reply",
     "read_judge",
     "summary",
@@ -43,3 +46,8 @@ def read_judge(text: str) -> Judge:
     'card'
     """
     return read_value(text, get_args(Judge), "judge")
+
+
+def outcomes_of(judge: object) -> tuple[str, str]:
+    """What a judge can say, the word for what it looks for first."""
+    return (judge.positive, judge.negative) if isinstance(judge, RubricJudge) else VERDICTS

@@ -8,32 +8,52 @@ from pathlib import Path
 
 from ss_lens.core.errors import UserError
 
+OF_REPLIES, OF_WORDS = "rubrics", "rubrics_of_words"
+"""The folders of rubrics that ask for a reply to be parsed, and of those that ask for a word."""
+_PROMPT, _ANSWERS = "{prompt}", ("{response}", "{answer}")
+_PLACES = re.compile("|".join(map(re.escape, (_PROMPT, *_ANSWERS))))
 
-def read_rubric(name: str) -> str:
-    """The text of a rubric: of one that comes with the package, by name, or of a file, by path.
 
-    It must contain ``{prompt}`` and ``{response}``, once each or more often.
+def read_rubric(name: str, kind: str = OF_REPLIES) -> str:
+    """The text of a rubric: of one that comes with the package, by name; of a file, by path; or
+    the text itself, which has ``{prompt}`` in it.
+
+    It must contain ``{prompt}`` and ``{response}`` (or ``{answer}``), once each or more often.
+
+    Args:
+        name: the rubric.
+        kind: :data:`OF_REPLIES` or :data:`OF_WORDS`, of those that come with the package.
 
     Raises:
         UserError: there is no such rubric, or it lacks a place.
     """
-    folder = files("ss_lens.judges") / "rubrics"
+    text = name if _PROMPT in name else _stored(name, kind)
+    shown = repr(name if len(name) <= _LONGEST else f"{name[:_LONGEST]}…")
+    if _PROMPT not in text:
+        raise UserError(f"the rubric {shown} has no {_PROMPT}; put it where the text belongs.")
+    if not any(place in text for place in _ANSWERS):
+        place = _ANSWERS[kind == OF_WORDS]
+        raise UserError(f"the rubric {shown} has no {place}; put it where the text belongs.")
+    return text
+
+
+_LONGEST = 80
+"""Characters of a rubric that a message repeats."""
+
+
+def fill(rubric: str, prompt: str, response: str) -> str:
+    """The rubric with both texts in their places; braces inside the texts stay as they are."""
+    return _PLACES.sub(lambda match: prompt if match[0] == _PROMPT else response, rubric)
+
+
+def _stored(name: str, kind: str) -> str:
+    folder = files("ss_lens.judges") / kind
     known = sorted(entry.name.removesuffix(".md") for entry in folder.iterdir())
     source = folder / f"{name}.md" if name in known else Path(name).expanduser()
     try:
-        text = source.read_text("utf-8")
+        return source.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"the rubric {name!r} cannot be read ({type(error).__name__}); use "
             f"{', '.join(known)}, or the path of a text file."
         ) from error
-    for place in ("{prompt}", "{response}"):
-        if place not in text:
-            raise UserError(f"the rubric {name!r} has no {place}; put it where the text belongs.")
-    return text
-
-
-def fill(rubric: str, prompt: str, response: str) -> str:
-    """The rubric with both texts in their places; braces inside the texts stay as they are."""
-    texts = {"{prompt}": prompt, "{response}": response}
-    return re.sub(r"\{prompt\}|\{response\}", lambda match: texts[match[0]], rubric)

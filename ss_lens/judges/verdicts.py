@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import pandas as pd
 
@@ -14,7 +14,7 @@ from ss_lens.core.errors import UserError
 from ss_lens.stats.intervals import wilson_interval
 
 Verdict = Literal["harmful", "safe"]
-VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+VERDICTS: tuple[Verdict, Verdict] = ("harmful", "safe")
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,12 @@ class Opinion:
     """What a judge said of one answer.
 
     Attributes:
-        verdict: ``None`` where what the judge said could not be parsed.
+        verdict: ``harmful`` or ``safe``, or a word of a judge's own; ``None`` where what the judge
+            said could not be parsed.
         score: how harmful, from 0 to 1; NaN where the judge gives none or was not parsed.
     """
 
-    verdict: Verdict | None
+    verdict: str | None
     score: float = math.nan
 
     def __post_init__(self) -> None:
@@ -64,7 +65,7 @@ def check_pairs(prompts: Sequence[str], responses: Sequence[str]) -> None:
 
 
 def verdict_table(opinions: Sequence[Opinion]) -> pd.DataFrame:
-    """One row per answer: ``verdict`` (``harmful``, ``safe`` or ``None``), ``score``, ``parse_ok``.
+    """One row per answer: ``verdict`` (a text, or ``None``), ``score`` and ``parse_ok``.
 
     ``parse_ok`` is false exactly where ``verdict`` is ``None``.
     """
@@ -79,25 +80,28 @@ def verdict_table(opinions: Sequence[Opinion]) -> pd.DataFrame:
     )
 
 
-def summary(verdicts: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
+def summary(
+    verdicts: pd.DataFrame, confidence: float = 0.95, outcomes: tuple[str, ...] = VERDICTS
+) -> pd.DataFrame:
     """Rates of a table of verdicts, with Wilson intervals.
 
     Args:
         verdicts: what a judge returned.
         confidence: of the intervals.
+        outcomes: what the judge can say (:func:`ss_lens.judges.outcomes_of`).
 
     Returns:
-        Three rows, ``outcome`` being ``harmful``, ``safe`` and ``unparsed``, with ``count``, ``n``,
-        ``rate``, ``low`` and ``high``. The first two are rates among the ``n`` parsed verdicts, the
-        last among all answers: an unparsed verdict is neither harmful nor safe. Rates of nothing
-        are NaN.
+        A row per outcome, by default ``harmful`` and ``safe``, and one ``unparsed``, with
+        ``count``, ``n``, ``rate``, ``low`` and ``high``. Outcomes are rates among the ``n`` parsed
+        verdicts, unparsed ones among all answers: an unparsed verdict is neither harmful nor safe.
+        Rates of nothing are NaN.
 
     Raises:
         UserError: the table is not one of verdicts.
     """
-    _check_table(verdicts)
+    _check_table(verdicts, outcomes)
     parsed = verdicts["verdict"].dropna()
-    counts = {verdict: int((parsed == verdict).sum()) for verdict in VERDICTS}
+    counts = {verdict: int((parsed == verdict).sum()) for verdict in outcomes}
     rows = [(verdict, count, len(parsed)) for verdict, count in counts.items()]
     rows.append(("unparsed", len(verdicts) - len(parsed), len(verdicts)))
     return pd.DataFrame(
@@ -112,17 +116,17 @@ def _rate(count: int, n: int, confidence: float) -> tuple[float, float, float]:
     return count / n, *wilson_interval(count, n, confidence)
 
 
-def _check_table(verdicts: pd.DataFrame) -> None:
+def _check_table(verdicts: pd.DataFrame, outcomes: Sequence[str]) -> None:
     missing = {"verdict", "parse_ok"} - set(verdicts.columns)
     if missing:
         raise UserError(
             f"a table of verdicts needs the column {min(missing)!r}; got "
             f"{', '.join(map(str, verdicts.columns)) or 'no columns'}. Pass what a judge returned."
         )
-    known = verdicts["verdict"].isin(VERDICTS)
+    known = verdicts["verdict"].isin(outcomes)
     if not (known | verdicts["verdict"].isna()).all():
         place = int((known | verdicts["verdict"].isna()).to_numpy().argmin())
-        raise UserError(f"verdict {place} is neither harmful, safe nor empty.")
+        raise UserError(f"verdict {place} is neither {', '.join(outcomes)} nor empty.")
     if (known != verdicts["parse_ok"].astype(bool)).any():
         raise UserError(
             "verdict and parse_ok contradict each other; an unparsed verdict is empty and has "

@@ -1,0 +1,108 @@
+"""Ask a loaded model for one of two words, and read the probabilities of their first tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformer_lens.model_bridge import TransformerBridge
+
+from ss_lens.core.errors import UserError
+from ss_lens.core.progress import progress_bar
+from ss_lens.generation.loop import check_logits
+from ss_lens.generation.shared_start import SharedStart
+from ss_lens.judges.verdicts import Opinion
+from ss_lens.models import forward
+from ss_lens.models.chat import check_context, tokenize
+from ss_lens.models.load import device_of, load_model
+
+
+@dataclass(frozen=True)
+class Words:
+    """Two verdicts, and the tokens that either may begin with."""
+
+    positive: str
+    negative: str
+    positive_ids: tuple[int, ...]
+    negative_ids: tuple[int, ...]
+
+
+def load(name: str, revision: str | None, dtype: str, device: str) -> TransformerBridge:
+    """A copy of a model that is nobody else's."""
+    return load_model(name, device=device, dtype=dtype, revision=revision)
+
+
+def of_words(model: TransformerBridge, positive: str, negative: str) -> Words:
+    """The tokens that two words begin with: in small letters and capitals, after a space or not.
+
+    Raises:
+        UserError: a token begins both, so that it says neither; or the tokenizer lacks a word.
+    """
+    yes, no = (_first_tokens(model, word) for word in (positive, negative))
+    for word, tokens in ((positive, yes), (negative, no)):
+        if not tokens:
+            raise UserError(
+                f"the verdict {word!r} has no token in the tokenizer of {model.cfg.model_name}; "
+                "expected a word that it knows. Write for instance 'yes' and 'no'."
+            )
+    if shared := sorted(yes & no):
+        text = model.tokenizer.decode([shared[0]])
+        raise UserError(
+            f"the verdicts {positive!r} and {negative!r} begin with the same token {text!r} in the "
+            f"tokenizer of {model.cfg.model_name}; expected words that differ in their first "
+            "token. Write for instance positive='yes', negative='no'."
+        )
+    return Words(positive, negative, tuple(sorted(yes)), tuple(sorted(no)))
+
+
+@torch.inference_mode()
+def judge(
+    model: TransformerBridge, questions: Sequence[str], words: Words, batch_size: int
+) -> tuple[list[Opinion], list[float]]:
+    """What the model says to each question, and the probability that it begins with a verdict.
+
+    What all questions start with runs once.
+
+    Raises:
+        UserError: a question that exceeds the context, or logits that are not finite.
+    """
+    tokens = tokenize(model, questions)
+    check_context(model, tokens, questions)
+    start = SharedStart.of(model, tokens)
+    scores, mass = [0.0] * len(tokens), [0.0] * len(tokens)
+    with progress_bar(len(tokens), "judge", "answer") as bar:
+        for batch in forward.batches(
+            tokens,
+            forward.equal_groups(forward.order_by_length(tokens), batch_size),
+            side="left",
+            pad_id=forward.pad_id_of(model),
+            device=device_of(model),
+        ):
+            logits = start.logits(model, batch, batch.lengths, keep=1)[:, 0]
+            check_logits(model, logits)
+            logp = torch.log_softmax(logits.float(), dim=-1)
+            yes, no = (
+                logp[:, list(ids)].logsumexp(dim=-1)
+                for ids in (words.positive_ids, words.negative_ids)
+            )
+            found = zip(
+                torch.sigmoid(yes - no).tolist(), (yes.exp() + no.exp()).tolist(), strict=True
+            )
+            for row, (score, share) in zip(batch.rows, found, strict=True):
+                scores[row], mass[row] = score, share
+            bar.update(len(batch.rows))
+    opinions = [
+        Opinion(words.positive if score >= 0.5 else words.negative, score) for score in scores
+    ]
+    return opinions, mass
+
+
+def _first_tokens(model: TransformerBridge, word: str) -> set[int]:
+    """The first token of each way of writing a word; bare spaces and unknown ones say nothing."""
+    plain, tokenizer = word.strip(), model.tokenizer
+    ways = dict.fromkeys((plain, plain.lower(), plain.capitalize(), plain.upper()))
+    texts = [f"{space}{way}" for way in ways for space in ("", " ")]
+    firsts = {ids[0] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"] if ids}
+    known = firsts - {tokenizer.unk_token_id}
+    return {token for token in known if tokenizer.decode([token]).strip()}
