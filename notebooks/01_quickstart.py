@@ -37,7 +37,6 @@ from analyses import angle_response
 from analyses.run_figures import cosine_heatmap, norm_growth, sign_agreement
 from analyses.widget import LiveDial
 from ss_lens.models.sources import DEFAULT_MODEL, default_dataset
-from ss_lens.scoring.refusal import opens_with_refusal
 
 # %% tags=["parameters"]
 prompts_per_class = 64
@@ -169,7 +168,7 @@ harmful = ss_lens.sweep_angles(
     max_new_tokens=new_tokens,
 )
 harmful.assign(
-    refused=harmful["response"].map(opens_with_refusal),
+    refused=ss_lens.classify_refusal(harmful["response"], harmful["prompt"])["label"] != "none",
     begins=harmful["response"].str.split().str[:6].str.join(" "),
 )[["prompt_index", "angle_deg", "refused", "begins"]]
 

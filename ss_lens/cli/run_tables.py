@@ -23,7 +23,8 @@ def print_run(run: Run, run_dir: Path, report: Path | None, as_json: bool) -> No
         }
         found = console.summary(run.calibration)
         paths = {"run_dir": str(run_dir), "report": None if report is None else str(report)}
-        console.print_json({**found, **paths, **tables, "verdict": run.verdict})
+        said = {"verdict": run.verdict, "refused_by": run.refused_by}
+        console.print_json({**found, **paths, **tables, **said})
         return
     console.print_facts(console.summary(run.calibration), as_json=False)
     _print_dial(run.dial)
@@ -139,6 +140,7 @@ def _print_answers(run: Run) -> None:
                 ]
             )
     console.print_rows([*heads, "perplexity", "collapsed"], rows, as_json=False)
+    console.line(f"refused: by {run.refused_by}")
 
 
 def rate(row: dict[Any, Any], label: str) -> str:

@@ -69,7 +69,8 @@ def print_ablations(result: AblationResult, folder: Path, as_json: bool) -> None
     if as_json:
         names = ("table", "choices", "problems")
         parts = {name: _records(getattr(result, name)) for name in names}
-        console.print_json({"folder": str(folder), **parts})
+        said = {"refused_by": result.refused_by}
+        console.print_json({"folder": str(folder), **parts, **said})
         return
     # An ablation of an earlier version may lack a score that was added since.
     headed = {k: v for k, v in HEADINGS.items() if (result.table["metric"] == k).any()}
@@ -91,6 +92,7 @@ def print_ablations(result: AblationResult, folder: Path, as_json: bool) -> None
         "\n* differs from the full method on the same prompts: sign-flip permutation test, Holm's "
         "p < 0.05 over the variants of a column."
     )
+    console.line(f"refused: by {result.refused_by}")
     for row in result.problems.to_dict("records"):
         console.line(f"{row['variant']}, draw {row['draw']}: {row['problem']}")
     console.line(f"saved in {folder}; draw its figures with: python -m analyses.ablations {folder}")

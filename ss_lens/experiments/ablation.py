@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +22,7 @@ from ss_lens.experiments.config import SEED, USUAL, Grid, Part, Split, SweepConf
 from ss_lens.experiments.grid import ARM_COLUMNS
 from ss_lens.experiments.summaries import degrees, first_rows
 from ss_lens.experiments.sweep import SweepResult, run_sweep
+from ss_lens.judges.agreement.known import refused_by
 from ss_lens.models.chat import DEFAULT_FORMAT, ChatFormat
 from ss_lens.scoring.coherence import collapse
 from ss_lens.scoring.refusal import BY_PHRASES
@@ -161,6 +162,7 @@ class AblationResult:
             ``score``, the share ``collapsed`` of the answers, and whether it was ``chosen``.
         problems: a row per draw that has no answers, and why: not calibrated, or no admissible
             angle.
+        refused_by: who says ``refused``, and its measured agreement with people.
     """
 
     config: AblationConfig
@@ -168,6 +170,7 @@ class AblationResult:
     scan: pd.DataFrame
     choices: pd.DataFrame
     problems: pd.DataFrame
+    refused_by: str = field(default_factory=lambda: refused_by(by_phrases=False))
 
     def __repr__(self) -> str:
         return in_lines(self._title, self._facts)
@@ -191,6 +194,7 @@ class AblationResult:
             "metrics": listed([*self.table["metric"].unique()], most=6),
             "differ (Holm)": listed(pairs) or "none",
             "without answers": f"{len(self.problems)} draws",
+            "refused by": self.refused_by,
         }
 
 
@@ -290,7 +294,8 @@ def load_ablations(folder: Path | str) -> AblationResult:
             f"the ablation at {place} is damaged; run `ss-lens ablate` again, which is quick."
         )
     config = AblationConfig.from_json(values["config"])
-    return AblationResult(config, **cast("dict[str, pd.DataFrame]", tables))
+    said = refused_by(by_phrases=known == EARLIER)
+    return AblationResult(config, **cast("dict[str, pd.DataFrame]", tables), refused_by=said)
 
 
 Item = tuple[str, int]

@@ -161,6 +161,7 @@ def _with_results(contents: Contents, run: Run) -> tuple[Contents, list[str]]:
     told += notes.about_refusals(table)
     contents = replace(
         contents,
+        configuration={**contents.configuration, "refused by": run.refused_by},
         verdict=said(run.verdict),
         samples=table,
         scores=shown,

@@ -78,7 +78,7 @@ def of_sweep(folder: Path, *, keep_answers: bool = False) -> Contents:
         start_deg=_start(result, drawn, series, measures),
         steered=_steered(result.groups),
         tables=_choice_tables(result),
-        configuration=_configuration(result),
+        configuration={**_configuration(result), "refused by": result.refused_by or "not measured"},
         provenance={"ss_lens": f"{written} (sweep), {version('ss_lens')} (report)"},
         commands=(
             Command("this report", f"ss-lens report {folder}"),

@@ -13,6 +13,8 @@ from ss_lens.experiments.dial.asking import ASKED_COLUMNS
 from ss_lens.experiments.dial.config import RunConfig
 from ss_lens.experiments.dial.scan import CHOICE_COLUMNS, DIAL_COLUMNS
 from ss_lens.experiments.summaries import degrees, first_rows
+from ss_lens.judges.agreement.known import refused_by
+from ss_lens.scoring.refusal import counts_by_phrases
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -62,6 +64,11 @@ class Run:
         return card(self._title, self._facts, picture, scores)
 
     @property
+    def refused_by(self) -> str:
+        """Who says ``refused``, and its measured agreement with people."""
+        return refused_by(counts_by_phrases(self.responses))
+
+    @property
     def _title(self) -> str:
         spec = self.calibration.spec
         return f"Run on {spec.model.name!r} with {spec.dataset_name!r}"
@@ -76,4 +83,5 @@ class Run:
             "steers": f"{len(made.selected_sites)} of {len(made.sites)} sites",
             "dial": degrees(config.angles_deg),
             "answers": f"{len(self.responses)}, at {degrees(self.responses['angle_deg'].tolist())}",
+            "refused by": self.refused_by,
         }
