@@ -70,8 +70,9 @@ def page(tables: Tables, figures: Sequence[str] = ()) -> str:
         f"`ss-lens paper --model {model} --positive FILE --negative FILE`. "
         f"{facts['n_train']} prompts per class to calibrate on, {facts['dev']} to choose angles "
         f"and strengths on, {facts['test']} that are reported; {facts['max_new_tokens']} new "
-        f"tokens; angles {facts['angles_deg']}. Intervals are of 95 %. *Answered* is the share of "
-        "answers that neither refuse nor collapse.",
+        f"tokens; angles {facts['angles_deg']}. Intervals are of 95 %. *Refused* is by "
+        f"{facts.get('refused_by', 'opening phrases')}; *refused (phrases)* by the published list. "
+        "*Answered* is the share of answers that neither refuse nor collapse.",
         f"## Claim by claim: {', '.join(said)}",
         markdown(
             ("claim", "verdict", "by", "rule"),

@@ -42,6 +42,7 @@ print("LOADED", sorted(heavy & set(sys.modules)))
         ("--help",),
         *((verb, "--help") for verb in VERBS),
         *(("store", "rm", "--help"), ("models",), ("datasets",), ("store", "ls")),
+        ("judges", "measure", "--help"),
         ("--version",),
     ],
     ids=" ".join,

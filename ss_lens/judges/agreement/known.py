@@ -15,7 +15,7 @@ from ss_lens.core.files import cache_root, sha256_of_json
 from ss_lens.core.sealed import read_sealed_json, write_sealed_json
 from ss_lens.judges import EndpointJudge, RubricJudge, read_judge
 from ss_lens.judges.agreement.labels import Labelled
-from ss_lens.judges.agreement.measure import ALL, CLASSIFIER, COUNTED, OPENING, Agreement
+from ss_lens.judges.agreement.measure import ALL, CLASSIFIER, COUNTED, OPENING, RULES, Agreement
 from ss_lens.judges.rubric import OF_REPLIES, OF_WORDS, read_rubric
 from ss_lens.scoring.refusal_classifier.classify import trained_on
 
@@ -106,7 +106,7 @@ def _key(judge: str) -> str:
 
 
 def _identity(judge: str) -> dict[str, Any]:
-    if "(" not in judge:
+    if judge in RULES:
         return {"rule": judge}
     value = read_judge(judge)
     found = {
