@@ -34,12 +34,14 @@ def load(name: str, revision: str | None, dtype: str, device: str) -> Transforme
 
 
 def of_words(model: TransformerBridge, positive: str, negative: str) -> Words:
-    """The tokens that two words begin with: in small letters and capitals, after a space or not.
+    """The tokens that two words begin with, after a space or not, and in capitals or not.
+
+    A token of another way of writing them that begins both says neither, and is left out.
 
     Raises:
-        UserError: a token begins both, so that it says neither; or the tokenizer lacks a word.
+        UserError: as they are written both begin with the same token, or the tokenizer lacks one.
     """
-    yes, no = (_first_tokens(model, word) for word in (positive, negative))
+    yes, no = (_first_tokens(model, (word.strip(),)) for word in (positive, negative))
     for word, tokens in ((positive, yes), (negative, no)):
         if not tokens:
             raise UserError(
@@ -53,7 +55,10 @@ def of_words(model: TransformerBridge, positive: str, negative: str) -> Words:
             f"tokenizer of {model.cfg.model_name}; expected words that differ in their first "
             "token. Write for instance positive='yes', negative='no'."
         )
-    return Words(positive, negative, tuple(sorted(yes)), tuple(sorted(no)))
+    more_yes, more_no = (_first_tokens(model, _ways(word)) for word in (positive, negative))
+    both = (yes | more_yes) & (no | more_no)
+    ids = (tuple(sorted(own | (more - both))) for own, more in ((yes, more_yes), (no, more_no)))
+    return Words(positive, negative, *ids)
 
 
 @torch.inference_mode()
@@ -98,11 +103,15 @@ def judge(
     return opinions, mass
 
 
-def _first_tokens(model: TransformerBridge, word: str) -> set[int]:
+def _ways(word: str) -> tuple[str, ...]:
+    plain = word.strip()
+    return (plain.lower(), plain.capitalize(), plain.upper())
+
+
+def _first_tokens(model: TransformerBridge, ways: Sequence[str]) -> set[int]:
     """The first token of each way of writing a word; bare spaces and unknown ones say nothing."""
-    plain, tokenizer = word.strip(), model.tokenizer
-    ways = dict.fromkeys((plain, plain.lower(), plain.capitalize(), plain.upper()))
     texts = [f"{space}{way}" for way in ways for space in ("", " ")]
+    tokenizer = model.tokenizer
     firsts = {ids[0] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"] if ids}
     known = firsts - {tokenizer.unk_token_id}
     return {token for token in known if tokenizer.decode([token]).strip()}

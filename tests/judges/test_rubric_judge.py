@@ -14,25 +14,25 @@ from ss_lens import ContrastiveDataset, Store, UserError
 from ss_lens.judges import RubricJudge, outcomes_of, read_judge, summary
 from ss_lens.judges.rubric import OF_WORDS, fill, read_rubric
 
-RUBRIC = "w3 {prompt} w4 {answer} w5"
+RUBRIC = "w31 {prompt} w32 {answer} w33"
 PROMPTS = ["w8 w9 w10", "w11", "w12 w13", "w14 w15 w16 w17", "w18"]
 ANSWERS = ["w60", "w61 w62 w63", "", "w64 w65", "w66 w67 w68 w69 w70"]
 
 
 @pytest.fixture
 def judge(tiny_folders: dict[str, Path]) -> RubricJudge:
-    return RubricJudge(str(tiny_folders["qwen2"]), RUBRIC, "w20", "w30", batch_size=2)
+    return RubricJudge(str(tiny_folders["llama"]), RUBRIC, "w20", "w30", batch_size=2)
 
 
 def test_it_gives_the_probabilities_of_a_plain_pass(
     judge: RubricJudge, tiny_folders: dict[str, Path]
 ) -> None:
-    plain = AutoModelForCausalLM.from_pretrained(tiny_folders["qwen2"]).eval()
-    tokenizer = AutoTokenizer.from_pretrained(tiny_folders["qwen2"])
+    plain = AutoModelForCausalLM.from_pretrained(tiny_folders["llama"]).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folders["llama"])
     found = judge(PROMPTS, ANSWERS)
     yes, no = tokenizer.convert_tokens_to_ids(["w20", "w30"])
     for row, (prompt, answer) in enumerate(zip(PROMPTS, ANSWERS, strict=True)):
-        turn = [{"role": "user", "content": f"w3 {prompt} w4 {answer} w5"}]
+        turn = [{"role": "user", "content": f"w31 {prompt} w32 {answer} w33"}]
         text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
         ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
         with torch.inference_mode():
@@ -58,7 +58,7 @@ def test_it_stays_unsteered_while_the_same_model_is_steered(
     tiny_data: ContrastiveDataset,
     store: Store,
 ) -> None:
-    before, model = judge(PROMPTS, ANSWERS), tiny_models["qwen2"]
+    before, model = judge(PROMPTS, ANSWERS), tiny_models["llama"]
     calibration = ss_lens.calibrate(ss_lens.capture(model, tiny_data, store=store), rule="uniform")
     with ss_lens.steer(model, calibration, ss_lens.RotateBy(angle_deg=180)):
         steered = ss_lens.generate(model, PROMPTS, max_new_tokens=4)
@@ -68,16 +68,21 @@ def test_it_stays_unsteered_while_the_same_model_is_steered(
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("name", "words", "message"),
     [
-        (("yes", "no"), r"the verdict 'yes' has no token in the tokenizer of .*Write for inst"),
-        (("w20", "w20 w21"), r"'w20' and 'w20 w21' begin with the same token 'w20' in the token"),
+        (
+            "llama",
+            ("yes", "no"),
+            r"the verdict 'yes' has no token in the tokenizer of .*Write for inst",
+        ),
+        ("llama", ("w20", "w20 w21"), r"'w20' and 'w20 w21' begin with the same token 'w20' in "),
+        ("qwen2", ("ja", "jein"), r"'ja' and 'jein' begin with the same token 'j' in the tokeniz"),
     ],
 )
 def test_words_that_tokens_do_not_tell_apart_are_refused(
-    words: tuple[str, str], message: str, tiny_folders: dict[str, Path]
+    name: str, words: tuple[str, str], message: str, tiny_folders: dict[str, Path]
 ) -> None:
-    judge = RubricJudge(str(tiny_folders["qwen2"]), RUBRIC, *words)
+    judge = RubricJudge(str(tiny_folders[name]), RUBRIC, *words)
     with pytest.raises(UserError, match=message) as caught:
         judge(PROMPTS, ANSWERS)
     assert "\n" not in str(caught.value)

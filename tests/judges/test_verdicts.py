@@ -30,7 +30,8 @@ from tests.judges.checkpoints import planted_guard, verdicts
 
 @pytest.mark.parametrize("kind", get_args(Judge))
 def test_a_judge_prints_as_what_reads_it(kind: Any) -> None:
-    judge = kind(model="some/model") if kind.__name__ == "EndpointJudge" else kind()
+    named = kind.__name__ in ("EndpointJudge", "RubricJudge")
+    judge = kind(model="some/model") if named else kind()
     assert read_judge(repr(judge)) == judge
     assert "batch_size" not in repr(judge)
 
