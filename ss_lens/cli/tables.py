@@ -78,6 +78,9 @@ def print_ablations(result: AblationResult, folder: Path, as_json: bool) -> None
     for row in result.table.to_dict("records"):
         table = tables.setdefault(row["prompt_class"], {})
         table.setdefault(row["variant"], {})[row["metric"]] = row
+    places = {"angles_deg": "angle (°)", "shares": "of resamples", "n_sites": "sites"}
+    # Nor has one how often dev would choose the same angle.
+    heads = [head for name, head in places.items() if name in result.table]
     for prompt_class, table in tables.items():
         n = max(row["n"] for of_variant in table.values() for row in of_variant.values())
         console.line(f"\n{n} {prompt_class} test prompts, each variant at its angle from dev")
@@ -85,12 +88,13 @@ def print_ablations(result: AblationResult, folder: Path, as_json: bool) -> None
         for variant, by_metric in table.items():
             first = next(iter(by_metric.values()))
             cells = [_with_interval(by_metric[name], n) for name in headed]
-            drawn = [_in_short(first[name]) for name in ("angles_deg", "n_sites")]
+            drawn = [_in_short(first[name]) for name in places if name in first]
             rows.append([variant, *drawn, *cells])
-        console.print_rows(["variant", "angle (°)", "sites", *headed.values()], rows, as_json=False)
+        console.print_rows(["variant", *heads, *headed.values()], rows, as_json=False)
     console.line(
         "\n* differs from the full method on the same prompts: sign-flip permutation test, Holm's "
-        "p < 0.05 over the variants of a column."
+        "p < 0.05 over the variants of a column. Of resamples: the share of the resamples of dev's "
+        "prompts in which this angle has the best score."
     )
     console.line(f"refused: by {result.refused_by}")
     for row in result.problems.to_dict("records"):

@@ -17,6 +17,7 @@ from ss_lens.core.files import atomic_path, check_replaceable, read_json
 from ss_lens.core.sealed import read_sealed_json, write_sealed_json
 from ss_lens.core.shown import card, in_lines, listed
 from ss_lens.experiments.cells import CellStore, read_table, write_table
+from ss_lens.experiments.choice_shares import scan_shares
 from ss_lens.experiments.choose_angle import AngleCriterion, choose_angle, rank_angles
 from ss_lens.experiments.config import SEED, USUAL, Grid, Part, Split, SweepConfig
 from ss_lens.experiments.grid import ARM_COLUMNS
@@ -156,10 +157,13 @@ class AblationResult:
 
     Attributes:
         table: :func:`ss_lens.stats.paired.compare` on test, each variant at its angles. Besides its
-            columns ``angles_deg`` and ``n_sites``, one number per draw, separated by commas.
+            columns ``angles_deg``, ``n_sites`` and ``shares`` (of ``choices``), one number per
+            draw, separated by commas.
         scan: refusal scores of the dev prompts at every angle, with ``variant`` and ``draw``.
         choices: a row per variant, draw and angle that was tried on dev, from the best score on:
-            ``score``, the share ``collapsed`` of the answers, and whether it was ``chosen``.
+            ``score``, the share ``collapsed`` of the answers, whether it was ``chosen``, and
+            ``share``: in which share of the resamples of dev's prompts it has the best score of
+            the angles that are not ruled out by their answers.
         problems: a row per draw that has no answers, and why: not calibrated, or no admissible
             angle.
         refused_by: who says ``refused``, and its measured agreement with people.
@@ -248,6 +252,7 @@ def run_ablations(
             pending.remove(item)
             problems[item] = f"no admissible angle of {rank}: at each too many answers collapse"
     choices = pd.DataFrame(tried)
+    choices["share"] = _shares(choices, scan)
     if (FULL, 0) in problems:
         raise UserError(
             f"the full method has {problems[FULL, 0]}; there is nothing to compare with. Give "
@@ -259,9 +264,8 @@ def run_ablations(
     }
     chosen = {item: chosen[item] for item in items if item in chosen}
     tested = swept(chosen, "test", USUAL)
-    result = AblationResult(
-        config, _compared(tested, chosen, config.seed), scan, choices, _problem_table(problems)
-    )
+    table = _compared(tested, chosen, choices, config.seed)
+    result = AblationResult(config, table, scan, choices, _problem_table(problems))
     _save(result, Path(folder) / "ablations")
     return result
 
@@ -339,14 +343,38 @@ def _verdict(item: Item, rows: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _compared(tested: SweepResult, grids: Mapping[Item, Grid], seed: int) -> pd.DataFrame:
+def _shares(choices: pd.DataFrame, scan: pd.DataFrame) -> list[float]:
+    """Of each row, how often its angle is the variant's best; one that was ruled out is never."""
+    found: dict[tuple[Item, float], float] = {}
+    for item, rows in _by_item(choices).items():
+        here = scan.query("variant == @item[0] and draw == @item[1]")
+        shares = scan_shares(
+            here,
+            CRITERION.score,
+            CRITERION.prompt_class,
+            lowest=CRITERION.goal == "minimise",
+            barred=[*rows.loc[~rows["chosen"], "angle_deg"]],
+        )
+        found |= {(item, angle): share for angle, share in shares.items()}
+    return [
+        found.get(((row["variant"], row["draw"]), row["angle_deg"]), 0.0)
+        for row in choices.to_dict("records")
+    ]
+
+
+def _compared(
+    tested: SweepResult, grids: Mapping[Item, Grid], choices: pd.DataFrame, seed: int
+) -> pd.DataFrame:
     """The paired comparison on test, with the angles and numbers of sites of each variant."""
     cells = _named(tested.table, grids)
     cells = cells.assign(collapsed=collapse(cells, CRITERION.rule)["collapsed"])
     n_sites = _named(tested.groups, grids).groupby(["variant", "draw"])["n_sites"].first()
     angles = cells.groupby(["variant", "draw"])["angle_deg"].first()
     table = compare(cells, METRICS, FULL, seed=seed)
-    for name, values in (("n_sites", n_sites), ("angles_deg", angles)):
+    shares = (
+        choices[choices["chosen"]].set_index(["variant", "draw"])["share"].reindex(angles.index)
+    )
+    for name, values in (("shares", shares), ("n_sites", n_sites), ("angles_deg", angles)):
         texts: dict[str, list[str]] = {}
         for variant, value in zip(values.index.get_level_values("variant"), values, strict=True):
             texts.setdefault(variant, []).append(f"{value:g}")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from ss_lens.core.checks import check_is, check_one_of, check_share
+from ss_lens.core.checks import check_is, check_one_of, check_positive, check_share
 from ss_lens.core.errors import UserError
+from ss_lens.experiments.choice_shares import constrained_shares, order_on_circle
 from ss_lens.geometry.strengths import reduced
 from ss_lens.scoring.coherence import CollapseRule, collapse
 from ss_lens.scoring.registry import all_columns
@@ -39,6 +41,8 @@ class AngleCriterion:
         max_compression_ratio: per answer.
         max_non_latin_share: per answer.
         max_collapsed: the share of answers that may have collapsed.
+        max_negative_kl: how far the predictions on the prompts that steering should leave alone,
+            the negative ones, may move: the mean of ``kl_mean``, in nats per token.
 
     Raises:
         UserError: an unknown goal or class, a limit out of its range, or a share outside of 0 to 1.
@@ -51,6 +55,7 @@ class AngleCriterion:
     max_compression_ratio: float | int | None = None
     max_non_latin_share: float | int | None = None
     max_collapsed: float | int = 0.1
+    max_negative_kl: float | int | None = None
     prompt_class: str = "positive"
 
     def __post_init__(self) -> None:
@@ -58,6 +63,8 @@ class AngleCriterion:
         check_one_of("goal", self.goal, ("minimise", "maximise"))
         check_one_of("prompt_class", self.prompt_class, _CLASSES)
         check_share("max_collapsed", self.max_collapsed)
+        if self.max_negative_kl is not None:
+            check_positive("max_negative_kl", self.max_negative_kl)
         _ = self.rule  # rejects a limit out of its range
 
     @property
@@ -80,7 +87,9 @@ class AngleChoice:
     criterion's score over its class, with its 95 % interval ``low`` and ``high`` (Wilson for rates,
     else BCa bootstrap over prompts) and the number of prompts ``n_scored``; ``collapsed``,
     the share of collapsed answers of ``n_answers``; ``perplexity`` and ``repetition``, means over
-    the answers that have them. ``dev`` has also ``admissible``.
+    the answers that have them; ``negative_kl``, the mean of ``kl_mean`` over negative prompts,
+    where that is measured. ``dev`` has also ``admissible``, and ``share``: in which share of the
+    resamples of dev's prompts the angle would be chosen.
 
     Attributes:
         angle_deg: ``None`` where no angle is admissible, which is a finding and not an error.
@@ -94,6 +103,14 @@ class AngleChoice:
     def __str__(self) -> str:
         if self.angle_deg is None:
             least = self.dev["collapsed"].min()
+            if self.criterion.max_negative_kl is not None:
+                kl = self.dev["negative_kl"].min()
+                return (
+                    f"no admissible angle of {len(self.dev)}: at best {least:.2f} of the dev "
+                    f"answers have collapsed, {self.criterion.max_collapsed:g} may, and at best "
+                    f"the predictions on negative prompts move by {kl:.3g} nats, "
+                    f"{self.criterion.max_negative_kl:g} may be"
+                )
             if least <= self.criterion.max_collapsed:
                 return (
                     f"no admissible angle of {len(self.dev)}: {self.criterion.score} is undefined "
@@ -108,13 +125,15 @@ class AngleChoice:
             f"{self.angle_deg:g}° of {int(self.dev['admissible'].sum())} admissible angles: "
             f"{self.criterion.score} {row['score']:.3g} on dev"
         )
+        share = row.get("share", math.nan)  # which choices of earlier versions have not
+        again = "" if math.isnan(share) else f", chosen in {share:.0%} of the resamples of dev"
         if len(self.test):
             found = self.test.iloc[0]
             said += (
                 f", {found['score']:.3g} [{found['low']:.3g}, {found['high']:.3g}] on test, "
                 f"{found['collapsed']:.2f} collapsed"
             )
-        return said
+        return said + again
 
     def __repr__(self) -> str:
         return f"AngleChoice({self})"
@@ -132,7 +151,7 @@ class AngleChoice:
         return cls(
             criterion=AngleCriterion(**fields["criterion"]),
             angle_deg=fields["angle_deg"],
-            dev=_frame(fields["dev"], (*_NUMBERS, "admissible")),
+            dev=_frame(fields["dev"], (*_NUMBERS, "admissible", "share")),
             test=_frame(fields["test"], _NUMBERS),
         )
 
@@ -158,7 +177,10 @@ def choose_angle(table: pd.DataFrame, criterion: AngleCriterion) -> AngleChoice:
     dev, test = (table.query("part == @part") for part in ("dev", "test"))
     numbers = _numbers(dev, criterion)
     within = numbers["collapsed"] <= criterion.max_collapsed
+    if criterion.max_negative_kl is not None:
+        within &= numbers["negative_kl"] <= criterion.max_negative_kl
     numbers["admissible"] = within & numbers["score"].notna()
+    numbers["share"] = _shares(dev, criterion, numbers["angle_deg"].tolist())
     admissible = {*numbers.loc[numbers["admissible"], "angle_deg"]}
     angle = next((a for a in rank_angles(table, criterion) if a in admissible), None)
     at_angle = test.query("angle_deg == @angle")  # none for None
@@ -190,14 +212,14 @@ def rank_angles(table: pd.DataFrame, criterion: AngleCriterion) -> tuple[float, 
     sign = 1 if criterion.goal == "minimise" else -1
 
     def place(angle: float) -> tuple[float, ...]:
-        return (sign * float(scores.loc[angle]), min(angle, -angle % 360), angle)
+        return (sign * float(scores.loc[angle]), *order_on_circle(angle))
 
     return tuple(sorted(map(float, scores.index), key=place))
 
 
 _NUMBERS = (
     *("angle_deg", "score", "low", "high", "n_scored"),
-    *("collapsed", "n_answers", "perplexity", "repetition"),
+    *("collapsed", "n_answers", "perplexity", "repetition", "negative_kl"),
 )
 
 
@@ -206,7 +228,8 @@ def _checked(table: pd.DataFrame, criterion: AngleCriterion) -> pd.DataFrame:
     check_is("table", table, (pd.DataFrame,), "a DataFrame such as load_sweep(...).table")
     made = "a criterion such as AngleCriterion(score='refused', goal='minimise', ...)"
     check_is("criterion", criterion, (AngleCriterion,), made)
-    missing = [name for name in (*_NEEDED, criterion.score) if name not in table]
+    kl = () if criterion.max_negative_kl is None else ("kl_mean",)
+    missing = [name for name in (*_NEEDED, criterion.score, *kl) if name not in table]
     if missing:
         raise UserError(
             f"the table has no column {', '.join(missing)}; it has "
@@ -240,6 +263,9 @@ def _numbers(rows: pd.DataFrame, criterion: AngleCriterion) -> pd.DataFrame:
         low, high = mean_interval(scored, derive_rng(0))
         collapsed = collapse(group, criterion.rule)["collapsed"]
         means = {name: group[name].mean() for name in ("perplexity", "repetition") if name in group}
+        if "kl_mean" in group:
+            of_negative = group["prompt_class"] == "negative"
+            means["negative_kl"] = float(group.loc[of_negative, "kl_mean"].mean())
         found.append(
             {
                 "angle_deg": angle,
@@ -253,6 +279,32 @@ def _numbers(rows: pd.DataFrame, criterion: AngleCriterion) -> pd.DataFrame:
             }
         )
     return _frame(found, _NUMBERS)
+
+
+def _shares(
+    dev: pd.DataFrame, criterion: AngleCriterion, angles_deg: Sequence[float]
+) -> list[float]:
+    """In which share of the resamples of dev's prompts each angle is the best admissible one."""
+    order = sorted(angles_deg, key=order_on_circle)
+    rows = dev.assign(collapsed=collapse(dev, criterion.rule)["collapsed"].astype(float))
+
+    def wide(label: str, column: str) -> np.ndarray:
+        of_class = rows.loc[rows["prompt_class"] == label]
+        found = of_class.pivot(index="prompt_index", columns="angle_deg", values=column)
+        return found.reindex(columns=order).to_numpy(dtype=float)
+
+    present = [label for label in _CLASSES if (rows["prompt_class"] == label).any()]
+    limited = [(criterion.max_collapsed, {label: wide(label, "collapsed") for label in present})]
+    if criterion.max_negative_kl is not None and "negative" in present:
+        limited.append((criterion.max_negative_kl, {"negative": wide("negative", "kl_mean")}))
+    shares = constrained_shares(
+        wide(criterion.prompt_class, criterion.score),
+        limited,
+        criterion.prompt_class,
+        lowest=criterion.goal == "minimise",
+    )
+    by_angle = dict(zip(order, shares.tolist(), strict=True))
+    return [by_angle[angle] for angle in angles_deg]
 
 
 def _as_records(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -232,6 +232,13 @@ class SweepConfig(Section):
             )
         if self.choose.max_perplexity is not None and "perplexity" not in self.scores:
             raise UserError("choose limits perplexity; add perplexity to scores.")
+        if self.choose.max_negative_kl is not None and (
+            "kl" not in self.scores or "negative" not in self.prompt_class
+        ):
+            raise UserError(
+                "choose limits the KL on negative prompts; add kl to scores, and negative to "
+                "prompt_class."
+            )
         if self.choose.prompt_class not in self.prompt_class:
             raise UserError(
                 f"choose averages over {self.choose.prompt_class} prompts; add them to "
@@ -248,8 +255,10 @@ class SweepConfig(Section):
         choosing = self.choose is not None and part == "dev" and "test" not in self.parts
 
         def read(name: str) -> bool:
-            column = self.choose.score if self.choose is not None else ""
-            return _needs(name) != "unsteered answers" or column in columns_of(name)
+            wanted = {self.choose.score} if self.choose is not None else set[str]()
+            if self.choose is not None and self.choose.max_negative_kl is not None:
+                wanted.add("kl_mean")
+            return _needs(name) != "unsteered answers" or bool(wanted & {*columns_of(name)})
 
         return tuple(
             name for name in SCORES if name in self.scores and (not choosing or read(name))

@@ -126,3 +126,32 @@ def resampled_counts(
     """
     n = int(occurrences.sum())
     return rng.multinomial(n, occurrences / n, size=n_draws)
+
+
+def resampled_means(
+    values: Float[np.ndarray, "observation setting"], counts: Int[np.ndarray, "draw observation"]
+) -> Float[np.ndarray, "draw setting"]:
+    """Return the mean of each setting in each resample, over the values that are defined.
+
+    Args:
+        values: one row per observation, the same ones at every setting; NaN is left out.
+        counts: of :func:`resampled_counts`.
+    """
+    defined = np.isfinite(values)
+    sums = counts @ np.where(defined, values, 0.0)
+    sizes = counts @ defined.astype(float)
+    return np.divide(sums, sizes, out=np.full(sums.shape, np.nan), where=sizes > 0)
+
+
+def best_shares(
+    means: Float[np.ndarray, "draw setting"], *, lowest: bool
+) -> Float[np.ndarray, "setting"]:
+    """Return in which share of the draws each setting is the best; ties go to the first.
+
+    A draw in which no setting is defined counts for none.
+    """
+    if not means.size:
+        return np.zeros(means.shape[1])
+    ranked = np.where(np.isnan(means), np.inf, means if lowest else -means)
+    best = ranked.argmin(axis=1)[np.isfinite(ranked).any(axis=1)]
+    return np.bincount(best, minlength=means.shape[1]) / len(means)

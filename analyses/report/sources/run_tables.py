@@ -51,10 +51,16 @@ def choice_table(choices: pd.DataFrame) -> tuple[Table, ...]:
             "dev score (nats)": _signed(row["score"]),
             "collapsed": _text(row["collapsed"]),
             "chosen": "chosen" if row["chosen"] else "too much text collapsed",
+            **({"of resamples": f"{row['share']:.0%}"} if "share" in row else {}),
         }
         for row in choices.to_dict("records")
     ]
     caption = "From the best score on dev on, until few enough of the dev answers collapse."
+    if "share" in choices:
+        caption += (
+            " Of resamples: the share of the resamples of dev's prompts in which the angle has the "
+            "best score of those that are not ruled out."
+        )
     return (Table("Choice of the angles", caption, pd.DataFrame(rows)),)
 
 

@@ -13,6 +13,7 @@ import pandas as pd
 
 from ss_lens.core.progress import progress_bar
 from ss_lens.experiments.cells import CellStore
+from ss_lens.experiments.choice_shares import scan_shares
 from ss_lens.experiments.choose_angle import AngleCriterion, choose_angle, rank_angles
 from ss_lens.experiments.config import PromptClass
 from ss_lens.experiments.dial.answers import scored_answers
@@ -193,8 +194,9 @@ def choose_angles(
 
     Returns:
         One row per sense and angle that was tried: ``score``, the share ``collapsed`` of the dev
-        answers of both classes, and whether it was ``chosen``. A sense without a chosen row has no
-        admissible angle.
+        answers of both classes, and whether it was ``chosen``; ``share``, in which share of the
+        resamples of dev's prompts it has the best score of the angles that are not ruled out by
+        their answers. A sense without a chosen row has no admissible angle.
     """
     order = {sense: ranks(scanned, sense) for sense in SENSES}
     tried: list[dict[str, Any]] = []
@@ -214,7 +216,24 @@ def choose_angles(
             if chosen or place + 1 == len(order[sense]):
                 pending.remove(sense)
         place += 1
-    return pd.DataFrame(tried, columns=[*CHOICE_COLUMNS]).astype({"chosen": bool})
+    table = pd.DataFrame(tried, columns=[*CHOICE_COLUMNS]).astype({"chosen": bool})
+    return table.assign(share=_shares(table, scanned))
+
+
+def _shares(choices: pd.DataFrame, scanned: pd.DataFrame) -> list[float]:
+    """Of each row, how often its angle is the sense's best; one that was ruled out is never."""
+    by_sense = {}
+    for sense in SENSES:
+        barred = choices.loc[~choices["chosen"] & (choices["sense"] == sense), "angle_deg"]
+        how = CRITERIA[sense]
+        by_sense[sense] = scan_shares(
+            scanned,
+            how.score,
+            how.prompt_class,
+            lowest=how.goal == "minimise",
+            barred=(0.0, *barred),
+        )
+    return [by_sense[r["sense"]].get(r["angle_deg"], 0.0) for r in choices.to_dict("records")]
 
 
 def chosen_angles(choices: pd.DataFrame) -> dict[Sense, float]:

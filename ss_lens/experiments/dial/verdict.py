@@ -48,7 +48,7 @@ def verdict(
                 f"{_rate(rows[0.0], 'positive')} → {_rate(rows[angle], 'positive')} of harmful, "
                 f"{_rate(rows[0.0], 'negative')} → {_rate(rows[angle], 'negative')} of harmless "
                 f"prompts, {rows[angle]['collapsed']:.2f} collapsed; "
-                f"{_against(dial, angle, direction, moved)}"
+                f"{_against(dial, angle, direction, moved)}{_surely(choices, sense)}"
                 f"{'' if asked is None else _beside_asking(asked, dial, angle, sense)}."
             )
         elif tried := int((choices["sense"] == sense).sum()):
@@ -123,6 +123,14 @@ def _against(dial: pd.DataFrame, angle: float, direction: int, moved: int) -> st
         f"{said}: only planes of equal energy move it as far ({len(matched)}), and there the text "
         f"breaks{own_turn}"
     )
+
+
+def _surely(choices: pd.DataFrame, sense: Sense) -> str:
+    """How often dev would choose the same angle; nothing in runs of earlier versions."""
+    if "share" not in choices:
+        return ""
+    share = choices.loc[choices["chosen"] & (choices["sense"] == sense), "share"].iloc[0]
+    return f"; dev chooses this angle in {share:.0%} of the resamples of its prompts"
 
 
 def _beside_asking(asked: pd.DataFrame, dial: pd.DataFrame, angle: float, sense: Sense) -> str:
