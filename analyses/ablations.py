@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 import typer
 from plotly.subplots import make_subplots
 
-from analyses import output, style
+from analyses import null_bands, output, style
 from ss_lens import UserError
 from ss_lens.experiments.ablation import FULL, HEADINGS, METRICS, AblationResult, load_ablations
 
@@ -139,6 +139,7 @@ def polar(
     subtitle: str = "",
     *,
     variants: Sequence[str] | None = None,
+    bands: pd.DataFrame | None = None,
 ) -> go.Figure:
     """The mean refusal score at each angle on dev, around the circle; one panel per class.
 
@@ -148,6 +149,7 @@ def polar(
         scan: :attr:`ss_lens.experiments.ablation.AblationResult.scan`.
         subtitle: what was measured.
         variants: which to draw; all unless told.
+        bands: of random controls on positive prompts, from :func:`analyses.null_bands.bands`.
 
     Raises:
         UserError: a variant that was not scanned.
@@ -166,6 +168,9 @@ def polar(
         specs=[[{"type": "polar"}] * len(labels)],
         subplot_titles=[f"{label} prompts" for label in labels],
     )
+    if bands is not None and "positive" in labels:
+        col = labels.index("positive") + 1
+        null_bands.draw_polar(drawn, bands, "refusal_score", row=1, col=col)
     for variant, look in looks.items():
         of_variant = means.query("variant == @variant")
         of_draw = of_variant.groupby(["prompt_class", "draw"], sort=False)
@@ -189,6 +194,9 @@ def polar(
             )
     drawn.update_annotations(yshift=24)  # clear of the tick at 90°
     low, high = float(means["refusal_score"].min()), float(means["refusal_score"].max())
+    if bands is not None:
+        low = min(low, float(bands["refusal_score_low"].min()))
+        high = max(high, float(bands["refusal_score_high"].max()))
     room = 0.05 * (high - low)
     drawn.update_polars(
         radialaxis={"range": [low - room, high + room], "angle": 90, "tickangle": 90, "nticks": 5},

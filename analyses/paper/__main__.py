@@ -11,6 +11,7 @@ import typer
 
 from analyses import ablations, output, style
 from analyses.ablations import turned
+from analyses.null_bands import bands, draws_of_paper
 from analyses.paper.page import SHOWN, read_tables, write_page
 from analyses.run_figures import cosine_heatmap, norm_growth, sign_agreement
 from analyses.run_parts import RunParts
@@ -60,6 +61,7 @@ def main(
         name_ = module.__name__.rpartition(".")[2]
         make = partial(output.printed, name_, style.subtitle_of(figure), table)
         output.save(place, name_, table, figure, chosen, make)
+    drawn = bands(draws_of_paper(tables))
     for kind in ("methods", "ablations"):
         rows = _as_ablation(tables[kind])
         title = f"{parts.seen}; {kind}"
@@ -74,8 +76,9 @@ def main(
         scan = tables["curves"].query("table == @kind")
         scan = scan.astype({"angle_deg": float}).replace({"variant": {FULL: REFERENCE}})
         scan = turned(scan)
-        make = partial(output.printed, "angle_curves", title, scan, REFERENCE)
-        output.save(place, f"{kind}_angles", scan, ablations.polar(scan, title), chosen, make)
+        make = partial(output.printed, "angle_curves", title, scan, REFERENCE, drawn)
+        figure = ablations.polar(scan, title, bands=drawn)
+        output.save(place, f"{kind}_angles", scan, figure, chosen, make)
     if docs is not None:
         facts = dict(zip(tables["facts"]["fact"], tables["facts"]["value"], strict=True))
         svgs = {path.name: path.read_text("utf-8") for path in sorted(place.glob("*.svg"))}

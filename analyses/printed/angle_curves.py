@@ -11,8 +11,9 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
-from analyses import style
+from analyses import null_bands, style
 from analyses.printed import sheet
 
 CAPTION = (
@@ -25,13 +26,16 @@ CLASS_NAMES = {"positive": "harmful prompts", "negative": "harmless prompts"}
 
 
 @sheet.in_print
-def figure(means: pd.DataFrame, reference: str, columns: int = 2) -> Figure:
+def figure(
+    means: pd.DataFrame, reference: str, bands: pd.DataFrame | None = None, columns: int = 2
+) -> Figure:
     """A panel per variant, with the full method on harmful prompts behind each.
 
     Args:
         means: ``variant``, ``prompt_class``, ``draw``, ``angle_deg``, ``refusal_score``,
             ``opening_mass``: one row per variant, class, draw and angle.
         reference: the variant that stands, grey, behind the others.
+        bands: of random controls on harmful prompts, from :func:`analyses.null_bands.bands`.
         columns: of the page, one or two.
     """
     variants = [*dict.fromkeys(means["variant"])]
@@ -41,7 +45,12 @@ def figure(means: pd.DataFrame, reference: str, columns: int = 2) -> Figure:
     panels = drawn.subplots(down, across, sharex=True, sharey=True, squeeze=False)
     behind = means.query("variant == @reference and prompt_class == 'positive'")
     crossed = False
+    kinds = [] if bands is None else [(name, b) for name, b in bands.groupby("null", sort=False)]
     for axes, variant in zip(panels.flat, variants, strict=False):
+        for (_, band), colour in zip(kinds, null_bands.COLOURS, strict=False):
+            corners = null_bands.around(band)
+            ends = corners["refusal_score_low"], corners["refusal_score_high"]
+            axes.fill_between(corners["angle_deg"], *ends, color=colour, alpha=0.3, linewidth=0)
         for _, rows in behind.groupby("draw"):
             ghost = _closed(rows)
             axes.plot(ghost["angle_deg"], ghost["refusal_score"], **GHOST)
@@ -66,6 +75,9 @@ def figure(means: pd.DataFrame, reference: str, columns: int = 2) -> Figure:
     ]
     if not behind.empty:
         entries.append((Line2D([], [], **GHOST), f"{reference}, harmful prompts"))
+    for (name, band), colour in zip(kinds, null_bands.COLOURS, strict=False):
+        key = Patch(facecolor=colour, alpha=0.3, linewidth=0)
+        entries.append((key, null_bands.told(str(name), int(band["draws"].iloc[0]))))
     if crossed:
         entries.append((sheet.CROSS_KEY, sheet.CROSS_TEXT))
     entries.append((sheet.LEVEL_KEY, "0 nats"))
@@ -91,8 +103,11 @@ def _closed(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([rows, rows.loc[rows["angle_deg"] == 0].assign(angle_deg=360.0)])
 
 
-def brief(means: pd.DataFrame, reference: str) -> pd.DataFrame:
-    """Per variant and class, the least score at any angle and where: of the lowest draw."""
+def brief(means: pd.DataFrame, reference: str, bands: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Per variant and class, the least score at any angle and where: of the lowest draw.
+
+    Of random controls it is the lower end of their band.
+    """
     rows = []
     for _, group in means.groupby(["variant", "prompt_class"], sort=False):
         variant, label = str(group["variant"].iloc[0]), str(group["prompt_class"].iloc[0])
@@ -109,6 +124,19 @@ def brief(means: pd.DataFrame, reference: str) -> pd.DataFrame:
                 "at θ (°)": f"{least['angle_deg']:g}",
                 "opening mass there": f"{least['opening_mass']:.2f}",
                 "most score (nats)": f"{np.nanmax(known['refusal_score']):+.2f}",
+            }
+        )
+    for null, band in [] if bands is None else bands.groupby("null", sort=False):
+        least = band.loc[band["refusal_score_low"].idxmin()]
+        rows.append(
+            {
+                "variant": f"{null} ({null_bands.SHARE})",
+                "prompts": CLASS_NAMES["positive"],
+                "draws": int(least["draws"]),
+                "least score (nats)": f"{least['refusal_score_low']:+.2f}",
+                "at θ (°)": f"{least['angle_deg']:g}",
+                "opening mass there": f"{least['opening_mass']:.2f}",
+                "most score (nats)": f"{band['refusal_score_high'].max():+.2f}",
             }
         )
     return pd.DataFrame(rows)

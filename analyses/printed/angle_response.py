@@ -5,11 +5,15 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
-from analyses import style
+from analyses import null_bands, style
 from analyses.printed import sheet
 
-CAPTION = "Mean refusal score against the angle, with 95 % intervals over prompts."
+CAPTION = (
+    "Mean refusal score against the angle, with 95 % intervals over prompts; of random planes "
+    "2.5 % to 97.5 % of the draws."
+)
 
 
 @sheet.in_print
@@ -25,11 +29,19 @@ def figure(table: pd.DataFrame, columns: int = 2) -> Figure:
     drawn = sheet.blank(columns, 3.0 if columns == 2 else 0.8 + 1.9 * len(labels))
     grid = (1, across) if columns == 2 else (len(labels), 1)
     panels = drawn.subplots(*grid, sharey=True, sharex=True, squeeze=False)
-    looks = style.series(table["way"])
+    random = null_bands.null_rows(table)
+    looks = style.series(table.loc[~random, "way"])
+    kinds = [*table.loc[random].groupby("way", sort=False)]
+    hues = dict(zip((str(name) for name, _ in kinds), null_bands.COLOURS, strict=False))
     small = {"markersize": 2.6, "linewidth": 0.9}
     crossed = False
     for axes, label in zip(panels.flat, labels, strict=True):
         of_class = table.loc[table["prompt_class"] == label].sort_values("angle_deg", kind="stable")
+        for way, rows in of_class.loc[random.loc[of_class.index]].groupby("way", sort=False):
+            ends = rows["low"], rows["high"]
+            colour = hues[str(way)]
+            axes.fill_between(rows["angle_deg"], *ends, color=colour, alpha=0.3, linewidth=0)
+        of_class = of_class.loc[~random.loc[of_class.index]]
         for way, rows in of_class.groupby("way", sort=False):
             look, x = looks[str(way)], rows["angle_deg"]
             axes.fill_between(
@@ -47,6 +59,13 @@ def figure(table: pd.DataFrame, columns: int = 2) -> Figure:
         *((sheet.key(look, **small), way) for way, look in looks.items()),
         (sheet.BAND_KEY, "95 % interval"),
         (sheet.LEVEL_KEY, "unsteered"),
+        *(
+            (
+                Patch(facecolor=hues[str(name)], alpha=0.3, linewidth=0),
+                null_bands.told(str(name), int(rows["draws"].iloc[0])),
+            )
+            for name, rows in kinds
+        ),
     ]
     if crossed:
         entries.append((sheet.CROSS_KEY, sheet.CROSS_TEXT))

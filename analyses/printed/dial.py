@@ -7,6 +7,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from analyses import null_bands
 from analyses.dial_looks import BESIDE, LONE, closed, looks
 from analyses.printed import sheet
 from analyses.style import LOW_MASS
@@ -23,7 +24,7 @@ COLUMNS = (("refusal_score", "refusal score (nats)"), ("opening_mass", "opening 
 
 @sheet.in_print
 def figure(table: pd.DataFrame, columns: int = 2) -> Figure:
-    """Score above, opening mass below; bars span the random draws.
+    """Score above, opening mass below; bars span most of the random draws.
 
     Args:
         table: from :func:`analyses.run_figures.dial.measure`.
@@ -49,8 +50,10 @@ def figure(table: pd.DataFrame, columns: int = 2) -> Figure:
             sheet.curve(axes, x, rows[column], look, **width)
         crossed |= sheet.crosses(panels[0], x, rows["refusal_score"], rows["opening_mass"])
         entries.append((sheet.key(look, **width), name))
-    if table["way"].isin(RANDOM).any():
-        entries.append((sheet.BAR_KEY, "least to most of the random draws"))
+    random = table.loc[table["way"].isin(RANDOM), "draws"]
+    if not random.empty:
+        told = null_bands.told("random planes of each kind", random.max())
+        entries.append((sheet.BAR_KEY, told))
     if crossed:
         entries.append((sheet.CROSS_KEY, sheet.CROSS_TEXT))
     entries.append((sheet.LEVEL_KEY, f"0 nats; a mass of {LOW_MASS:g}"))
@@ -72,7 +75,7 @@ def _axes(panels: tuple[Axes, Axes]) -> None:
 
 
 def brief(table: pd.DataFrame) -> pd.DataFrame:
-    """The score of each way at each angle; random draws as their mean and their range."""
+    """The score of each way at each angle; random draws as their mean and 2.5–97.5 % of them."""
     rows = []
     for (way, label), name in HEADINGS.items():
         for row in closed(table, way, label).to_dict("records"):

@@ -71,8 +71,8 @@ _DIAL = """<section aria-labelledby="dial-title">
 </section>"""
 _CURVES = """<div>
 <div id="curves"></div>
-<h3 class="axis-title">At <span id="legend-at"></span>; in brackets the range of the draws or a
-95 % interval</h3>
+<h3 class="axis-title">At <span id="legend-at"></span>; in brackets 2.5–97.5 % of the draws or
+a 95 % interval</h3>
 <div class="scroll"><table id="legend"></table></div>
 </div>"""
 _ANSWERS = """<h2 id="answers-title"><span>Answers at <b id="answers-at"></b></span><span>

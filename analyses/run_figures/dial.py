@@ -5,10 +5,11 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
-from analyses import style
+from analyses import null_bands, style
 from analyses.dial_looks import BESIDE, LONE, closed, looks
 from analyses.run_parts import RunParts
 from ss_lens.experiments.dial.ways import HEADINGS, METHOD, RANDOM
+from ss_lens.stats.bootstrap import percentile_interval
 
 COLUMNS = (("refusal_score", "refusal score (nats)"), ("opening_mass", "opening mass"))
 
@@ -27,23 +28,31 @@ def draw(parts: RunParts) -> tuple[pd.DataFrame, go.Figure] | None:
 
 
 def measure(dial: pd.DataFrame) -> pd.DataFrame:
-    """One row per way, class and angle: means over draws, and their range.
+    """One row per way, class and angle: means over draws, and the band of most of them.
 
     Returns:
         ``way``, ``prompt_class``, ``angle_deg``, ``draws``, and for ``refusal_score`` and
-        ``opening_mass`` the mean with ``_low`` and ``_high``, the least and the most of the draws.
+        ``opening_mass`` the mean with ``_low`` and ``_high``, 2.5 % and 97.5 % of the draws.
     """
     groups = dial.groupby(["way", "prompt_class", "angle_deg"], sort=False)
     columns = {
         f"{name}{suffix}": (name, how)
         for name, _ in COLUMNS
-        for suffix, how in (("", "mean"), ("_low", "min"), ("_high", "max"))
+        for suffix, how in (("", "mean"), ("_low", _low), ("_high", _high))
     }
     return groups.agg(draws=("draw", "size"), **columns).reset_index()
 
 
+def _low(values: pd.Series) -> float:
+    return float(percentile_interval(values.to_numpy(dtype=float))[0])
+
+
+def _high(values: pd.Series) -> float:
+    return float(percentile_interval(values.to_numpy(dtype=float))[1])
+
+
 def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
-    """Score above, opening mass below, against the angle; bars span the random draws.
+    """Score above, opening mass below, against the angle; bars span most of the random draws.
 
     The circle closes: 360° repeats 0°. Below half of the opening mass (crossed out) the score says
     little, since the answer opens like neither a refusal nor an answer.
@@ -85,8 +94,9 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
                 col=1,
             )
         crossed.draw(drawn, x, rows["refusal_score"], rows["opening_mass"])
-    if table["way"].isin(RANDOM).any():
-        style.explain(drawn, style.BAR, "least to most of the random draws")
+    random = table.loc[table["way"].isin(RANDOM), "draws"]
+    if not random.empty:
+        style.explain(drawn, style.BAR, null_bands.told("random planes of each kind", random.max()))
     style.level(drawn, 0, row=1, col=1)
     style.level(drawn, style.LOW_MASS, row=2, col=1)
     style.explain_level(drawn, f"0 nats; a mass of {style.LOW_MASS:g}")

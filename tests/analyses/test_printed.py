@@ -216,7 +216,7 @@ def test_the_dial_names_all_ways_and_marks() -> None:
     _, names = legend_of(USUAL["dial"](2))
     assert names[: len(HEADINGS)] == [*HEADINGS.values()]
     assert names[len(HEADINGS) :] == [
-        "least to most of the random draws",
+        "random planes of each kind: 2.5–97.5 % of 8 draws",
         "opening mass below 0.5",
         "0 nats; a mass of 0.5",
     ]

@@ -91,7 +91,7 @@ def test_the_curve_of_random_planes_is_the_mean_and_range_of_their_draws() -> No
     assert [one.role for one in series] == ["method", "variant", "random"]
     drawn = table.set_index("series").loc["random planes, uniform"]
     found = drawn[["refusal_score", "refusal_score_low", "refusal_score_high", "draws"]].tolist()
-    assert found == [3.0, 1.0, 6.0, 3]
+    assert found == pytest.approx([3.0, 1.05, 5.8, 3])  # 2.5 % and 97.5 % of them
     assert drawn["refusal_score_unsteered"] == 3.0  # on the prompts of the random planes
     method = table.loc[table["series"] == "rotate_by, steered sites"]
     assert method["refusal_score_low"].isna().all()
@@ -227,7 +227,7 @@ def test_a_sweep_is_drawn_by_arm_with_the_range_of_its_seeds(tmp_path: Path) -> 
     assert rows.loc[(method, 180.0), "refused_high"] == pytest.approx(0.6576, abs=1e-4)  # Wilson
     assert rows.loc[(drawn, 90.0), "draws"] == 3
     found = [rows.loc[(drawn, 90.0), f"refusal_score{end}"] for end in ("_low", "", "_high")]
-    assert found == [2.0, 3.0, 4.0]
+    assert found == pytest.approx([2.05, 3.0, 3.95])
     assert rows.loc[(method, 0.0), "refusal_score_unsteered"] == 2.0
 
 

@@ -39,6 +39,8 @@ SMALLER = {
     "python -m analyses.stability": f"--dataset {FEW} --draws 20",
     "python -m analyses.confounds": f"--dataset {FEW}",
     "python -m analyses.budget": f"--dataset {FEW} --dev 1 --test 2 --step 90",
+    "python -m analyses.baselines": f"--dataset {FEW} --dev 1 --test 2 --step 90 --steps 2 "
+    "--max-new-tokens 6",
 }
 
 

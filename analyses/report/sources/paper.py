@@ -12,6 +12,7 @@ from typing import get_args
 import numpy as np
 import pandas as pd
 
+from analyses.null_bands import bands, draws_of_paper
 from analyses.paper.page import SHOWN, read_tables
 from analyses.paper.verdicts import Outcome, Verdict, verdicts
 from analyses.report.contents import (
@@ -99,24 +100,20 @@ def of_paper(folder: Path, store: Store | None = None) -> Contents:
 
 
 def curves(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """The variants that have an angle, and the random draws at the method's angle.
+    """The variants that have an angle, and the random draws at the angles they were measured at.
 
-    A variant's draws are its range; those of the nulls too, in the measure that is read in them.
+    Several draws have a range, 2.5 % to 97.5 % of them.
     """
     scan = tables["curves"].astype({"angle_deg": float})
     scan = scan.drop_duplicates(["variant", "draw", "angle_deg"])  # the method is in both tables
     parts = variants.curves(scan, FULL)
-    for row in tables["null_ranks"].to_dict("records"):
-        mass = tables["nulls"].loc[tables["nulls"]["null"] == row["null"], "opening_mass"]
-        values = {
-            **{"refusal_score": row["draw_mean"], "refusal_score_unsteered": row["unsteered"]},
-            **{"refusal_score_low": row["draw_low"], "refusal_score_high": row["draw_high"]},
-            **{"opening_mass": mass.mean(), "opening_mass_low": mass.min()},
-            "opening_mass_high": mass.max(),
-            "opening_mass_unsteered": row.get("unsteered_mass", np.nan),
+    ranks = tables["null_ranks"].set_index("null")
+    for null, band in bands(draws_of_paper(tables)).groupby("null", sort=False):
+        unsteered = {
+            "refusal_score_unsteered": ranks.loc[null, "unsteered"],
+            "opening_mass_unsteered": ranks.loc[null].get("unsteered_mass", np.nan),
         }
-        at = {"series": row["null"], "angle_deg": float(row["angle_deg"]), "draws": row["draws"]}
-        parts.append(pd.DataFrame([{**at, "n": np.nan, **values}]))
+        parts.append(band.drop(columns="null").assign(series=null, n=np.nan, **unsteered))
     return pd.concat(parts, ignore_index=True)
 
 

@@ -39,6 +39,7 @@ from ss_lens.experiments.dial.ways import (
     SAS_ALL_SITES,
 )
 from ss_lens.scoring.registry import all_columns, headings
+from ss_lens.stats.bootstrap import CONFIDENCE
 
 _ROLES: dict[str, Role] = {
     METHOD: "method",
@@ -105,8 +106,9 @@ Said(headline='No turned angle was asked for.', detail=''))
 
 
 def curves(dial: pd.DataFrame) -> tuple[tuple[Series, ...], pd.DataFrame]:
-    """The dial's table as named curves: the mean of the draws, and where there are several, their
-    range; beside them the value without steering, on the same prompts.
+    """The dial's table as named curves: the mean of the draws, and 2.5 % to 97.5 % of several.
+
+    Beside them stands the value without steering, on the same prompts.
     """
     found, tables = [], []
     columns = [measure.column for measure in DIAL_MEASURES]
@@ -119,7 +121,9 @@ def curves(dial: pd.DataFrame) -> tuple[tuple[Series, ...], pd.DataFrame]:
         table = groups.agg(n=("n", "first"), draws=("draw", "size"))
         for column in columns:
             table[column] = groups[column].mean()
-            for suffix, bound in (("low", groups[column].min()), ("high", groups[column].max())):
+            tail = (1 - CONFIDENCE) / 2
+            for suffix, share in (("low", tail), ("high", 1 - tail)):
+                bound = groups[column].quantile(share)
                 table[f"{column}_{suffix}"] = bound.where(table["draws"] > 1)
             table[f"{column}_unsteered"] = start[column]
         table = table.reset_index()

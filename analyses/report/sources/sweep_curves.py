@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from analyses.report.contents import Measure, Role, Series
+from ss_lens.stats.bootstrap import CONFIDENCE
 from ss_lens.stats.intervals import wilson_interval
 
 _KEYS = ["curve", "prompt_class", "angle_deg"]
@@ -22,7 +23,7 @@ def curves(
 ) -> tuple[tuple[Series, ...], pd.DataFrame]:
     """One curve per arm and class: the mean over prompts, and over the seeds of what is drawn.
 
-    The range is that of the seeds, or of a rate without seeds its 95 % Wilson interval.
+    The range is 2.5 % to 97.5 % of the seeds, or of a rate without seeds its 95 % Wilson interval.
 
     Args:
         table: of the sweep, with ``curve``, the name of the arm without its seed.
@@ -37,7 +38,8 @@ def curves(
     seeds = whole.groupby([*_KEYS, "seed"], dropna=False, sort=False).agg(how).reset_index()
     groups = seeds.groupby(_KEYS, sort=False)
     found = groups.agg(how).reset_index()
-    least, most = (groups.agg(dict.fromkeys(columns, end)).reset_index() for end in ("min", "max"))
+    tail = (1 - CONFIDENCE) / 2
+    least, most = (groups[columns].quantile(end).reset_index() for end in (tail, 1 - tail))
     found["draws"] = groups.size().to_numpy()
     found["n"] = whole.groupby(_KEYS, sort=False)["prompt_index"].nunique().to_numpy()
     still = unsteered.reindex(columns=["prompt_class", *columns])  # KL has no value there

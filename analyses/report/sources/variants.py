@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from analyses.report.contents import DIAL_MEASURES, REFUSAL_CLASSES, Role, Table
+from ss_lens.stats.bootstrap import CONFIDENCE
 
 LEVEL = 0.05
 """Of the p-values after Holm."""
@@ -20,7 +21,8 @@ def curves(scan: pd.DataFrame, method: str) -> list[pd.DataFrame]:
 
     Args:
         scan: one row per variant, draw and angle: ``variant``, ``draw``, ``angle_deg``, ``n``, and
-            the means over prompts of the dial's measures. Draws are a variant's range.
+            the means over prompts of the dial's measures. Several draws have a range, 2.5 % to
+            97.5 % of them.
         method: the variant whose values at 0 degrees are those of the unsteered model.
     """
     columns = [measure.column for measure in DIAL_MEASURES]
@@ -31,10 +33,11 @@ def curves(scan: pd.DataFrame, method: str) -> list[pd.DataFrame]:
         groups = rows.groupby("angle_deg")
         made = groups.agg(n=("n", "first"), draws=("draw", "size"))
         for column in columns:
-            ends = groups.agg({column: ["mean", "min", "max"]}).to_numpy()
-            made[column] = ends[:, 0]
-            for place, suffix in ((1, "low"), (2, "high")):
-                made[f"{column}_{suffix}"] = np.where(made["draws"] > 1, ends[:, place], np.nan)
+            made[column] = groups[column].mean()
+            tail = (1 - CONFIDENCE) / 2
+            for suffix, share in (("low", tail), ("high", 1 - tail)):
+                bound = groups[column].quantile(share)
+                made[f"{column}_{suffix}"] = bound.where(made["draws"] > 1)
             own = start[column]
             made[f"{column}_unsteered"] = float(own.iloc[0]) if len(own) else np.nan
         parts.append(made.reset_index().assign(series=str(name)))

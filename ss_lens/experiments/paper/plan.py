@@ -32,6 +32,7 @@ UNIFORM_PLANE = "RandomPlane(seed={})"
 MATCHED_NULL = "random planes, equal energy"
 NULLS = ("random planes, uniform", MATCHED_NULL, "random site sets")
 """What the method is ranked among."""
+SECOND_AXIS = "random second axis"
 CENTRED = "Discriminative(centred=True)"
 ADDED = (0.25, 0.5, 1.0, 2.0)
 """Strengths of Activation Addition that dev chooses from: in units of the mean gap between the
@@ -60,6 +61,7 @@ class Size:
         draws: of random sites; of the other random controls half as many.
         nulls: random planes of each kind and random site sets by the one-pass score.
         null_prompts: harmful test prompts that these are measured on, the first ones.
+        null_angles_deg: where they are measured beside the method's angle, for bands over θ.
         tries: at most so many angles of a variant are answered on dev; strengths are few, and all.
     """
 
@@ -72,6 +74,7 @@ class Size:
     nulls: int
     null_prompts: int
     tries: int
+    null_angles_deg: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("dev", "test", "max_new_tokens", "draws", "nulls", "null_prompts", "tries"):
@@ -82,7 +85,10 @@ class Size:
 
 SIZES: Mapping[str, Size] = {
     "small": Size(96, 16, 24, 32, tuple(45.0 * i for i in range(8)), 2, 99, 12, 3),
-    "full": Size(None, 32, 104, 256, tuple(10.0 * i for i in range(36)), 5, 199, 104, 36),
+    "full": Size(
+        *(None, 32, 104, 256, tuple(10.0 * i for i in range(36)), 5, 199, 104, 36),
+        null_angles_deg=tuple(45.0 * i for i in range(1, 8)),
+    ),
 }
 """``full`` has the paper's 104 test prompts and its 36 angles."""
 
@@ -245,7 +251,7 @@ def variants(
         )
     }
     for name, plane in (
-        ("random second axis", "RandomSecond(seed={})"),
+        (SECOND_AXIS, "RandomSecond(seed={})"),
         ("random plane", UNIFORM_PLANE),
         ("random plane, matched energy", matched_plane(sites)),
     ):
@@ -258,11 +264,19 @@ def variants(
         *(Variant("methods", name, arms, size.angles_deg) for name, arms in methods.items()),
         Variant("ablations", FULL, (arm(),), size.angles_deg),
         Variant("ablations", "rotate by 180°", (arm(),), (180.0,)),
+        Variant("ablations", "rotate by 90°", (arm(),), (90.0,)),
+        Variant("ablations", "rotate by −90°", (arm(),), (270.0,)),
         *(Variant("ablations", name, (one,), size.angles_deg) for name, one in lone.items()),
         *(
             Variant("ablations", name, (one,), size.angles_deg, draw)
             for name, arms in drawn.items()
             for draw, one in enumerate(arms)
+        ),
+        # At 180° every second axis gives the same: both coordinates change their sign.
+        *(
+            Variant("ablations", f"{SECOND_AXIS}, {told}", (one,), (angle,), draw)
+            for told, angle in (("90°", 90.0), ("−90°", 270.0))
+            for draw, one in enumerate(drawn[SECOND_AXIS])
         ),
     )
 

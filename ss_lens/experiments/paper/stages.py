@@ -141,7 +141,10 @@ class Work:
         return (Arm(model=self.config.model, dataset=self.dataset, selection=repr(sites)),)
 
     def nulls(self, full: Chosen) -> dict[str, SweepResult]:
-        """Random planes at the method's sites and random site sets in its plane, at its angle."""
+        """Random planes at the method's sites and random site sets in its plane, at its angle.
+
+        Where the size says so, at others too.
+        """
         setting = self.bench.setting(CellGroup(self.full, "test", "positive", (0.0,)))
         sites = Explicit(",".join(map(str, setting.calibration.selected_sites))).sites
         same, count = f"Explicit(sites={sites!r})", len(sites.split(","))
@@ -156,7 +159,8 @@ class Work:
                 replace(self.full, **{key: text.format(seed) for key, text in texts.items()})
                 for seed in range(self.config.size.nulls)
             ]
-            at = dict.fromkeys(arms, (full.angle_deg,))
+            angles = dict.fromkeys((full.angle_deg, *self.config.size.null_angles_deg))
+            at = dict.fromkeys(arms, tuple(angles))
             few = self.config.size.null_prompts
             found[name] = self.sweep(at, "test", ONE_PASS, HARMFUL, few)
         return found

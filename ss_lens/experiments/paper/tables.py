@@ -13,6 +13,7 @@ import pandas as pd
 
 from ss_lens.calibration.site_selection import as_rule, rule_name
 from ss_lens.core.files import atomic_path, make_folder
+from ss_lens.experiments.choice_shares import order_on_circle, shares_by_score
 from ss_lens.experiments.dial.verdict import BROKEN
 from ss_lens.experiments.grid import Arm
 from ss_lens.experiments.paper.plan import (
@@ -187,7 +188,11 @@ def _joined(values: pd.Series) -> str:
 
 
 def choices(measured: Measured) -> pd.DataFrame:
-    """What dev chose, and by what."""
+    """What dev chose, by what, and how surely.
+
+    ``share`` is that of the resamples of dev's harmful prompts in which the same angle or strength
+    has the best score of those that are not ruled out by their answers.
+    """
     rows = [
         {
             "table": made.table,
@@ -200,10 +205,29 @@ def choices(measured: Measured) -> pd.DataFrame:
             "low": made.dev["low"],
             "high": made.dev["high"],
             "collapsed": made.dev["collapsed"],
+            "share": _share(measured.scan.table, made),
         }
         for made in measured.chosen
     ]
     return pd.DataFrame(rows)
+
+
+def _share(scan: pd.DataFrame, made: Chosen) -> float:
+    """Better ones that were not chosen had been ruled out."""
+    scores = {
+        (arm, angle): rows_of(scan, arm, angle)
+        .query("prompt_class == 'positive'")
+        .set_index("prompt_index")["refusal_score"]
+        for arm, angles in made.variant.cells.items()
+        for angle in sorted(angles, key=order_on_circle)
+    }
+    own = made.arm, made.angle_deg
+    kept = {
+        place: values
+        for place, values in scores.items()
+        if place == own or not made.admissible or values.mean() >= scores[own].mean()
+    }
+    return shares_by_score(kept, lowest=True)[own]
 
 
 def curves(measured: Measured) -> pd.DataFrame:
@@ -231,17 +255,19 @@ def _means(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def null_draws(measured: Measured) -> pd.DataFrame:
-    """A row per random draw: mean scores of the harmful test prompts it was measured on."""
+    """A row per random draw and angle: mean scores of the harmful test prompts it is measured on.
+
+    The method's angle is the first of each draw.
+    """
     found = []
     for name, swept in measured.nulls.items():
-        keys = ["selection", "plane"]
-        means = swept.table.groupby(keys, sort=False).agg(
-            {"refusal_score": "mean", "opening_mass": "mean"}
-        )
-        means = means.reset_index(drop=True)
-        found.append(means.assign(null=name, draw=range(len(means))))
+        for draw, (_, rows) in enumerate(swept.table.groupby(["selection", "plane"], sort=False)):
+            means = rows.groupby("angle_deg", sort=False).agg(
+                {"refusal_score": "mean", "opening_mass": "mean"}
+            )
+            found.append(means.reset_index().assign(null=name, draw=draw))
     table = pd.concat(found, ignore_index=True)
-    return table.filter(["null", "draw", "refusal_score", "opening_mass"])
+    return table.filter(["null", "draw", "angle_deg", "refusal_score", "opening_mass"])
 
 
 def null_ranks(measured: Measured, full: Chosen) -> pd.DataFrame:
@@ -259,7 +285,8 @@ def null_ranks(measured: Measured, full: Chosen) -> pd.DataFrame:
     base, base_mass = (float(unsteered[name].mean()) for name in ("refusal_score", "opening_mass"))
     mass, rows = float(method["opening_mass"].mean()), []
     limit = BROKEN * base_mass
-    for name, draws in null_draws(measured).groupby("null", sort=False):
+    at_angle = null_draws(measured).query("angle_deg == @full.angle_deg")
+    for name, draws in at_angle.groupby("null", sort=False):
         low = draws.loc[draws["refusal_score"] <= score]
         as_low = len(low)
         whole = as_low if mass < limit else int((low["opening_mass"] >= limit).sum())
@@ -356,8 +383,8 @@ def facts(config: PaperConfig, measured: Measured) -> pd.DataFrame:
     """Numbers that stand alone, and what was asked for."""
     said = {**config.as_json(), **asdict(config.size), **measured.facts}
     del said["size"]
-    angles = said.pop("angles_deg")
-    said["angles_deg"] = " ".join(f"{angle:g}" for angle in angles)
+    for name in ("angles_deg", "null_angles_deg"):
+        said[name] = " ".join(f"{angle:g}" for angle in said.pop(name))
     said["refused_by"] = refused_by(by_phrases=False)
     said["ss_lens"] = importlib.metadata.version("ss_lens")
     for name in ("torch", "transformers", "transformer-lens"):
