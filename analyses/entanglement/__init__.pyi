@@ -1,0 +1,5 @@
+from .conclusions import findings as findings
+from .figures import figure as figure, front_figure as front_figure
+from .front import front as front
+from .matrix import matrix as matrix
+from .measures import Asked as Asked, measure as measure
