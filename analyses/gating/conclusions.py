@@ -6,12 +6,13 @@ import pandas as pd
 
 from analyses import style
 from analyses.gating.measures import GATED, UNGATED
+from analyses.grouped import groups
 
 
 def findings(table: pd.DataFrame) -> list[str]:
     """What the table of :func:`analyses.gating.measure` says, a sentence or two per source."""
     said = []
-    for name, rows in table.groupby("source", sort=False):
+    for (name,), rows in groups(table, ["source"]):
         of = {str(row["condition"]): row for row in rows.to_dict("records")}
         bare, gated = of[UNGATED], of[GATED]
         text = (

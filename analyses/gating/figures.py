@@ -25,11 +25,11 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
         horizontal_spacing=0.05,
         subplot_titles=[title for _, title in PANELS],
     )
-    opened = table[table["condition"] == GATED].set_index("source")["steered"]
+    opened = table.loc[table["condition"] == GATED].set_index("source")["steered"]
     names = {name: f"{name}<br>(open: {share:.0%})" for name, share in opened.items()}
     crossed = style.Crosses()
     for condition, look in LOOKS.items():
-        rows = table[table["condition"] == condition]
+        rows = table.loc[table["condition"] == condition]
         places = rows["source"].map(names)
         for panel, (column, _) in enumerate(PANELS, start=1):
             whiskers = {
