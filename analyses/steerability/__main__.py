@@ -10,6 +10,7 @@ import typer
 
 import ss_lens
 from analyses import output
+from analyses.grouped import groups
 from analyses.steerability.conclusions import findings
 from analyses.steerability.figures import figure
 from analyses.steerability.measures import Goal, measure, summarise
@@ -40,6 +41,7 @@ def main(
         list[str] | None, typer.Option(help="Also under this system prompt; may be repeated.")
     ] = None,
     across: Annotated[bool, typer.Option(help="Also by the calibrations of other sets.")] = False,
+    rule: Annotated[str, typer.Option(help="Sites for questions: site, block, uniform …")] = "site",
     seed: Annotated[int, typer.Option(help="Of bootstrap and permutations.")] = 0,
     out: output.Out = Path("runs/steerability"),
     formats: output.Formats = None,
@@ -59,10 +61,16 @@ def main(
         features = {path.stem: read_questions(path) for path in questions or ()}
         angles = [low + step * i for i in range(int((high - low) // step) + 1)]
         loaded = ss_lens.load_model(model)
-        sizes = {"n_train": train, "n_test": test, "systems": system or (), "across": across}
-        scores = of_questions(loaded, features, ss_lens.RotateBy, angles, **sizes)
+        scores = of_questions(
+            *(loaded, features, ss_lens.RotateBy, angles),
+            n_train=train,
+            n_test=test,
+            systems=system or (),
+            across=across,
+            rule=rule,
+        )
         score, by = "matching_score", ["dataset", "calibrated_on", "system"]
-        by = [name for name in by if name == "dataset" or scores[name].nunique() > 1]
+        by = [name for name in by if name == "dataset" or len(set(scores[name])) > 1]
         subtitle = (
             f"{model}; rotate_by {angles[0]:g}° to {angles[-1]:g}°; matching answer, to {goal}"
         )
@@ -90,13 +98,17 @@ def _surface(
 ) -> pd.DataFrame | None:
     """What surface explains in each group whose prompts differ in it and in their slopes."""
     parts = []
-    for place, rows in slopes.groupby(by, sort=False):
+    for place, rows in groups(slopes, by):
         if files:
             asked = files[str(place[by.index("dataset")])][train:]
             features = pd.DataFrame([asked[i].surface for i in rows["prompt_index"]])
         else:
             features = surface_of(rows["prompt"].tolist())
-        if len(rows) < 3 or rows["toward"].nunique() < 2 or features.nunique().max() < 2:
+        if (
+            len(rows) < 3
+            or len(set(rows["toward"])) < 2
+            or all(len(set(features[name])) < 2 for name in features)
+        ):
             continue
         found = explained(rows["toward"], features, seed=seed)
         parts.append(found.assign(**dict(zip(by, place, strict=True))))

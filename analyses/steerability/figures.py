@@ -9,6 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analyses import style
+from analyses.grouped import groups
 from analyses.steerability.measures import summarise
 
 RIGHT = style.Look(style.CLASS_COLOURS["negative"], "solid", "circle")
@@ -36,10 +37,9 @@ def figure(
     """
     drawn, shown = go.Figure(), set()
     summary = summarise(slopes, by=by, seed=seed)
-    groups = slopes.groupby([*by], sort=False) if by else [((), slopes)]
     ticks = []
     for place, ((name, rows), total) in enumerate(
-        zip(groups, summary.to_dict("records"), strict=True)
+        zip(groups(slopes, by), summary.to_dict("records"), strict=True)
     ):
         label = ", ".join(map(str, name)) or "all prompts"
         ticks.append(f"{label}<br>{total['wrong_way']:.0%} the wrong way")

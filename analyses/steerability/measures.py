@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from analyses.grouped import groups
 from ss_lens import UserError
 from ss_lens.core.checks import check_one_of
 from ss_lens.stats.bootstrap import bca_interval, derive_rng
@@ -62,8 +63,7 @@ def measure(
             f"{', '.join(map(str, scores.columns))}. Give a row per prompt and strength."
         )
     sign, parts = {"raise": 1.0, "lower": -1.0}[goal], []
-    groups = scores.groupby([*by], sort=False) if by else [((), scores)]
-    for place, rows in groups:
+    for place, rows in groups(scores, by):
         wide, strengths = _wide(rows, strength, score)
         slope, start, linearity = _fitted(wide.to_numpy(dtype=float), strengths)
         change = slope * (strengths[-1] - strengths[0])
@@ -102,9 +102,8 @@ def summarise(slopes: pd.DataFrame, *, by: Sequence[str] = (), seed: int = 0) ->
     Raises:
         UserError: a group of one prompt, which has no spread.
     """
-    groups = slopes.groupby([*by], sort=False) if by else [((), slopes)]
     rows = []
-    for place, group in groups:
+    for place, group in groups(slopes, by):
         if len(group) < 2:
             raise UserError(
                 f"the spread over prompts needs at least 2 of them; got {len(group)}"

@@ -32,14 +32,14 @@ def of_sweep(
         raise UserError(
             f"the sweep at {folder} has no column {score!r}; it has {', '.join(table.columns)}."
         )
-    rows = table[table["angle_deg"].between(low, high)]
-    if rows["angle_deg"].nunique() < 2:
-        held = ", ".join(f"{angle:g}" for angle in sorted(table["angle_deg"].unique()))
+    rows = table.loc[table["angle_deg"].between(low, high)]
+    if len(set(rows["angle_deg"])) < 2:
+        held = ", ".join(f"{angle:g}" for angle in sorted(set(table["angle_deg"])))
         raise UserError(
             f"a slope needs two angles from {low:g} to {high:g}; the sweep at {folder} has {held}. "
             "Give another range."
         )
-    varied = [name for name in ARM if name in rows and rows[name].astype(str).nunique() > 1]
+    varied = [name for name in ARM if name in rows and len(set(rows[name].astype(str))) > 1]
     return rows, [*varied, "prompt_class"]
 
 
@@ -53,6 +53,7 @@ def of_questions(
     n_test: int,
     systems: Sequence[str] = (),
     across: bool = False,
+    rule: str = "site",
 ) -> pd.DataFrame:
     """Scores of questions of each set, steered by a calibration on its own other questions.
 
@@ -65,6 +66,7 @@ def of_questions(
         n_test: questions per set to score, those after them.
         systems: system prompts to score under as well; calibrations are made without.
         across: also steer each set by the calibrations of the others.
+        rule: which sites to steer, as in :func:`ss_lens.calibrate`.
 
     Returns:
         The columns of :func:`analyses.steerability.questions.score_questions`, and ``dataset``,
@@ -79,10 +81,10 @@ def of_questions(
                 f"{name} has {len(questions)} questions; expected at least {n_train} to calibrate "
                 f"on and {n_test} others to score. Ask for fewer."
             )
-    calibrations = {
-        name: ss_lens.calibrate(ss_lens.capture(model, contrast(questions[:n_train], name)))
-        for name, questions in files.items()
-    }
+    calibrations = {}
+    for name, questions in files.items():
+        acts = ss_lens.capture(model, contrast(questions[:n_train], name))
+        calibrations[name] = ss_lens.calibrate(acts, rule=rule)
     tables = []
     for name, questions in files.items():
         for made_on, calibration in calibrations.items():
