@@ -13,10 +13,10 @@ from analyses.entanglement.measures import MASS, OWN
 def findings(matrix: pd.DataFrame, front: pd.DataFrame) -> list[str]:
     """The angles on the front with their costs, what moved there, and where scores say little."""
     said = []
-    own = front[front["plane"] == OWN]
-    for row in own[own["on_front"]].sort_values("kl").to_dict("records"):
+    own = front.loc[front["plane"] == OWN]
+    for row in own.loc[own["on_front"]].sort_values("kl").to_dict("records"):
         angle = row["angle_deg"]
-        moved = matrix[
+        moved = matrix.loc[
             (matrix["plane"] == OWN)
             & (matrix["angle_deg"] == angle)
             & ((matrix["change_low"] > 0) | (matrix["change_high"] < 0))
@@ -35,8 +35,8 @@ def findings(matrix: pd.DataFrame, front: pd.DataFrame) -> list[str]:
             f"{null} the random planes, at KL {row['kl']:.3f}{cost}. Beyond doubt there moved: "
             f"{names or 'nothing'}."
         )
-    low = matrix[(matrix["kind"] == MASS) & (matrix["mean"] < style.LOW_MASS)]
-    low = low[low["plane"] == OWN]
+    low = matrix.loc[(matrix["kind"] == MASS) & (matrix["mean"] < style.LOW_MASS)]
+    low = low.loc[low["plane"] == OWN]
     if len(low):
         named = ", ".join(
             f"{row['row'].removesuffix(': opening mass')} {_at(row['angle_deg'])}"

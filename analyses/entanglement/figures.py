@@ -19,15 +19,15 @@ def figure(matrix: pd.DataFrame, subtitle: str = "") -> go.Figure:
     Rows have units of their own, so colours run to the largest change of each row. A cell whose
     interval of the change covers zero is in brackets.
     """
-    own = matrix[(matrix["plane"] == OWN) & (matrix["kind"] != MASS)]
+    own = matrix.loc[(matrix["plane"] == OWN) & (matrix["kind"] != MASS)]
     names = [*dict.fromkeys(own["row"])]
     angles = sorted(own["angle_deg"].dropna().unique())
     columns = [math.nan, *angles]
     heads = ["unsteered", *(f"{angle:g}°" for angle in angles)]
     colours, texts, notes = [], [], []
     for name in names:
-        rows = own[own["row"] == name]
-        largest = float(rows["change"].abs().max()) or 1.0
+        rows = own.loc[own["row"] == name]
+        largest = float(rows["change"].abs().max()) or 1.0  # NaN where no item has a value
         cells = [_cell(rows, angle) for angle in columns]
         colours.append([cell["change"] / largest for cell in cells])
         texts.append([_text(cell) for cell in cells])
@@ -60,7 +60,7 @@ def figure(matrix: pd.DataFrame, subtitle: str = "") -> go.Figure:
 
 def front_figure(front: pd.DataFrame, subtitle: str = "") -> go.Figure:
     """Effect against divergence and against capability; grey are the random planes."""
-    own, nulls = front[front["plane"] == OWN], front[front["plane"] != OWN]
+    own, nulls = front.loc[front["plane"] == OWN], front.loc[front["plane"] != OWN]
     panels = [("kl", "KL (nats per token)")]
     if own["capability"].notna().any():
         panels.append(("capability", "change of capability"))
@@ -89,8 +89,8 @@ def front_figure(front: pd.DataFrame, subtitle: str = "") -> go.Figure:
                     col=panel,
                 )
         for told, colour, symbol, rows in (
-            ("on the front", orange, "diamond", own[own["on_front"]]),
-            ("dominated", blue, "circle", own[~own["on_front"].astype(bool)]),
+            ("on the front", orange, "diamond", own.loc[own["on_front"]]),
+            ("dominated", blue, "circle", own.loc[~own["on_front"].astype(bool)]),
         ):
             if rows.empty:
                 continue
@@ -137,6 +137,8 @@ def _cell(rows: pd.DataFrame, angle: float) -> dict[str, float]:
 
 
 def _text(cell: dict) -> str:
+    if math.isnan(cell["mean"]):
+        return "–"
     shown = f"{cell['mean']:.2f}"
     unsettled = not math.isnan(cell["angle_deg"]) and cell["change_low"] <= 0 <= cell["change_high"]
     return f"[{shown}]" if unsettled else shown

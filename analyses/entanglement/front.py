@@ -52,6 +52,12 @@ def front(
             f"the effect is measured on one of the sources {', '.join(sources)}; got {effect!r}."
         )
     sign = {"raise": 1.0, "lower": -1.0}[goal]
+    along = items.loc[(items["row"] == KL_ROW) & items["angle_deg"].notna(), "value"]
+    if not along.notna().any():
+        raise UserError(
+            "no divergence is known, since the unsteered model's answers are empty, and there is "
+            "no front without it; expected some text. Take other prompts for free=."
+        )
     rng = derive_rng(seed, "front")
     costs = [name for name in COSTS if name in set(items["row"])]
     drawn_items = {
@@ -96,9 +102,10 @@ def undominated(gains: Float[np.ndarray, "point objective"]) -> Bool[np.ndarray,
 
 def _changes(items: pd.DataFrame, row: str, plane: str) -> pd.DataFrame:
     """Changes from the unsteered model, ``[angle, item]``."""
-    chosen = items[(items["row"] == row) & (items["plane"] == plane)].dropna(subset="angle_deg")
+    here = (items["row"] == row) & (items["plane"] == plane) & items["angle_deg"].notna()
+    chosen = items.loc[here]
     wide = chosen.pivot(index="angle_deg", columns="item", values="value")
-    own = items[(items["row"] == row) & (items["plane"] == OWN) & items["angle_deg"].isna()]
+    own = items.loc[(items["row"] == row) & (items["plane"] == OWN) & items["angle_deg"].isna()]
     return wide - own.set_index("item")["value"].reindex(wide.columns)
 
 

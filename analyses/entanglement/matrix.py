@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from analyses.entanglement.measures import OWN
+from analyses.grouped import groups
 from ss_lens import UserError
 from ss_lens.stats.bootstrap import derive_rng
 from ss_lens.stats.intervals import mean_interval
@@ -23,16 +24,16 @@ def matrix(items: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
         ``kind``, ``unit``, ``mean`` with its 95 % interval ``low``, ``high`` (Wilson for what is
         all 0 and 1, else BCa), ``change`` with ``change_low``, ``change_high`` (BCa over paired
         items), ``undefined``, the items without a value on either side, which are left out, and
-        ``n``, the others.
+        ``n``, the others (with none of them, the numbers are NaN).
 
     Raises:
-        UserError: a row whose items are not those of the unsteered model, or have no value at all.
+        UserError: a row whose items are not those of the unsteered model.
     """
     rows = []
-    for (name, plane), group in items.groupby(["row", "plane"], sort=False):
-        own = items[(items["row"] == name) & (items["plane"] == OWN)]
-        before = own[own["angle_deg"].isna()].set_index("item")["value"]
-        for angle, part in group.groupby("angle_deg", sort=False, dropna=False):
+    for (name, plane), group in groups(items, ["row", "plane"]):
+        own = items.loc[(items["row"] == name) & (items["plane"] == OWN)]
+        before = own.loc[own["angle_deg"].isna()].set_index("item")["value"]
+        for (angle,), part in groups(group, ["angle_deg"]):
             values = part.set_index("item")["value"]
             if not values.index.equals(before.index):
                 raise UserError(
@@ -40,14 +41,11 @@ def matrix(items: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
                     "expected the same ones. Measure both together."
                 )
             defined = values.notna() & before.notna()
-            if not defined.any():
-                raise UserError(
-                    f"{name!r} has no value at {angle:g}° in any of its {len(values)} items; "
-                    "expected some. Give longer answers or other prompts."
-                )
             values, reference = values[defined], before[defined]
             change, where = values - reference, (seed, "entanglement", name)
-            is_rate = bool(np.isin(values, (0, 1)).all() and np.isin(reference, (0, 1)).all())
+            is_rate = bool(
+                len(values) and np.isin(values, (0, 1)).all() and np.isin(reference, (0, 1)).all()
+            )
             low, high = mean_interval(
                 values.astype(bool) if is_rate else values, derive_rng(*where)
             )

@@ -10,6 +10,7 @@ import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
 import ss_lens
+from analyses.grouped import groups
 from analyses.steerability.questions import Question, score_questions
 from ss_lens import Calibration, UserError
 from ss_lens.activations.capture import check_unhooked
@@ -120,17 +121,16 @@ def measure(
                 scores = sweep_refusal_score(
                     model, made, operator, prompts, angles, batch_rows=batch_size
                 )
-            for angle, rows in scores.groupby("angle_deg", dropna=False):
-                add(name, REQUESTS, plane, float(str(angle)), rows["refusal_score"].tolist())
-                mass = rows["opening_mass"].tolist()
-                add(f"{name}: opening mass", MASS, plane, float(str(angle)), mass)
+            for (angle,), rows in groups(scores, ["angle_deg"]):
+                add(name, REQUESTS, plane, angle, rows["refusal_score"].tolist())
+                add(f"{name}: opening mass", MASS, plane, angle, rows["opening_mass"].tolist())
 
     def add_divergence(plane: str, made: Calibration) -> None:
         table = sweep_kl_divergence(
             model, made, operator, free, plain, angles, batch_size=batch_size
         )
-        for angle, rows in table.groupby("angle_deg"):
-            add(KL_ROW, DIVERGENCE, plane, float(str(angle)), rows["kl_mean"].tolist())
+        for (angle,), rows in groups(table, ["angle_deg"]):
+            add(KL_ROW, DIVERGENCE, plane, angle, rows["kl_mean"].tolist())
 
     def add_texts(angle: float, texts: Sequence[str]) -> None:
         loops = [float(not text.strip() or is_loop(text)) for text in texts]
@@ -162,8 +162,8 @@ def measure(
             max_new_tokens=asked.max_new_tokens,
             batch_rows=batch_size,
         )
-        for angle, rows in table.groupby("angle_deg"):
-            add_texts(float(str(angle)), rows["response"].tolist())
+        for (angle,), rows in groups(table, ["angle_deg"]):
+            add_texts(angle, rows["response"].tolist())
         bar.update()
         for name, questions in asked.questions.items():
             for angle, rows in _questions(model, calibration, operator, questions, angles).items():
@@ -190,6 +190,6 @@ def _questions(
     still = score_questions(model, calibration, ss_lens.RotateBy, questions, [0.0])
     found = {np.nan: still["matching_score"].tolist()}
     turned = score_questions(model, calibration, operator, questions, angles)
-    for angle, rows in turned.groupby("angle_deg"):
-        found[float(str(angle))] = rows["matching_score"].tolist()
+    for (angle,), rows in groups(turned, ["angle_deg"]):
+        found[angle] = rows["matching_score"].tolist()
     return found

@@ -88,8 +88,12 @@ def test_undefined_items_are_counted_and_left_out_and_other_items_refused() -> N
     with pytest.raises(UserError, match=r"'harmful' has 3 items at 45° and 4 unsteered"):
         matrix(MADE.drop(MADE[(MADE["angle_deg"] == 45) & (MADE["item"] == 3)].index))
     empty = MADE.assign(value=MADE["value"].where(MADE["row"] != "KL"))
-    with pytest.raises(UserError, match=r"'KL' has no value at .* in any of its 4 items"):
-        matrix(empty)
+    row = matrix(empty).set_index(["row", "angle_deg"]).loc[("KL", 90.0)]
+    assert (row["undefined"], row["n"]) == (4, 0)
+    assert row[["mean", "low", "change", "change_high"]].isna().all()
+    assert "–" in figure(matrix(empty)).data[0].text[1]
+    with pytest.raises(UserError, match=r"no divergence is known, since the unsteered .* empty"):
+        front(empty, "harmful", "lower")
 
 
 def test_the_front_leaves_out_the_angle_that_another_beats_in_everything() -> None:
@@ -188,7 +192,7 @@ def test_each_row_is_what_its_own_measure_says(
     (heat,) = drawn.data
     assert [*heat.x] == ["unsteered", "0°", "120°"]
     assert len(heat.y) == 6
-    assert np.abs(np.array(heat.z, dtype=float)).max() <= 1
+    assert np.nanmax(np.abs(np.array(heat.z, dtype=float))) <= 1
     assert heat.text[0][1].startswith("[")
 
 
