@@ -1,0 +1,78 @@
+"""``python -m analyses.drift``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from transformer_lens.model_bridge import TransformerBridge
+
+import ss_lens
+from analyses import output
+from analyses.drift.conclusions import findings
+from analyses.drift.figures import figure, geometry_figure
+from analyses.drift.geometry import compare
+from analyses.drift.measures import measure
+from analyses.prompt_sources import read_sources
+from ss_lens import Calibration, ContrastiveDataset, UserError
+from ss_lens.models.load import DEFAULT_MODEL
+
+
+def main(
+    source: Annotated[
+        list[str], typer.Option(help="Requests: NAME=FILE or NAME=FILE:COLUMN=VALUE; repeatable.")
+    ],
+    model: output.Model = DEFAULT_MODEL,
+    dataset: output.Dataset = "refusal",
+    train: Annotated[int, typer.Option(help="Requests per source to calibrate on.")] = 24,
+    test: Annotated[int, typer.Option(help="Requests per source to measure on.")] = 16,
+    step: Annotated[float, typer.Option(help="Degrees between angles.")] = 45,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap and the random planes.")] = 0,
+    out: output.Out = Path("runs/drift"),
+    formats: output.Formats = None,
+) -> None:
+    """Planes, sites and dials of calibrations on several sources of requests.
+
+    DATASET is one source more, and its negative class is what all of them are contrasted with.
+    """
+    chosen = output.checked(formats)
+    if not 0 < step <= 180:
+        raise UserError(f"--step must lie above 0° and be at most 180°; got {step:g}.")
+    data = ss_lens.load_dataset(dataset)
+    sources = {dataset: data.positive, **read_sources(source, most=train + test)}
+    for name, prompts in (*sources.items(), (f"{dataset}, negative", data.negative)):
+        if len(prompts) < train + test:
+            raise UserError(
+                f"{name} has {len(prompts)} prompts; expected at least {train} to calibrate on and "
+                f"{test} others to measure on. Ask for fewer with --train and --test."
+            )
+    loaded = ss_lens.load_model(model)
+    negative = data.negative[:train]
+    calibrations, halves = {}, {}
+    for name, prompts in sources.items():
+        calibrations[name] = _calibrated(loaded, name, prompts[:train], negative)
+        halves[name] = [
+            _calibrated(loaded, f"{name}, half {i}", prompts[:train][i::2], negative[i::2])
+            for i in (0, 1)
+        ]
+    measured = {name: prompts[train : train + test] for name, prompts in sources.items()}
+    angles = [step * i for i in range(int(360 // step)) if step * i < 360]
+    geometry = compare(calibrations, halves, seed=seed)
+    dial = measure(loaded, calibrations, ss_lens.RotateBy, measured, angles, seed=seed)
+    subtitle = f"{model}; {train} requests to calibrate on and {test} to measure on; rotate_by"
+    output.save(out, "drift", dial, figure(dial, subtitle), chosen)
+    output.save(out, "drift_geometry", geometry, geometry_figure(geometry, subtitle), chosen)
+    for finding in findings(geometry, dial):
+        print(f"- {finding}")
+
+
+def _calibrated(
+    model: TransformerBridge, name: str, positive: tuple[str, ...], negative: tuple[str, ...]
+) -> Calibration:
+    data = ContrastiveDataset(name, tuple(positive), tuple(negative))
+    return ss_lens.calibrate(ss_lens.capture(model, data))
+
+
+if __name__ == "__main__":
+    output.command(main)

@@ -1,0 +1,76 @@
+"""The dial of a calibration on one source, measured on the prompts of others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+from transformer_lens.model_bridge import TransformerBridge
+
+from analyses.grouped import groups
+from ss_lens import Calibration, UserError
+from ss_lens.activations.capture import check_unhooked
+from ss_lens.core.progress import progress_bar
+from ss_lens.generation.angle_batch import BATCH_ROWS, Angled
+from ss_lens.scoring.refusal_score import refusal_score, sweep_refusal_score
+from ss_lens.stats.bootstrap import derive_rng
+from ss_lens.stats.intervals import mean_interval
+
+
+def measure(
+    model: TransformerBridge,
+    calibrations: Mapping[str, Calibration],
+    operator: Angled,
+    prompts: Mapping[str, Sequence[str]],
+    angles_deg: Sequence[float | int],
+    *,
+    seed: int = 0,
+    batch_size: int = BATCH_ROWS,
+) -> pd.DataFrame:
+    """Refusal score of each source's prompts at each angle, under each calibration.
+
+    Args:
+        model: the model that the calibrations were made on, without hooks.
+        calibrations: by the source that they were made on.
+        operator: the class, for instance :class:`ss_lens.RotateBy`.
+        prompts: by source, none of them calibrated on.
+        angles_deg: in degrees.
+        seed: of the bootstrap over prompts.
+        batch_size: rows per forward pass; changes the speed, not the result.
+
+    Returns:
+        One row per ``calibrated_on``, ``measured_on`` and ``angle_deg``: the mean
+        ``refusal_score`` in nats with its BCa interval ``low``, ``high``; ``change``, its paired
+        mean difference from the unsteered model, with ``change_low``, ``change_high``; the mean
+        ``opening_mass``; ``n``.
+
+    Raises:
+        UserError: nothing to measure on, a model with hooks, or what steering raises.
+    """
+    if not prompts or not all(map(len, prompts.values())):
+        raise UserError(
+            f"drift is measured on prompts of one source or more, none of them empty; got "
+            f"{ {name: len(some) for name, some in prompts.items()} }. Give prompts by name."
+        )
+    check_unhooked(model, "there would be no unsteered model to compare with")
+    rows = []
+    with progress_bar(len(prompts) * len(calibrations), "drift", "dial") as bar:
+        for source, some in prompts.items():
+            before = refusal_score(model, some, batch_size=batch_size)["refusal_score"]
+            for made_on, calibration in calibrations.items():
+                table = sweep_refusal_score(
+                    model, calibration, operator, some, angles_deg, batch_rows=batch_size
+                )
+                for (angle,), part in groups(table, ["angle_deg"]):
+                    scores = part.set_index("prompt_index")["refusal_score"]
+                    change = scores - before
+                    row = {"calibrated_on": made_on, "measured_on": source, "angle_deg": angle}
+                    for name, values in (("refusal_score", scores), ("change", change)):
+                        rng = derive_rng(seed, "drift", source, name)
+                        low, high = mean_interval(values, rng)
+                        prefix = "change_" if name == "change" else ""
+                        row |= {name: values.mean(), f"{prefix}low": low, f"{prefix}high": high}
+                    mass = part["opening_mass"].mean()
+                    rows.append({**row, "opening_mass": mass, "n": len(scores)})
+                bar.update()
+    return pd.DataFrame(rows)
