@@ -113,7 +113,7 @@ def summarise(table: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
         same turn and probe, with ``norm_low``, ``norm_high``; the mean ``opening_mass``,
         ``repetition``, ``n_tokens`` and the number ``n`` of probes.
     """
-    wide = table.set_index(["condition", "turn", "probe"])
+    wide = table.set_index(["condition", "turn", "probe"]).sort_index()
     rows = []
     for (condition, turn), part in groups(table, ["condition", "turn"]):
         here = wide.loc[(condition, turn)]
@@ -149,7 +149,7 @@ def _probed(
     batch_size: int,
     chat: ChatFormat,
 ) -> pd.DataFrame:
-    scores = refusal_score(model, asked, batch_size=batch_size, chat=chat)  # type: ignore[arg-type]
+    scores = refusal_score(model, asked, batch_size=batch_size, chat=chat)
     tokens = tokenize(model, asked, chat)
     read = last_tokens(model, tokens, [site], batch_size, lambda _: None)
     return scores.assign(norm=read[:, 0].norm(dim=-1).tolist(), n_tokens=[*map(len, tokens)])

@@ -20,16 +20,17 @@ def figure(dial: pd.DataFrame, subtitle: str = "") -> go.Figure:
         shared_xaxes=True,
         shared_yaxes=True,
         subplot_titles=[f"measured on {name}" for name in names],
-        **{"horizontal_spacing": 0.05, "vertical_spacing": 0.12},
+        horizontal_spacing=0.05,
+        vertical_spacing=0.12,
     )
     looks, crossed = style.series(dial["calibrated_on"]), style.Crosses()
     for place, name in enumerate(names):
-        where = {"row": place // across + 1, "col": place % across + 1}
+        row, col = place // across + 1, place % across + 1
         for made_on, look in looks.items():
             rows = dial.loc[(dial["measured_on"] == name) & (dial["calibrated_on"] == made_on)]
             rows = rows.sort_values("angle_deg")
             x, low, high = (rows[column].to_numpy() for column in ("angle_deg", "low", "high"))
-            drawn.add_trace(style.band(x, low, high, look.colour, made_on), **where)
+            drawn.add_trace(style.band(x, low, high, look.colour, made_on), row=row, col=col)
             drawn.add_trace(
                 go.Scatter(
                     x=x,
@@ -42,12 +43,18 @@ def figure(dial: pd.DataFrame, subtitle: str = "") -> go.Figure:
                     marker={"symbol": look.symbol, "size": 6, "color": look.colour},
                     hovertemplate="%{x:g}°: %{y:+.2f} nats<extra></extra>",
                 ),
-                **where,
+                row=row,
+                col=col,
             )
             crossed.draw(
-                drawn, rows["angle_deg"], rows["refusal_score"], rows["opening_mass"], **where
+                drawn,
+                rows["angle_deg"],
+                rows["refusal_score"],
+                rows["opening_mass"],
+                row=row,
+                col=col,
             )
-        style.level(drawn, 0, **where)
+        style.level(drawn, 0, row=row, col=col)
     style.explain(drawn, style.BAND, "95 % interval")
     drawn.update_xaxes(title_text="angle (degrees)", row=-(-len(names) // across))
     drawn.update_yaxes(title_text="refusal score (nats)", col=1)

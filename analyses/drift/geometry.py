@@ -59,7 +59,7 @@ def compare(
                 f"the halves of a source are two calibrations; got {len(parts)} of {name!r}. Give "
                 "one per half of its prompts."
             )
-        pairs.append((WITHIN, name, name, *parts))
+        pairs.append((WITHIN, name, name, parts[0], parts[1]))
     width = next(iter(calibrations.values())).plane.b1.numel()
     chance = _random_angle_deg(width, seed)
     rows = []

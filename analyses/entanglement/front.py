@@ -97,7 +97,7 @@ def undominated(gains: Float[np.ndarray, "point objective"]) -> Bool[np.ndarray,
     """
     at_least = (gains[:, None] >= gains[None]).all(axis=2)
     better = (gains[:, None] > gains[None]).any(axis=2)
-    return ~(at_least & better).any(axis=0)
+    return np.asarray(~(at_least & better).any(axis=0))
 
 
 def _changes(items: pd.DataFrame, row: str, plane: str) -> pd.DataFrame:

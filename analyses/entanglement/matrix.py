@@ -46,9 +46,8 @@ def matrix(items: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
             is_rate = bool(
                 len(values) and np.isin(values, (0, 1)).all() and np.isin(reference, (0, 1)).all()
             )
-            low, high = mean_interval(
-                values.astype(bool) if is_rate else values, derive_rng(*where)
-            )
+            measured = pd.Series(values.astype(bool) if is_rate else values)
+            low, high = mean_interval(measured, derive_rng(*where))
             change_low, change_high = mean_interval(change, derive_rng(*where, "change"))
             rows.append(
                 {

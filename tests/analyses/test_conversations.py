@@ -32,7 +32,7 @@ def calibration(model: TransformerBridge, tiny_data: ContrastiveDataset) -> Cali
 
 
 def by_place(table: pd.DataFrame) -> pd.DataFrame:
-    return table.set_index(["condition", "turn", "probe"])
+    return table.set_index(["condition", "turn", "probe"]).sort_index()
 
 
 def test_conversations_equal_those_that_are_led_by_hand(
