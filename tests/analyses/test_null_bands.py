@@ -123,7 +123,7 @@ def test_random_planes_are_measured_at_every_angle(
     ways = {"rotate_by": nulls[KINDS[0]][0]}
     few = tiny_data.head(2)
     table = angle_response.measure(tiny_llama, ways, few, [0, 90], nulls=nulls, n_resamples=20)
-    rows = table.set_index(["way", "prompt_class", "angle_deg"])
+    rows = table.set_index(["way", "prompt_class", "angle_deg"]).sort_index()
     assert (rows.loc[KINDS[0], "draws"] == 2).all()
     means = []
     for calibration, operator in nulls[KINDS[1]]:

@@ -161,7 +161,7 @@ USUAL: dict[str, Callable[[int], Figure]] = {
     "norm_growth": lambda n: norm_growth.figure(norm_table(), n),
     "cosine_heatmap": lambda n: cosine_heatmap.figure(cosine_table(), n),
     "forest": lambda n: forest.figure(forest_table(), METRICS, "full method", n),
-    "angle_curves": lambda n: angle_curves.figure(curve_table(), "full method", n),
+    "angle_curves": lambda n: angle_curves.figure(curve_table(), "full method", columns=n),
     "angle_response": lambda n: angle_response.figure(response_table(), n),
 }
 NAN = math.nan
@@ -177,8 +177,10 @@ UNUSUAL: dict[str, Callable[[int], Figure]] = {
     "cosines, 80 layers": lambda n: cosine_heatmap.figure(cosine_table(80), n),
     "forest, NaN": lambda n: forest.figure(forest_table(value=NAN), METRICS, "full method", n),
     "forest, two": lambda n: forest.figure(forest_table(2), METRICS, "full method", n),
-    "curves, NaN": lambda n: angle_curves.figure(curve_table(value=NAN), "full method", n),
-    "curves, 72 angles": lambda n: angle_curves.figure(curve_table(2, 72), "full method", n),
+    "curves, NaN": lambda n: angle_curves.figure(curve_table(value=NAN), "full method", columns=n),
+    "curves, 72 angles": lambda n: angle_curves.figure(
+        curve_table(2, 72), "full method", columns=n
+    ),
     "response, nine ways": lambda n: angle_response.figure(response_table(9, 72), n),
 }
 BOTH = pytest.mark.parametrize("columns", [1, 2])
