@@ -164,7 +164,8 @@ def made_sweep(
                 text = f"{index} at {angle:g} " + "one two three four five six seven eight"
                 rows.append(
                     {**group.columns, **asked, "angle_deg": angle, "response": text}
-                    | {"refused": score > 0, "refusal_score": score, "opening_mass": 0.75}
+                    | {"refused": score > 0, "refused_phrases": score > 0}
+                    | {"refusal_score": score, "opening_mass": 0.75}
                 )
             if seed is None:
                 own = {"response": f"{index} unsteered, one two three four five six seven"}

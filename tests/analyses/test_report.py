@@ -16,6 +16,7 @@ from transformer_lens.model_bridge import TransformerBridge
 import ss_lens
 from analyses.report import Contents, gather, page, write_report
 from analyses.report.contents import UNSTEERED, Said
+from analyses.report.sources import notes
 from analyses.report.sources.run import curves, said
 from analyses.report.sources.site_map import in_plane_share, measure
 from ss_lens import Activations, ContrastiveDataset, Plane, RunConfig, Site, Store, UserError
@@ -229,6 +230,13 @@ def test_a_sweep_is_drawn_by_arm_with_the_range_of_its_seeds(tmp_path: Path) -> 
     found = [rows.loc[(drawn, 90.0), f"refusal_score{end}"] for end in ("_low", "", "_high")]
     assert found == pytest.approx([2.05, 3.0, 3.95])
     assert rows.loc[(method, 0.0), "refusal_score_unsteered"] == 2.0
+
+
+def test_refusals_that_were_counted_by_phrases_are_said_to_be() -> None:
+    (note,) = notes.about_refusals(pd.DataFrame({"refused": [True]}))
+    assert note.startswith("This result counts refusals by their opening phrases")
+    assert not notes.about_refusals(pd.DataFrame({"refused": [True], "refused_phrases": [True]}))
+    assert not notes.about_refusals(pd.DataFrame({"refusal_score": [1.0]}))
 
 
 def test_a_sweep_that_was_run_has_a_report_with_its_choices(

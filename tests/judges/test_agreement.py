@@ -138,6 +138,11 @@ def test_what_was_measured_is_known_where_the_judge_is_used(file: Path, judge: s
     assert (found.judge, found.n, found.labels) == (judge, 21, "labels.csv")
     assert known.known("HarmBench(device='cpu', dtype='float32')") is not None  # the same verdicts
     assert known.known("HarmBench(template='card')") is None
+    few, other = labelled.sample(16), "HarmBench(template='card', dtype='bfloat16')"
+    known.remember(measure.measure(few, (other,)), few, (other,))
+    assert str(known.known("HarmBench(template='card')")).endswith(
+        "answers (labels.csv, a sample, in bfloat16)"
+    )
     assert str(found).startswith("HarmBench(), κ with people 1.00 [")
 
 

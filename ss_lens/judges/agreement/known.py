@@ -73,8 +73,10 @@ def remember(agreement: Agreement, labelled: Labelled, judges: Sequence[str]) ->
     """
     table = agreement.kappas
     sample = len(labelled.table) < labelled.n_in_file
-    labels = f"{labelled.name}{', a sample' if sample else ''}"
     for judge in judges:
+        dtype = getattr(read_judge(judge), "dtype", "auto")
+        how = ("a sample" if sample else "", "" if dtype == "auto" else f"in {dtype}")
+        labels = ", ".join(part for part in (labelled.name, *how) if part)
         named = (table["judge"] == judge) & (table["counted"] == COUNTED[1])
         (row,) = table.loc[named & (table["model"] == ALL)].to_dict("records")
         values = {name: row[name] for name in ("kappa", "low", "high", "n")}
