@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import pandas as pd
 
 from ss_lens.core.checks import check_at_least, check_is
 from ss_lens.core.errors import UserError
+from ss_lens.core.files import sha256_of_json
 from ss_lens.judges.local import check_dtype, resident
 from ss_lens.judges.rubric import OF_WORDS, fill, read_rubric
 from ss_lens.judges.verdicts import check_pairs, verdict_table
@@ -62,6 +64,22 @@ class RubricJudge:
             )
         check_dtype(self.dtype)
         check_at_least("batch_size", self.batch_size)
+
+    def identity(self) -> dict[str, Any]:
+        """What a verdict depends on besides prompt and response, as JSON values.
+
+        Raises:
+            UserError: the rubric cannot be read.
+        """
+        return {
+            "model": self.model,
+            "revision": self.revision,
+            "rubric_sha256": sha256_of_json(read_rubric(self.rubric, OF_WORDS)),
+            "positive": self.positive,
+            "negative": self.negative,
+            "dtype": self.dtype,
+            "device": self.device,
+        }
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> pd.DataFrame:
         """Judge each response to its prompt.

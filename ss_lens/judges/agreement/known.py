@@ -16,7 +16,6 @@ from ss_lens.core.sealed import read_sealed_json, write_sealed_json
 from ss_lens.judges import EndpointJudge, RubricJudge, read_judge
 from ss_lens.judges.agreement.labels import Labelled
 from ss_lens.judges.agreement.measure import ALL, CLASSIFIER, COUNTED, OPENING, RULES, Agreement
-from ss_lens.judges.rubric import OF_REPLIES, OF_WORDS, read_rubric
 from ss_lens.scoring.refusal_classifier.classify import trained_on
 
 _MACHINE = ("dtype", "device")
@@ -111,14 +110,11 @@ def _identity(judge: str) -> dict[str, Any]:
     if judge in RULES:
         return {"rule": judge}
     value = read_judge(judge)
-    found = {
-        field.name: getattr(value, field.name)
-        for field in fields(value)
-        if field.compare and field.name not in _MACHINE
-    }
     if isinstance(value, RubricJudge | EndpointJudge):
-        kind = OF_WORDS if isinstance(value, RubricJudge) else OF_REPLIES
-        found["rubric"] = sha256_of_json(read_rubric(value.rubric, kind))
+        whole = value.identity()
+    else:
+        whole = {f.name: getattr(value, f.name) for f in fields(value) if f.compare}
+    found = {name: given for name, given in whole.items() if name not in _MACHINE}
     return {"judge": type(value).__name__, **found}
 
 
