@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -44,7 +44,7 @@ def measure(
     place = remember(found, labelled, kept) if kept else None
     if as_json:
         tables = {name: getattr(found, name) for name in ("kappas", "confusion")}
-        records = {name: json.loads(t.to_json(orient="records")) for name, t in tables.items()}
+        records = {name: json.loads(str(t.to_json(orient="records"))) for name, t in tables.items()}
         console.print_json({**records, "notes": list(found.notes), "judges": [*RULES, *kept]})
         return
     _print(found)
@@ -56,7 +56,8 @@ def _print(found: Agreement) -> None:
     table = found.kappas
     models = [*dict.fromkeys(table["model"])]
     rows = []
-    for (name, counted), group in table.groupby(["judge", "counted"], sort=False):
+    groups: Any = table.groupby(["judge", "counted"], sort=False)
+    for (name, counted), group in groups:
         cells = []
         for row in group.set_index("model").loc[models].to_dict("records"):
             bounds = f"[{row['low']:.2f}, {row['high']:.2f}]"
