@@ -78,7 +78,7 @@ def read_answers(cells: CellStore, key: str) -> pd.DataFrame:
             "cut answers whose scores are missing or of an earlier version, which counted refusals "
             "by phrases, are written again",
         )
-    known = pd.MultiIndex.from_frame(_placed(rows)[_PLACE]).isin(kept.index)
+    known = pd.MultiIndex.from_frame(_placed(rows).filter(_PLACE)).isin(kept.index)
     return rows.loc[~cut | known].reset_index(drop=True)
 
 
@@ -88,7 +88,7 @@ def scored(cells: CellStore, key: str, answers: pd.DataFrame) -> pd.DataFrame:
     plain = answers.drop(columns=OF, errors="ignore")
     if not cut.any():
         return with_texts_scored(plain)
-    places = pd.MultiIndex.from_frame(answers.loc[cut, _PLACE])
+    places = pd.MultiIndex.from_frame(answers.loc[cut].filter(_PLACE))
     kept = _kept_scores(cells, key).loc[places]
     parts = [pd.concat([plain.loc[cut], kept.set_axis(plain.index[cut])], axis=1)]
     if not cut.all():

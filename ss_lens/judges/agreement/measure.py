@@ -116,9 +116,8 @@ def _kappas(name: str, table: pd.DataFrame, said: pd.Series, seed: int) -> list[
 def _confusion(name: str, table: pd.DataFrame, said: pd.Series) -> pd.DataFrame:
     rows = []
     for label in ("full", "partial", "none"):
-        here = said[(table["label"] == label).to_numpy()]
-        refused = int((here == True).sum())  # noqa: E712
-        unparsed = int(here.isna().sum())
+        here = said.loc[(table["label"] == label).to_numpy()].tolist()
+        refused, unparsed = (sum(value is kind for value in here) for kind in (True, None))
         rows.append(
             {
                 "judge": name,
