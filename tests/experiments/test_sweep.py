@@ -80,6 +80,7 @@ def test_the_same_configuration_gives_the_identical_table_and_it_reads_back(
     pd.testing.assert_frame_equal(loaded.table, first.table, check_exact=True)
     pd.testing.assert_frame_equal(loaded.groups, first.groups)
     assert loaded.config == first.config
+    assert loaded.choices == first.choices == ()
 
 
 def test_a_result_that_counts_refusals_by_phrases_says_so(
@@ -99,7 +100,6 @@ def test_a_result_that_counts_refusals_by_phrases_says_so(
         assert counts_by_phrases(load_sweep(tmp_path / "sweep").table)
     (line,) = [line for line in caplog.messages if "phrases" in line]
     assert line.endswith("as earlier versions did; run the sweep again, which is quick")
-    assert loaded.choices == first.choices == ()
 
 
 def test_a_repeated_sweep_measures_nothing(
