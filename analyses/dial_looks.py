@@ -25,6 +25,27 @@ BESIDE = {UNIFORM: -5, MATCHED: 5}
 """Degrees by which random planes stand beside their angle, so that nothing hides them."""
 
 
+SCORES = {
+    "refusal_score": "refusal score (nats)",
+    "behaviour_score": "score (nats)",
+    "text_score": "score of answers",
+}
+"""What a dial may be of, and how its axis is called."""
+
+
+def panels_of(table: pd.DataFrame) -> tuple[tuple[str, str], tuple[str, str]]:
+    """The columns that are drawn above each other, and their titles: a score, the opening mass."""
+    score = next((name for name in SCORES if name in table), "refused")
+    return (score, SCORES.get(score, score)), ("opening_mass", "opening mass")
+
+
+def named(table: pd.DataFrame) -> dict[tuple[str, str], str]:
+    """The ways and classes of a dial as they are called; no class is harmful but refusal's."""
+    if "refusal_score" in table:
+        return {**HEADINGS}
+    return {key: text.replace("harmless", "negative") for key, text in HEADINGS.items()}
+
+
 def looks() -> dict[tuple[str, str], Look]:
     """The look of each way and class."""
     found = series(HEADINGS.values())

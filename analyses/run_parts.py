@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from ss_lens import Activations, Calibration, Store, load_run
+from ss_lens.behaviours.measures import REFUSAL, Measures
 
 
 @dataclass(frozen=True, eq=False)
@@ -15,13 +16,15 @@ class RunParts:
     """The calibration of a run, the activations it was made on, and those it has not seen.
 
     Attributes:
-        dial: refusal scores by way of steering and angle; empty in runs of earlier versions.
+        dial: scores by way of steering and angle; empty in runs of earlier versions.
+        measures: what the behaviour's columns are called.
     """
 
     calibration: Calibration
     train: Activations
     test: Activations
     dial: pd.DataFrame
+    measures: Measures = REFUSAL
 
     @classmethod
     def load(cls, run_dir: Path, store: Store | None = None) -> RunParts:
@@ -33,7 +36,7 @@ class RunParts:
         run = load_run(run_dir)
         store = store or Store()
         train, test = (store.load(run.activations[part]) for part in ("train", "test"))
-        return cls(run.calibration, train, test, run.dial)
+        return cls(run.calibration, train, test, run.dial, run.measures)
 
     @property
     def seen(self) -> str:

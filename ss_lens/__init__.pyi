@@ -7,6 +7,8 @@ from .activations.activations import (
 from .activations.capture import capture as capture
 from .activations.spec import CaptureSpec as CaptureSpec
 from .activations.store import Store as Store
+from .behaviours.behaviour import Behaviour as Behaviour
+from .behaviours.files import load_behaviour as load_behaviour
 from .calibration.calibration import Calibration as Calibration, calibrate as calibrate
 from .calibration.dictionary import Dictionary as Dictionary
 from .calibration.directions import (

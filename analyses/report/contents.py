@@ -37,6 +37,11 @@ DIAL_MEASURES = (
 """What the dial of a main job and the curves of a paper run are read in."""
 
 
+def dial_measures(score: str, heading: str) -> tuple[Measure, ...]:
+    """What the dial of a behaviour is read in: its score in place of refusal's."""
+    return (Measure(score, heading, level=0.0), *DIAL_MEASURES[1:])
+
+
 @dataclass(frozen=True)
 class Series:
     """One curve of the dial, by its name in :attr:`Contents.curves`."""

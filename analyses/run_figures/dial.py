@@ -6,12 +6,10 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analyses import null_bands, style
-from analyses.dial_looks import BESIDE, LONE, closed, looks
+from analyses.dial_looks import BESIDE, LONE, closed, looks, named, panels_of
 from analyses.run_parts import RunParts
-from ss_lens.experiments.dial.ways import HEADINGS, METHOD, RANDOM
+from ss_lens.experiments.dial.ways import METHOD, RANDOM
 from ss_lens.stats.bootstrap import percentile_interval
-
-COLUMNS = (("refusal_score", "refusal score (nats)"), ("opening_mass", "opening mass"))
 
 
 def draw(parts: RunParts) -> tuple[pd.DataFrame, go.Figure] | None:
@@ -20,7 +18,8 @@ def draw(parts: RunParts) -> tuple[pd.DataFrame, go.Figure] | None:
         return None
     table = measure(parts.dial)
     model, n = parts.train.spec.model.name, int(parts.dial["n"].iloc[0])
-    subtitle = f"{model}; {n} harmful dev prompts; harmless where it says so"
+    harmful, harmless = parts.measures.words.values()
+    subtitle = f"{model}; {n} {harmful} dev prompts; {harmless} where it says so"
     drawn = parts.dial.loc[parts.dial["way"].isin(RANDOM), "n"]
     if not drawn.empty:
         subtitle += f"; random planes on {drawn.iloc[0]} of them"
@@ -31,13 +30,14 @@ def measure(dial: pd.DataFrame) -> pd.DataFrame:
     """One row per way, class and angle: means over draws, and the band of most of them.
 
     Returns:
-        ``way``, ``prompt_class``, ``angle_deg``, ``draws``, and for ``refusal_score`` and
-        ``opening_mass`` the mean with ``_low`` and ``_high``, 2.5 % and 97.5 % of the draws.
+        ``way``, ``prompt_class``, ``angle_deg``, ``draws``, and for ``refusal_score`` (or another
+        behaviour's score) and ``opening_mass`` the mean with ``_low`` and ``_high``, 2.5 % and
+        97.5 % of the draws.
     """
     groups = dial.groupby(["way", "prompt_class", "angle_deg"], sort=False)
     columns = {
         f"{name}{suffix}": (name, how)
-        for name, _ in COLUMNS
+        for name, _ in panels_of(dial)
         for suffix, how in (("", "mean"), ("_low", _low), ("_high", _high))
     }
     return groups.agg(draws=("draw", "size"), **columns).reset_index()
@@ -57,15 +57,16 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
     The circle closes: 360° repeats 0°. Below half of the opening mass (crossed out) the score says
     little, since the answer opens like neither a refusal nor an answer.
     """
-    drawn = style.two_panels()
+    drawn, panels = style.two_panels(), panels_of(table)
+    score = panels[0][0]
     crossed = style.Crosses()
-    for (way, label), name in HEADINGS.items():
+    for (way, label), name in named(table).items():
         rows = closed(table, way, label)
         if rows.empty:
             continue
         look, lone = looks()[way, label], way in LONE
         x = rows["angle_deg"] + BESIDE.get(way, 0)
-        for panel, (column, _) in enumerate(COLUMNS, start=1):
+        for panel, (column, _) in enumerate(panels, start=1):
             spread = {
                 "type": "data",
                 "symmetric": False,
@@ -93,16 +94,17 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
                 row=panel,
                 col=1,
             )
-        crossed.draw(drawn, x, rows["refusal_score"], rows["opening_mass"])
+        crossed.draw(drawn, x, rows[score], rows["opening_mass"])
     random = table.loc[table["way"].isin(RANDOM), "draws"]
     if not random.empty:
         style.explain(drawn, style.BAR, null_bands.told("random planes of each kind", random.max()))
     style.level(drawn, 0, row=1, col=1)
     style.level(drawn, style.LOW_MASS, row=2, col=1)
     style.explain_level(drawn, f"0 nats; a mass of {style.LOW_MASS:g}")
-    for panel, (_, title) in enumerate(COLUMNS, start=1):
+    for panel, (_, title) in enumerate(panels, start=1):
         drawn.update_yaxes(title_text=title, row=panel, col=1)
     drawn.update_yaxes(range=[0, 1.03], row=2, col=1)
     drawn.update_xaxes(tickvals=list(range(0, 361, 45)), range=[-10, 370])
     drawn.update_xaxes(title_text="θ (degrees)", row=2, col=1)
-    return style.layout(drawn, "The dial: refusal against the angle", subtitle, height=560)
+    what = "refusal" if score == "refusal_score" else "score of the behaviour"
+    return style.layout(drawn, f"The dial: {what} against the angle", subtitle, height=560)

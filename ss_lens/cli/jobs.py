@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 import ss_lens
-from ss_lens.cli import console, options, run_tables, tables
+from ss_lens.cli import console, options, run_tables, subjects, tables
 from ss_lens.cli.console import keeps
 from ss_lens.cli.reports import report_of_job
 
@@ -26,7 +26,14 @@ RESUMES = "finished work is kept, the same command resumes."
 def run(
     model: options.Model = options.DEFAULT_MODEL,
     dataset: options.Dataset = None,
-    out_dir: Annotated[Path, typer.Option("--out", help="Run directory.")] = Path("runs/refusal"),
+    behaviour: subjects.Behaviour = None,
+    positive: subjects.Positive = None,
+    negative: subjects.Negative = None,
+    class_values: subjects.ClassValues = None,
+    out_dir: Annotated[
+        Path | None,
+        typer.Option("--out", help="Run directory.", show_default="runs/BEHAVIOUR"),
+    ] = None,
     angles: Annotated[str, typer.Option(help="Degrees, comma-separated.")] = options.EIGHT_ANGLES,
     rule: options.Rule = options.DEFAULT_RULE,
     dev: options.DevPrompts = 16,
@@ -62,34 +69,44 @@ def run(
         draws,
         keep_answers,
     )
-    data = options.dataset(dataset, model)
+    folder = subjects.out_folder(out_dir, behaviour)
+    given = subjects.given_prompts(dataset, positive, negative, class_values)
+    followed = subjects.behaviour(behaviour, given)
+    subjects.note_behaviour(followed)
+    by_model = given is None and followed is None
+    data = options.dataset(None, model) if by_model else given
+    asked = followed or data
     try:
-        check_run_dir(out_dir, data, config)
+        check_run_dir(folder, followed.dataset if followed else data, config, followed)
     except UserError:
         # It may hold the run of the fallback, on that model's dataset; run_main_job looks again.
-        if dataset is not None or fallback is None:
+        if not by_model or fallback is None:
             raise
-        check_run_dir(out_dir, ss_lens.load_dataset(default_dataset(fallback)), config)
+        check_run_dir(folder, ss_lens.load_dataset(default_dataset(fallback)), config)
     try:
         loaded = ss_lens.load_model(model, device=device, dtype=dtype)
     except Unavailable as unavailable:
         if fallback is None:
             raise
         console.note(f"{unavailable} Running {fallback} instead.")
-        data = options.dataset(dataset, fallback)
+        asked = options.dataset(None, fallback) if by_model else asked
         loaded = ss_lens.load_model(fallback, device=device, dtype=dtype)
-    finished = ss_lens.run_main_job(loaded, data, out_dir, config)
-    run_tables.print_run(finished, out_dir, report_of_job(out_dir), as_json)
+    finished = ss_lens.run_main_job(loaded, asked, folder, config)
+    run_tables.print_run(finished, folder, report_of_job(folder), as_json)
 
 
 @keeps(RESUMES)
 def sweep(
     config: Annotated[Path, typer.Argument(help="A YAML file, like configs/sweep_small.yaml.")],
     out_dir: Annotated[Path, typer.Option("--out", help="Folder.")] = Path("runs/sweep"),
+    behaviour: Annotated[
+        str | None,
+        typer.Option(help="In place of the file's: an embedded name, or a .yaml file."),
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Measure the grid of a YAML file; what the folder has already is not computed again."""
-    swept = ss_lens.run_sweep(ss_lens.load_sweep_config(config), out_dir)
+    swept = ss_lens.run_sweep(ss_lens.load_sweep_config(config, behaviour=behaviour), out_dir)
     tables.print_sweep(swept, out_dir, as_json)
 
 

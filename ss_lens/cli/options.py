@@ -118,16 +118,20 @@ def dataset_name(given: str | None, model: str) -> str:
 
 def dataset(given: str | None, model: str, limit: int | None = None) -> ss_lens.ContrastiveDataset:
     """The dataset, or its first prompts of each class."""
-    data = ss_lens.load_dataset(dataset_name(given, model))
+    return first(ss_lens.load_dataset(dataset_name(given, model)), limit)
+
+
+def first(data: ss_lens.ContrastiveDataset, limit: int | None) -> ss_lens.ContrastiveDataset:
+    """The dataset, or its first prompts of each class."""
     if limit is None:
         return data
-    first = data.head(limit)
-    if limit > min(len(first.positive), len(first.negative)):
+    few = data.head(limit)
+    if limit > min(len(few.positive), len(few.negative)):
         console.note(
             f"--limit {limit} is more than {data.name!r} has per class; "
-            f"{len(first.positive)} + {len(first.negative)} prompts are used."
+            f"{len(few.positive)} + {len(few.negative)} prompts are used."
         )
-    return first
+    return few
 
 
 def chat(system: str | None, date: str | None, arguments: list[str] | None) -> ChatFormat:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from ss_lens.behaviours.behaviour import Behaviour
+from ss_lens.behaviours.files import load_behaviour
 from ss_lens.core.checks import check_path
 from ss_lens.core.errors import UserError
 from ss_lens.core.yaml import Section, read_yaml, unknown_key
@@ -28,6 +30,8 @@ SCORES = measured_names()
 """All that can be measured, each after what it builds on."""
 USUAL = tuple(name for name in SCORES if not parts_of(name)[0].on_request)
 """What is measured unless a configuration names something else."""
+BEHAVIOURAL = ("behaviour_score", "behaviour_shown")
+"""What cannot be measured without a behaviour."""
 Part = Literal["dev", "test"]
 PromptClass = Literal["positive", "negative"]
 
@@ -179,6 +183,9 @@ class SweepConfig(Section):
     """A grid, or several whose union is swept, and how their cells are measured.
 
     Attributes:
+        behaviour: what the scores follow: an embedded name or a YAML file
+            (:func:`ss_lens.load_behaviour`). A grid without a dataset takes its prompts, and a
+            configuration without scores measures it in place of refusal.
         parts: what is steered. ``dev`` alone with ``choose`` measures test at the chosen angles,
             and no ``kl`` on dev, unless it is chosen by.
         scores: ``answers`` are generated, and scored by their text; ``perplexity`` is of these;
@@ -193,6 +200,7 @@ class SweepConfig(Section):
     """
 
     section: ClassVar[str] = "the sweep"
+    behaviour: str | None = None
     grid: OneOrMore[Grid]
     split: Split = Field(default_factory=Split)
     parts: OneOrMore[Part] = ("test",)
@@ -208,6 +216,21 @@ class SweepConfig(Section):
     cluster: Literal["local", "slurm"] | None = None
     workers: Annotated[int, Field(ge=1)] = 1
     cluster_parameters: dict[str, str | int | float | bool] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_behaviour(cls, values: Any) -> Any:
+        """What a behaviour stands for where the configuration leaves it open."""
+        if not isinstance(values, Mapping) or not isinstance(values.get("behaviour"), str):
+            return values
+        grids = _as_tuple(values.get("grid"))
+        open_grids = [g for g in grids if isinstance(g, Mapping) and "dataset" not in g]
+        if "scores" in values and not open_grids:
+            return values  # a stored result, whose behaviour may be gone
+        behaviour = load_behaviour(values["behaviour"])
+        own = {"dataset": behaviour.dataset.name}
+        grids = tuple({**own, **g} if g in open_grids else g for g in grids)
+        return {"scores": usual_scores(behaviour), **values, "grid": grids}
 
     @model_validator(mode="after")
     def _agrees(self) -> SweepConfig:
@@ -278,12 +301,40 @@ class SweepConfig(Section):
         )
 
 
+def check_behaviour(scores: Iterable[str], behaviour: Behaviour | None) -> None:
+    """Raise where a score is of a behaviour, and none is given that has it.
+
+    Raises:
+        UserError: it names the score.
+    """
+    has = () if behaviour is None else behaviour.scored_by
+    for name in scores:
+        if name in BEHAVIOURAL and name not in has:
+            told = "no behaviour is named" if behaviour is None else f"{behaviour.name!r} lacks"
+            raise UserError(
+                f"scores has {name}, which {told}, expected a behaviour that has it; name one with "
+                "behaviour:, or leave the score out."
+            )
+
+
+def usual_scores(behaviour: Behaviour | None) -> tuple[str, ...]:
+    """What is measured unless something else is named: :data:`USUAL`, with the behaviour's own."""
+    if behaviour is None:
+        return USUAL
+    others = [name for name in USUAL if name != "refusal_score"]
+    return tuple(name for name in SCORES if name in (*others, *behaviour.scored_by))
+
+
 def _needs(name: str) -> str:
     return parts_of(name)[0].needs
 
 
-def load_sweep_config(path: Path | str) -> SweepConfig:
+def load_sweep_config(path: Path | str, *, behaviour: str | None = None) -> SweepConfig:
     """Read a YAML file.
+
+    Args:
+        path: of the file.
+        behaviour: in place of the one that the file names.
 
     Raises:
         UserError: absent, not YAML, an unknown key (the nearest valid one is named), an empty axis,
@@ -291,6 +342,8 @@ def load_sweep_config(path: Path | str) -> SweepConfig:
     """
     check_path("path", path)
     values = read_yaml(path, "sweep file")
+    if behaviour is not None:
+        values["behaviour"] = behaviour
     try:
         return SweepConfig(**values)
     except UserError as error:

@@ -14,6 +14,9 @@ from ss_lens.activations.activations import Activations, stacked
 from ss_lens.activations.capture import capture
 from ss_lens.activations.spec import prompt_digest
 from ss_lens.activations.store import Store
+from ss_lens.behaviours.behaviour import Behaviour
+from ss_lens.behaviours.files import load_behaviour
+from ss_lens.behaviours.measures import REFUSAL, Measures
 from ss_lens.calibration.calibration import Calibration, calibrate
 from ss_lens.datasets.contrastive import ContrastiveDataset, DatasetSplit, load_dataset
 from ss_lens.experiments.config import SweepConfig
@@ -30,7 +33,7 @@ class Setting:
     """A cell group with all that it takes; its cells depend on ``identity`` and the angle alone.
 
     ``unsteered`` likewise identifies the unsteered model's answers to the same prompts. All
-    settings of one model share ``lower``.
+    settings of one model share ``lower``. Without a ``behaviour``, refusal is measured.
     """
 
     model: TransformerBridge
@@ -43,15 +46,25 @@ class Setting:
     identity: Mapping[str, Any]
     unsteered: Mapping[str, Any]
     lower: LowerBlocks
+    behaviour: Behaviour | None = None
 
 
 class Workbench:
     """Makes settings, and keeps one model at a time with what was made on it."""
 
-    def __init__(self, config: SweepConfig, store: Store) -> None:
-        self._config, self._store = config, store
+    def __init__(
+        self, config: SweepConfig, store: Store, behaviour: Behaviour | None = None
+    ) -> None:
+        if behaviour is None and config.behaviour is not None:
+            behaviour = load_behaviour(config.behaviour)
+        self._config, self._store, self.behaviour = config, store, behaviour
         self._model_name: str | None = None
         self._made: dict[Hashable, Any] = {}
+
+    @property
+    def measures(self) -> Measures:
+        """What the behaviour's columns are called."""
+        return REFUSAL if self.behaviour is None else self.behaviour.measures
 
     @classmethod
     def holding(
@@ -60,9 +73,10 @@ class Workbench:
         store: Store,
         model: TransformerBridge,
         dataset: ContrastiveDataset,
+        behaviour: Behaviour | None = None,
     ) -> Workbench:
         """One whose model and dataset are at hand, for a grid that names one of each."""
-        bench = cls(config, store)
+        bench = cls(config, store, behaviour)
         (grid,) = config.grid
         (bench._model_name,), (name,) = grid.model, grid.dataset
         bench._made = {"model": model, ("split", name): bench._split_of(dataset)}
@@ -84,6 +98,10 @@ class Workbench:
             self._model_name = arm.model
         texts = getattr(getattr(self._split(arm.dataset), group.part), group.prompt_class)
         texts = texts[: group.first_prompts][prompts]
+        scored: dict[str, str] = {}
+        if (behaviour := self.behaviour) is not None:
+            texts = behaviour.asked(texts)
+            scored = {"behaviour": behaviour.identity} if behaviour.identity is not None else {}
         train, held_out = (self.activations(arm, part) for part in ("train", "dev"))
         answered = {
             "tokens": tokens_digest(tokenize(self._model(), texts, config.chat)),
@@ -106,13 +124,16 @@ class Workbench:
                 "selection": repr(arm.rule),
                 "plane": arm.plane,
                 **answered,
+                **scored,
             },
             unsteered={
                 "model": [spec.model.fingerprint, spec.model.dtype],
                 "versions": dict(spec.versions),
                 **answered,
+                **scored,
             },
             lower=self._once("lower blocks", LowerBlocks),
+            behaviour=behaviour,
         )
 
     def _once(self, what: Hashable, make: Callable[[], Any]) -> Any:
@@ -127,7 +148,13 @@ class Workbench:
         return self._once("model", load)
 
     def _split(self, dataset: str) -> DatasetSplit:
-        return self._once(("split", dataset), lambda: self._split_of(load_dataset(dataset)))
+        behaviour = self.behaviour
+
+        def make() -> DatasetSplit:
+            own = behaviour is not None and behaviour.dataset.name == dataset
+            return self._split_of(behaviour.dataset if own else load_dataset(dataset))
+
+        return self._once(("split", dataset), make)
 
     def _split_of(self, dataset: ContrastiveDataset) -> DatasetSplit:
         split = self._config.split

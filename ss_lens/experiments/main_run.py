@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
@@ -11,12 +12,15 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ss_lens.activations.capture import capture
 from ss_lens.activations.store import Store
+from ss_lens.behaviours.behaviour import Behaviour
+from ss_lens.behaviours.measures import REFUSAL, Measures
 from ss_lens.core.checks import check_is, check_path
+from ss_lens.core.errors import UserError
 from ss_lens.core.progress import progress_bar
 from ss_lens.datasets.contrastive import ContrastiveDataset
 from ss_lens.experiments.cells import CellStore
 from ss_lens.experiments.dial.answers import scored_answers
-from ss_lens.experiments.dial.asking import scan_asking
+from ss_lens.experiments.dial.asking import asking_of, scan_asking
 from ss_lens.experiments.dial.config import RunConfig
 from ss_lens.experiments.dial.folder import check_run_dir, claim, finish
 from ss_lens.experiments.dial.run import Run
@@ -44,12 +48,12 @@ from ss_lens.stats.intervals import wilson_interval
 PROMPTS_PER_CHUNK = 12
 """So many prompts at all chosen angles are answered together, and kept when they are finished."""
 COHERENCE = ("compression_ratio", "repetition", "non_latin_share")
-BY_CLASS = ("refusal_score", "opening_mass", "perplexity", "collapsed")
+BY_CLASS = ("opening_mass", "perplexity", "collapsed")
 
 
 def run_main_job(
     model: TransformerBridge,
-    dataset: ContrastiveDataset,
+    dataset: ContrastiveDataset | Behaviour,
     run_dir: Path | str,
     config: RunConfig | None = None,
     *,
@@ -57,10 +61,14 @@ def run_main_job(
 ) -> Run:
     """Calibrate on the train part of ``dataset`` and measure Selective Steering on its test part.
 
-    On the dev part the method's refusal score is measured at all angles, beside all sites, Standard
+    A dataset is of refusal; a :class:`ss_lens.Behaviour` brings its own prompts and scores. It is
+    weakened on its positive prompts and strengthened on its negative ones, refusal on harmful
+    ones in both senses.
+
+    On the dev part the method's score is measured at all angles, beside all sites, Standard
     Angular Steering and random planes, uniform and of equal energy, and beside the unsteered model
     with system prompts that ask for the same; an angle is chosen for each sense, weaker and
-    stronger refusal, among those at which few answers collapse. At these and
+    stronger, among those at which few answers collapse. At these and
     unsteered, the test prompts are answered. What is finished is kept in ``run_dir``, so a run that
     was stopped resumes where it stopped, and a repeated run does no work.
 
@@ -70,16 +78,18 @@ def run_main_job(
     """
     check_is("model", model, (TransformerBridge,), "a model from ss_lens.load_model(...)")
     made = "a dataset from ss_lens.load_dataset(...)"
-    check_is("dataset", dataset, (ContrastiveDataset,), made)
+    check_is("dataset", dataset, (ContrastiveDataset, Behaviour), made)
     check_path("run_dir", run_dir)
     check_is("config", config, (RunConfig, type(None)), "a RunConfig(...), or None")
     check_is("store", store, (Store, type(None)), "a ss_lens.Store(), or None")
     config = RunConfig() if config is None else config
     store = Store() if store is None else store
     folder = Path(run_dir)
-    asked = check_run_dir(folder, dataset, config)  # before the slow part
+    behaviour = dataset if isinstance(dataset, Behaviour) else None
+    dataset = dataset.dataset if isinstance(dataset, Behaviour) else dataset
+    asked = check_run_dir(folder, dataset, config, behaviour)  # before the slow part
     names = str(model.cfg.model_name), dataset.name
-    bench = Workbench.holding(config.sweep(*names), store, model, dataset)
+    bench = Workbench.holding(config.sweep(*names), store, model, dataset, behaviour)
     parts = dataset.split(dev=config.dev, test=config.test, seed=config.seed)
     for prompts in (getattr(p, c) for p in (parts.dev, parts.test) for c in PROMPT_CLASSES):
         check_context(model, tokenize(model, prompts, config.chat), prompts, config.max_new_tokens)
@@ -90,41 +100,51 @@ def run_main_job(
     claim(folder, {**asked, "activations": keys})
     first.calibration.save(folder / "calibration", overwrite=True)
     cells = CellStore.claim(folder / "answers")
-    scanned = scan_method(bench, cells, arm, sorted({0.0, *config.angles_deg}))
+    cut = not config.keep_answers
+    scanned = scan_method(bench, cells, arm, sorted({0.0, *config.angles_deg}), shorten=cut)
     sites = ",".join(map(str, first.calibration.selected_sites))
-    choices = choose_angles(bench, cells, arm, scanned, shorten=not config.keep_answers)
-    beside = scan_controls(bench, cells, controls(arm, sites, config.draws), scanned, choices)
-    dial = dial_table([scanned, beside])
-    asked = scan_asking(bench, cells, arm)
+    choices = choose_angles(bench, cells, arm, scanned, shorten=cut)
+    drawn = controls(arm, sites, config.draws)
+    beside = scan_controls(bench, cells, drawn, scanned, choices, shorten=cut)
+    dial, measures = dial_table([scanned, beside], bench.measures), bench.measures
+    asked = scan_asking(bench, cells, arm, shorten=cut)
     angles = sorted({0.0, *chosen_angles(choices).values()})
     responses = _responses(bench, cells, arm, angles, config)
-    scores = score_by_angle(responses)
-    said = verdict(scores, dial, choices, asked)
+    scores = score_by_angle(responses, measures)
+    compared = asked if any(asking_of(bench).values()) else None
+    said = verdict(scores, dial, choices, compared, measures)
     finish(folder, (responses, scores, dial, choices, asked), said)
-    return Run(config, first.calibration, keys, responses, scores, dial, choices, asked, said)
+    made = (first.calibration, keys, responses, scores, dial, choices, asked, said, measures)
+    return Run(config, *made)
 
 
-def score_by_angle(responses: pd.DataFrame) -> pd.DataFrame:
+def score_by_angle(responses: pd.DataFrame, measures: Measures = REFUSAL) -> pd.DataFrame:
     """One row per angle: refusal rate of each class with its 95 % Wilson interval, and coherence.
 
     ``compression_ratio``, ``repetition`` and ``non_latin_share`` are means over the answers to the
     positive class; answers too short for a score are left out of its mean. Where the responses have
     them there are also, of each class, ``refusal_score``, ``opening_mass``, ``perplexity``,
     ``collapsed`` and the means over its texts, as ``refusal_score_positive`` and so on, and
-    ``collapsed`` of both.
+    ``collapsed`` of both. Another behaviour has its own names (:class:`Measures`).
     """
     rows = []
     for angle, group in responses.groupby("angle_deg", sort=True):
         row: dict[str, float] = {"angle_deg": cast(float, angle)}
         for label in PROMPT_CLASSES:
-            refused = group.loc[group["prompt_class"] == label, "refused"]
-            row[f"refusal_{label}"] = float(refused.mean())
-            low, high = wilson_interval(int(refused.sum()), len(refused))
-            row[f"refusal_{label}_low"], row[f"refusal_{label}_high"] = low, high
-            row[f"n_{label}"] = len(refused)
             of_class = group[group["prompt_class"] == label]
+            shown = of_class[measures.shown].dropna()
+            if shown.empty and len(of_class):
+                raise UserError(
+                    f"the score of the behaviour {measures.behaviour!r} is NaN for all "
+                    f"{len(of_class)} {label} answers at {angle:g}°, expected a number for some; "
+                    "mend what reads the answers, or raise max_new_tokens."
+                )
+            stem = f"{measures.rate}_{label}"
+            row[stem] = float(shown.mean())
+            row[f"{stem}_low"], row[f"{stem}_high"] = wilson_interval(int(shown.sum()), len(shown))
+            row[f"n_{label}"] = len(shown)
             if "collapsed" in group:
-                for column in (*BY_CLASS, *COHERENCE):
+                for column in (measures.score, *BY_CLASS, *COHERENCE):
                     row[f"{column}_{label}"] = float(of_class[column].mean())
         if "collapsed" in group:
             row["collapsed"] = float(group["collapsed"].mean())
@@ -154,6 +174,10 @@ def _responses(
                 bar.update(len(setting.prompts))
     table = pd.concat(tables, ignore_index=True)
     table["collapsed"] = collapse(table, COLLAPSE)["collapsed"]
+    measures = bench.measures
+    if measures.mass is None:
+        return table.assign(opening_mass=math.nan)
     named = [({"way": METHOD, "draw": 0}, group) for group in groups]
-    passes = one_pass(bench, cells, named)[[*ROW, "prompt_class", *BY_CLASS[:2]]]
-    return table.merge(passes, on=[*ROW, "prompt_class"], validate="1:1")
+    passes = one_pass(bench, cells, named)[[*ROW, "prompt_class", measures.score, "opening_mass"]]
+    table = table.merge(passes, on=[*ROW, "prompt_class"], validate="1:1")
+    return table if measures.reads else table.assign(shown=table[measures.score] > 0)

@@ -11,6 +11,8 @@ from pathlib import Path
 import pandas as pd
 
 from ss_lens.activations.store import Store
+from ss_lens.behaviours.behaviour import Behaviour
+from ss_lens.behaviours.files import load_behaviour
 from ss_lens.core.checks import check_is, check_path
 from ss_lens.core.errors import UserError
 from ss_lens.core.files import atomic_path, check_replaceable
@@ -26,7 +28,7 @@ from ss_lens.experiments.cells import (
 )
 from ss_lens.experiments.choose_angle import AngleChoice, choose_angle
 from ss_lens.experiments.cluster import finish_on_cluster
-from ss_lens.experiments.config import SweepConfig
+from ss_lens.experiments.config import SweepConfig, check_behaviour
 from ss_lens.experiments.grid import ARM_COLUMNS, Arm, CellGroup
 from ss_lens.experiments.inputs import Workbench
 from ss_lens.experiments.summaries import degrees, first_rows, varied
@@ -122,6 +124,7 @@ def run_sweep(
     *,
     store: Store | None = None,
     bench: Workbench | None = None,
+    behaviour: Behaviour | None = None,
 ) -> SweepResult:
     """Measure all cells of a grid; those that ``folder`` has already are not computed again.
 
@@ -137,16 +140,23 @@ def run_sweep(
         store: of activations; ``None`` is the user's store.
         bench: what sweeps of one process share: the model, activations and calibrations. It was
             made for a configuration that differs in grid, parts, classes and scores at most.
+        behaviour: in place of the one that the configuration names, for one that was made in
+            Python and has no file. The scores have to name its own.
 
     Raises:
-        UserError: a folder of another format or with something else in it, an unavailable model or
+        UserError: a folder of another format or with something else in it, scores that the
+            behaviour lacks, a behaviour without a file on a cluster, an unavailable model or
             dataset, a prompt beyond the context, a full disk, or a grid no arm of which can be
             calibrated.
     """
     check_is("config", config, (SweepConfig,), "a configuration from load_sweep_config(...)")
     check_path("folder", folder)
     check_is("store", store, (Store, type(None)), "a ss_lens.Store(), or None")
-    cells, store = CellStore.claim(folder), Store() if store is None else store
+    made = "ss_lens.load_behaviour(...), a Behaviour(...), or None"
+    check_is("behaviour", behaviour, (Behaviour, type(None)), made)
+    store = Store() if store is None else store
+    bench = _bench(config, store, bench, behaviour)
+    cells = CellStore.claim(folder)
     _check_result(cells)  # before the slow part
     groups = config.groups()
     outcomes = _finished(config, groups, cells, store, bench)
@@ -231,6 +241,25 @@ def unsteered_by_class(unsteered: pd.DataFrame) -> pd.DataFrame:
     groups = pd.concat([unsteered.filter(keys), scores], axis=1).groupby(keys, sort=False)
     sizes = unsteered.groupby(keys, sort=False).agg(n=("prompt", "size"))
     return sizes.join(groups.agg("mean")).reset_index()
+
+
+def _bench(
+    config: SweepConfig, store: Store, bench: Workbench | None, behaviour: Behaviour | None
+) -> Workbench | None:
+    """The bench of this process; ``None`` where others do the work."""
+    if config.cluster is not None:
+        if behaviour is not None and config.behaviour is None:
+            raise UserError(
+                f"the behaviour {behaviour.name!r} was made in Python and got cluster "
+                f"{config.cluster!r}, whose processes cannot have it; write it into a YAML file "
+                "and name it in the configuration, or sweep without a cluster."
+            )
+        named = None if config.behaviour is None else load_behaviour(config.behaviour)
+        check_behaviour(config.scores, named)
+        return None
+    bench = Workbench(config, store, behaviour) if bench is None else bench
+    check_behaviour(config.scores, bench.behaviour)
+    return bench
 
 
 def _finished(

@@ -373,6 +373,7 @@ def _scored(
     unsteered: Sequence[str],
 ) -> pd.DataFrame:
     (whole,) = parts_of(score)
+    behaviour = setting.behaviour
     return whole(
         ScoreInput(
             model=setting.model,
@@ -385,5 +386,7 @@ def _scored(
             unsteered=unsteered,
             batch_rows=setting.batch_rows,
             lower=setting.lower,
+            openings=None if behaviour is None else behaviour.openings,
+            shows=None if behaviour is None else behaviour.reader,
         )
     )

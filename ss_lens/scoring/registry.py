@@ -1,8 +1,8 @@
 """The registry of scores: one module each, from which sweeps, tables and choices are derived.
 
-A score is a module of this folder that holds ``SCORE = Score(...)``. Nothing else names it: a sweep
-measures it, a configuration may ask for it, an angle may be chosen by its columns, and the tables
-of the command line print those that have a label.
+A score is a module of this folder, or of one below it, that holds ``SCORE = Score(...)``. Nothing
+else names it: a sweep measures it, a configuration may ask for it, an angle may be chosen by its
+columns, and the tables of the command line print those that have a label.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Literal, cast, get_args
+from typing import Literal, Protocol, cast, get_args
 
 import numpy as np
 import pandas as pd
@@ -22,7 +22,7 @@ from ss_lens.calibration.calibration import Calibration
 from ss_lens.core.errors import UserError
 from ss_lens.generation.angle_batch import BATCH_ROWS, Angled
 from ss_lens.generation.lower_blocks import LowerBlocks
-from ss_lens.models.chat import ChatFormat
+from ss_lens.models.chat import ChatFormat, Prompt
 
 ROW = ("prompt_index", "prompt", "angle_deg")
 """The columns that distinguish the rows of one table of scores."""
@@ -72,6 +72,19 @@ class Column:
         return f"{self.label or self.name}{arrow}"
 
 
+class Comparison(Protocol):
+    """What a behaviour compares by first tokens: openings, or the answers to each question."""
+
+    @property
+    def pairs(self) -> tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]:
+        """The distinct pairs of sides, each with the texts that answers begin with."""
+        ...
+
+    def oriented(self, prompts: Sequence[Prompt]) -> tuple[np.ndarray, np.ndarray]:
+        """Of each prompt, which of :attr:`pairs` it has and the sign of its score."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class ScoreInput:
     """What a score is computed from, unless it is of texts alone.
@@ -83,6 +96,9 @@ class ScoreInput:
         unsteered: the unsteered model's answer to each prompt, for the scores that need them.
         batch_rows: at most this many rows run at once.
         lower: what passes over prompts may share with those before; ``None`` is nothing.
+        openings: of the behaviour that is measured, where it has any.
+        shows: what tells from prompts and answers whether the behaviour shows: a number per
+            answer, above 0 where it does.
     """
 
     model: TransformerBridge
@@ -95,6 +111,8 @@ class ScoreInput:
     unsteered: Sequence[str] = ()
     batch_rows: int = BATCH_ROWS
     lower: LowerBlocks | None = None
+    openings: Comparison | None = None
+    shows: Callable[[Sequence[str], Sequence[str]], Sequence[float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -179,7 +197,7 @@ class Score:
 def scores() -> tuple[Score, ...]:
     """Every score, in the order of their columns in tables."""
     room = importlib.import_module("ss_lens.scoring")
-    names = [found.name for found in pkgutil.iter_modules(room.__path__, "ss_lens.scoring.")]
+    names = [found.name for found in pkgutil.walk_packages(room.__path__, "ss_lens.scoring.")]
     modules = [importlib.import_module(name) for name in names]
     found = [module.SCORE for module in modules if isinstance(getattr(module, "SCORE", 0), Score)]
     _check_distinct(found)

@@ -42,11 +42,14 @@ def shouting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_the_scores_are_those_of_the_room() -> None:
     names = [score.name for score in registry.scores()]
     scored = ["refusal_score", "refusal", "coherence", "perplexity", "perplexity_steered", "kl"]
-    assert names == scored
+    of_behaviours = ["behaviour_score", "behaviour_shown"]
+    assert [name for name in names if name not in of_behaviours] == scored
+    assert [name for name in names if name in of_behaviours] == of_behaviours
     measured = ("refusal_score", "answers", "perplexity", "perplexity_steered", "kl")
-    assert registry.measured_names() == measured
+    found = [name for name in registry.measured_names() if name not in of_behaviours]
+    assert tuple(found) == measured
     on_request = [score.name for score in registry.scores() if score.on_request]
-    assert on_request == ["perplexity_steered"]
+    assert on_request == ["behaviour_score", "behaviour_shown", "perplexity_steered"]
     refusals = ("refused", "refused_published", "refused_phrases")
     assert registry.columns_of("answers")[:3] == refusals
     assert registry.headings()["perplexity"] == "perplexity ↓"

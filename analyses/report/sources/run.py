@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from analyses.dial_looks import named
 from analyses.report.contents import (
     DIAL_MEASURES,
-    REFUSAL_CLASSES,
     UNSTEERED,
     Command,
     Contents,
+    Measure,
     Role,
     Said,
     Series,
+    dial_measures,
 )
 from analyses.report.sources import notes, run_facts
 from analyses.report.sources.ablations import beside, level_tables
@@ -50,7 +53,7 @@ _UNFINISHED = (
     "This run is not finished: the dial, the choice of angles, the answers and the verdict are "
     "missing. What is finished is kept; this command makes the rest: {command}"
 )
-_SENTENCES = r"(?<=\.) (?=(?:Refusal turned|Nothing turned|No angle|No turned angle)\b)"
+_SENTENCES = r"(?<=\.) (?=(?:[^.:\s][^.:]* turned|No angle|No turned angle)\b)"
 
 
 def of_run(folder: Path, store: Store | None = None) -> Contents:
@@ -65,7 +68,9 @@ def of_run(folder: Path, store: Store | None = None) -> Contents:
     calibration = run.calibration if run else _calibration(folder)
     model = calibration.spec.model.name if calibration else "MODEL"
     dataset = identity["dataset"]["name"]
-    command = run_facts.run_command(config, model, dataset, folder)
+    kept = identity.get("behaviour")
+    behaviour = None if kept is None else str(kept["behaviour"])
+    command = run_facts.run_command(config, model, dataset, folder, behaviour)
     asked = run_facts.ablations_of(config, model, dataset)
     ablating = run_facts.ablate_command(asked, str(folder.parent / "ablations"))
     told = [*run_facts.about_version(identity), *run_facts.about_dataset(identity)]
@@ -105,14 +110,16 @@ Said(headline='No turned angle was asked for.', detail=''))
     return tuple(Said(head, detail[:1].upper() + detail[1:]) for head, _, detail in parts)
 
 
-def curves(dial: pd.DataFrame) -> tuple[tuple[Series, ...], pd.DataFrame]:
+def curves(
+    dial: pd.DataFrame, measures: Sequence[Measure] = DIAL_MEASURES
+) -> tuple[tuple[Series, ...], pd.DataFrame]:
     """The dial's table as named curves: the mean of the draws, and 2.5 % to 97.5 % of several.
 
     Beside them stands the value without steering, on the same prompts.
     """
     found, tables = [], []
-    columns = [measure.column for measure in DIAL_MEASURES]
-    for (way, label), name in HEADINGS.items():
+    columns = [measure.column for measure in measures]
+    for (way, label), name in named(dial).items():
         rows = dial.loc[(dial["way"] == way) & (dial["prompt_class"] == label)]
         if rows.empty:
             continue
@@ -154,23 +161,24 @@ def _unsteered(dial: pd.DataFrame, way: str, label: str) -> pd.Series:
 
 
 def _with_results(contents: Contents, run: Run) -> tuple[Contents, list[str]]:
-    told, columns = [], all_columns()
+    told, columns, classes = [], all_columns(), run.measures.words
+    asked = dial_measures(run.measures.score, run.measures.heading)
     table = samples(run.responses)
     wanted = {**headings(), "opening_mass": "opening mass", "collapsed": "collapsed"}
     shown = {name: heading for name, heading in wanted.items() if name in table}
     defined = [name for name in shown if name == "collapsed" or not columns[name].undefined]
-    told += notes.about_values(table, defined, "the answers") + notes.about_prompts(
-        table, REFUSAL_CLASSES
-    )
-    told += notes.about_refusals(table)
+    told += notes.about_values(table, defined, "the answers") + notes.about_prompts(table, classes)
+    if run.measures.is_refusal:
+        told += notes.about_refusals(table)
     contents = replace(
         contents,
         configuration={**contents.configuration, "refused by": run.refused_by},
         verdict=said(run.verdict),
+        classes=classes,
         samples=table,
         scores=shown,
         still=(HEADINGS[METHOD, "positive"],),
-        tables=(score_table(run.scores), *choice_table(run.choices)),
+        tables=(score_table(run.scores, run.measures), *choice_table(run.choices)),
     )
     if run.dial.empty:
         told.append(
@@ -178,13 +186,13 @@ def _with_results(contents: Contents, run: Run) -> tuple[Contents, list[str]]:
             "it again into another --out to have them."
         )
         return replace(contents, start_deg=float(run.scores["angle_deg"].max())), told
-    told += notes.about_values(run.dial, [m.column for m in DIAL_MEASURES], "the dial")
-    series, drawn = curves(run.dial)
+    if run.measures.mass is None:  # a score of answers has none
+        asked = asked[:1]
+    told += notes.about_values(run.dial, [m.column for m in asked], "the dial")
+    series, drawn = curves(run.dial, asked)
     chosen = [*chosen_angles(run.choices).values()]
     start = chosen[0] if chosen else 0.0
-    return replace(
-        contents, series=series, curves=drawn, measures=DIAL_MEASURES, start_deg=start
-    ), told
+    return replace(contents, series=series, curves=drawn, measures=asked, start_deg=start), told
 
 
 def _with_ablations(

@@ -10,6 +10,7 @@ from typing import Any
 
 from analyses.report.sources import notes
 from ss_lens import Calibration, load_dataset
+from ss_lens.behaviours.files import BEHAVIOURS
 from ss_lens.datasets.contrastive import EMBEDDED
 from ss_lens.experiments.ablation import AblationConfig
 from ss_lens.experiments.dial.config import RunConfig
@@ -25,15 +26,22 @@ _OPTIONS = {
 }
 
 
-def run_command(config: RunConfig, model: str, dataset: str, folder: Path) -> str:
+def run_command(
+    config: RunConfig, model: str, dataset: str, folder: Path, behaviour: str | None = None
+) -> str:
     """``ss-lens run`` with each option that is not the default.
 
     >>> run_command(RunConfig(dev=4), "smollm2-135m", "refusal", Path("runs/a"))
     'ss-lens run --model smollm2-135m --dataset refusal --out runs/a --dev 4'
     """
     usual = RunConfig()
-    words = ["ss-lens", "run", "--model", model, "--dataset", given(dataset)]
-    words += ["--out", str(folder)]
+    what = ["--dataset", given(dataset)]
+    if behaviour is not None:
+        what = [
+            "--behaviour",
+            behaviour if behaviour in BEHAVIOURS else f"path/to/{behaviour}.yaml",
+        ]
+    words = ["ss-lens", "run", "--model", model, *what, "--out", str(folder)]
     if config.angles_deg != usual.angles_deg:
         words += ["--angles", ",".join(f"{angle:g}" for angle in config.angles_deg)]
     for name, option in _OPTIONS.items():

@@ -7,7 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from analyses.report.contents import REFUSAL_CLASSES, Table
+from analyses.report.contents import Table
+from ss_lens.behaviours.measures import REFUSAL, Measures
 
 _COHERENCE = {
     "perplexity": "perplexity",
@@ -16,17 +17,19 @@ _COHERENCE = {
 }
 
 
-def score_table(scores: pd.DataFrame) -> Table:
-    """One row per angle and class; refusal with its 95 % Wilson interval."""
+def score_table(scores: pd.DataFrame, measures: Measures = REFUSAL) -> Table:
+    """One row per angle and class; refusal, or another behaviour, with its 95 % Wilson interval."""
     rows = []
     for row in scores.to_dict("records"):
-        for label, word in REFUSAL_CLASSES.items():
+        for label, word in measures.words.items():
             angle = "unsteered" if row["angle_deg"] == 0 else f"{row['angle_deg']:g}°"
             cells = {
                 "angle": angle,
                 "prompts": f"{word} ({row[f'n_{label}']:g})",
-                "refused [95 %]": rate(row, label),
-                "score (nats)": _signed(row.get(f"refusal_score_{label}")),
+                f"{measures.shown} [95 %]": rate(row, label, measures.rate),
+                "score (nats)" if measures.mass else "score": _signed(
+                    row.get(f"{measures.score}_{label}")
+                ),
                 "opening mass": _text(row.get(f"opening_mass_{label}")),
                 "collapsed": _text(row.get(f"collapsed_{label}")),
             }
@@ -64,10 +67,10 @@ def choice_table(choices: pd.DataFrame) -> tuple[Table, ...]:
     return (Table("Choice of the angles", caption, pd.DataFrame(rows)),)
 
 
-def rate(row: dict[Any, Any], label: str) -> str:
-    """A refusal rate with its interval."""
-    low, high = row[f"refusal_{label}_low"], row[f"refusal_{label}_high"]
-    return f"{row[f'refusal_{label}']:.2f} [{low:.2f}, {high:.2f}]"
+def rate(row: dict[Any, Any], label: str, stem: str = "refusal") -> str:
+    """The rate of a behaviour with its interval."""
+    low, high = row[f"{stem}_{label}_low"], row[f"{stem}_{label}_high"]
+    return f"{row[f'{stem}_{label}']:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def _text(value: float | None) -> str:

@@ -29,9 +29,11 @@ from ss_lens.experiments.grid import ARM_COLUMNS
 from ss_lens.experiments.sweep import SweepResult, load_sweep
 from ss_lens.scoring.registry import Column, all_columns, columns_of, headings
 
-_LEADING = ("refusal_score", "refused", "opening_mass")
-_LEVELS = {"refusal_score": 0.0, "opening_mass": 0.5}
-_RATES = ("opening_mass", "repetition", "non_latin_share")
+_LEADING = (
+    *("refusal_score", "behaviour_score", "shown", "refused", "opening_mass", "behaviour_mass"),
+)
+_LEVELS = {"refusal_score": 0.0, "behaviour_score": 0.0, "opening_mass": 0.5, "behaviour_mass": 0.5}
+_RATES = ("opening_mass", "behaviour_mass", "repetition", "non_latin_share")
 _NAMED = tuple(name for name in ARM_COLUMNS if name != "seed")
 LONGEST_NAME = 56
 

@@ -31,7 +31,8 @@ def scored_answers(
         angles_deg: in degrees.
         cells: where finished cells are, and come.
         shorten: whether of each answer only the first six words are kept.
-        perplexity: whether that under the unsteered model is measured too.
+        perplexity: whether that under the unsteered model is measured too. What the behaviour of
+            the setting reads of the answers is measured always.
 
     Returns:
         One row per prompt and angle: the columns of :data:`ROW`, ``response``, ``shortened``
@@ -57,6 +58,9 @@ def _answered(
     none = pd.DataFrame(columns=[*ROW, "response"])
     answers = measured(ANSWERS, setting, angles_deg, none, ())
     table = with_texts_scored(answers)
+    if setting.behaviour is not None and setting.behaviour.reader is not None:
+        read = measured("behaviour_shown", setting, angles_deg, answers, ())
+        table = table.merge(read, on=[*ROW], validate="1:1")
     if perplexity:
         table = table.merge(
             measured("perplexity", setting, angles_deg, answers, ()), on=[*ROW], validate="1:1"

@@ -8,13 +8,12 @@ from dataclasses import replace
 import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
+from ss_lens.behaviours.measures import Measures, Sense
 from ss_lens.core.errors import UserError
 from ss_lens.experiments.cells import CellStore
-from ss_lens.experiments.dial.scan import SCORE, SENSES, Sense
+from ss_lens.experiments.dial.scan import SENSES, pass_over
 from ss_lens.experiments.grid import Arm, CellGroup
 from ss_lens.experiments.inputs import Setting, Workbench
-from ss_lens.experiments.sweep import group_rows
-from ss_lens.experiments.worker import finish_setting
 from ss_lens.generation.lower_blocks import LowerBlocks
 from ss_lens.models.chat import ChatFormat, check_context, tokenize, tokens_digest
 
@@ -39,9 +38,14 @@ def asked_format(chat: ChatFormat, text: str) -> ChatFormat:
     return replace(chat, system=text if chat.system is None else f"{chat.system}\n\n{text}")
 
 
-def can_be_asked(model: TransformerBridge, prompts: tuple[str, ...], chat: ChatFormat) -> bool:
+def can_be_asked(
+    model: TransformerBridge,
+    prompts: tuple[str, ...],
+    chat: ChatFormat,
+    asking: Mapping[Sense, tuple[str, ...]] = ASKING,
+) -> bool:
     """Whether the chat template takes a system prompt, and the context holds the longest."""
-    longest = max((text for texts in ASKING.values() for text in texts), key=len)
+    longest = max((text for texts in asking.values() for text in texts), key=len)
     try:
         check_context(model, tokenize(model, prompts, asked_format(chat, longest)), prompts)
     except UserError:  # which is no mistake of the user's here
@@ -49,36 +53,59 @@ def can_be_asked(model: TransformerBridge, prompts: tuple[str, ...], chat: ChatF
     return True
 
 
-def scan_asking(bench: Workbench, cells: CellStore, arm: Arm) -> pd.DataFrame:
-    """Refusal score of the unsteered model with each system prompt, on the dev part.
+def asking_of(bench: Workbench) -> Mapping[Sense, tuple[str, ...]]:
+    """The system prompts of the behaviour; empty where it has none."""
+    if bench.behaviour is None or bench.measures.is_refusal:
+        return ASKING
+    return bench.behaviour.asking
+
+
+def scan_asking(
+    bench: Workbench, cells: CellStore, arm: Arm, *, shorten: bool = True
+) -> pd.DataFrame:
+    """Score of the unsteered model with each system prompt, on the dev part.
 
     Dev chooses the prompt of each sense: the one with the lowest or the highest mean score of
-    positive prompts. That one is measured on negative prompts too.
+    the prompts that the sense is looked for on, harmful ones for refusal. That one is measured on
+    the other class too. A behaviour brings its own system prompts.
 
     Returns:
-        One row per prompt and class: :data:`ASKED_COLUMNS`; none where the model takes no system
-        prompt.
+        One row per prompt and class: :data:`ASKED_COLUMNS`, with the behaviour's score in place of
+        refusal's; none where the model takes no system prompt, or none is given.
     """
+    measures, asking = bench.measures, asking_of(bench)
+    columns = [measures.score if name == "refusal_score" else name for name in ASKED_COLUMNS]
+    if not any(asking.values()):
+        return pd.DataFrame(columns=columns)
     groups = {label: CellGroup(arm, "dev", label, (0.0,)) for label in ("positive", "negative")}
     settings = {label: bench.setting(group) for label, group in groups.items()}
     rows = []
-    if all(can_be_asked(s.model, s.prompts, s.chat) for s in settings.values()):
-        for sense in SENSES:
-            texts = ASKING[sense]
+    if all(can_be_asked(s.model, s.prompts, s.chat, asking) for s in settings.values()):
+        for sense in (sense for sense in SENSES if asking.get(sense)):
+            texts, label = asking[sense], measures.class_of(sense)
+            other = "negative" if label == "positive" else "positive"
             found = [
-                _means(groups["positive"], _asked(settings["positive"], text), cells)
+                _means(
+                    groups[label], _asked(settings[label], text), cells, measures, shorten=shorten
+                )
                 for text in texts
             ]
             best = (min if sense == "weakened" else max)(
-                range(len(texts)), key=lambda place: found[place]["refusal_score"]
+                range(len(texts)), key=lambda place: found[place][measures.score]
             )
             for place, (text, means) in enumerate(zip(texts, found, strict=True)):
                 told = {"sense": sense, "system": text, "chosen": place == best}
-                rows.append({**told, "prompt_class": "positive", **means})
-            means = _means(groups["negative"], _asked(settings["negative"], texts[best]), cells)
+                rows.append({**told, "prompt_class": label, **means})
+            means = _means(
+                groups[other],
+                _asked(settings[other], texts[best]),
+                cells,
+                measures,
+                shorten=shorten,
+            )
             told = {"sense": sense, "system": texts[best], "chosen": True}
-            rows.append({**told, "prompt_class": "negative", **means})
-    return pd.DataFrame(rows, columns=[*ASKED_COLUMNS])
+            rows.append({**told, "prompt_class": other, **means})
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _asked(setting: Setting, text: str) -> Setting:
@@ -94,9 +121,9 @@ def _asked(setting: Setting, text: str) -> Setting:
     )
 
 
-def _means(group: CellGroup, setting: Setting, cells: CellStore) -> dict[str, float]:
-    outcome = finish_setting((SCORE,), group, setting, cells, wait=True, baseline=False)
-    assert outcome is not None
-    table = group_rows(group, outcome, (SCORE,), cells)
-    means = {name: float(table[name].mean()) for name in ("refusal_score", "opening_mass")}
+def _means(
+    group: CellGroup, setting: Setting, cells: CellStore, measures: Measures, *, shorten: bool
+) -> dict[str, float]:
+    table = pass_over(group, setting, cells, measures, shorten=shorten)
+    means = {name: float(table[name].mean()) for name in (measures.score, "opening_mass")}
     return {**means, "n": len(table)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +12,8 @@ from typing import Any
 
 import pandas as pd
 
+from ss_lens.behaviours.behaviour import Behaviour
+from ss_lens.behaviours.measures import Measures
 from ss_lens.calibration.calibration import Calibration
 from ss_lens.core.checks import check_path
 from ss_lens.core.errors import UserError
@@ -37,7 +39,12 @@ TABLES = (*EARLIER_TABLES, "dial.csv", "choices.csv", ASKED)
 """Runs before there was the last one are read without it."""
 
 
-def check_run_dir(run_dir: Path, dataset: ContrastiveDataset, config: RunConfig) -> dict[str, Any]:
+def check_run_dir(
+    run_dir: Path,
+    dataset: ContrastiveDataset,
+    config: RunConfig,
+    behaviour: Behaviour | None = None,
+) -> dict[str, Any]:
     """Refuse, without a model, what :func:`run_main_job` would refuse; return what is asked for.
 
     Raises:
@@ -50,6 +57,8 @@ def check_run_dir(run_dir: Path, dataset: ContrastiveDataset, config: RunConfig)
         "dataset": {"name": dataset.name, "digest": dataset.digest},
         "ss_lens": version("ss_lens"),
     }
+    if behaviour is not None and not behaviour.measures.is_refusal:
+        asked["behaviour"] = behaviour.as_json()
     check_can_be_made(run_dir)
     _check_same(run_dir, asked)
     return asked
@@ -88,6 +97,7 @@ def load_run(run_dir: Path | str) -> Run:
         raise UserError(f"the run at {folder} is not finished; start `ss-lens run` on it again.")
     told = _check_tables(folder, TABLES if current else EARLIER_TABLES) if sealed else {}
     undefined = [name for name, column in all_columns().items() if column.undefined]
+    undefined.append("opening_mass")  # of a behaviour that is scored by its answers
     # An answer may be empty or read "NA": only the scores have missing values.
     responses = pd.read_csv(
         folder / "responses.csv",
@@ -107,7 +117,16 @@ def load_run(run_dir: Path | str) -> Run:
     if not current:
         return run
     asked = pd.read_csv(folder / ASKED) if ASKED in told else run.asked
-    return replace(run, dial=tables[2], choices=tables[3], asked=asked, verdict=told["verdict"])
+    kept = identity.get("behaviour")
+    named = {} if kept is None else {field.name: kept.get(field.name) for field in fields(Measures)}
+    return replace(
+        run,
+        dial=tables[2],
+        choices=tables[3],
+        asked=asked,
+        verdict=told["verdict"],
+        measures=Measures(**named),
+    )
 
 
 def is_finished(run_dir: Path) -> bool:
@@ -125,7 +144,8 @@ def run_identity(run_dir: Path) -> dict[str, Any]:
 
     Returns:
         ``format``, ``config``, ``dataset`` (name and digest), ``ss_lens`` (the version),
-        ``activations`` (keys of ``train`` and ``test``), ``started``.
+        ``activations`` (keys of ``train`` and ``test``), ``started``; and ``behaviour``, where that
+        is not refusal.
 
     Raises:
         UserError: there is no run, it is damaged, or of a format that this version does not read.
@@ -148,7 +168,7 @@ def _identity(path: Path) -> dict[str, Any]:
     keys = {"format", "config", "dataset", "activations", "ss_lens", "started"}
     remedy = "remove the run and make it again"
     identity = read_sealed_json(path, "run (run.json)", unsealed=keys, remedy=remedy)
-    if identity.keys() != keys:
+    if identity.keys() - {"behaviour"} != keys:
         raise UserError(f"{path} describes no run (another file is in its place); {remedy}.")
     return identity
 
@@ -166,7 +186,8 @@ def _check_same(folder: Path, asked: dict[str, Any]) -> None:
             f"{folder} holds a run of an earlier version, which can be read and not resumed; "
             "choose another --out, or remove that folder."
         )
-    if differing := sorted(key for key in asked if known.get(key) != asked[key]):
+    keys = {*asked, *({"behaviour"} & known.keys())}
+    if differing := sorted(key for key in keys if known.get(key) != asked.get(key)):
         raise UserError(
             f"{folder} holds a run that differs in {', '.join(differing)}; choose another "
             "--out, or remove that folder."

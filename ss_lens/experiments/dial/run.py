@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from ss_lens.activations.site_map import site_map
+from ss_lens.behaviours.measures import REFUSAL, Measures
 from ss_lens.calibration.calibration import Calibration
 from ss_lens.core.shown import card, in_lines
 from ss_lens.experiments.dial.asking import ASKED_COLUMNS
@@ -37,6 +38,9 @@ class Run:
         asked: what system prompts do on dev instead; see
             :func:`ss_lens.experiments.dial.asking.scan_asking`.
         verdict: what turned, in words.
+        measures: what the behaviour's columns are called; refusal's are ``refusal_score``,
+            ``refused`` and ``refusal_positive``, another's ``behaviour_score`` (or ``text_score``),
+            ``shown`` and ``shown_positive``.
     """
 
     config: RunConfig
@@ -48,12 +52,14 @@ class Run:
     choices: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=[*CHOICE_COLUMNS]))
     asked: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=[*ASKED_COLUMNS]))
     verdict: str = ""
+    measures: Measures = REFUSAL
 
     def __repr__(self) -> str:
         return in_lines(self._title, self._facts)
 
     def _repr_html_(self) -> str:
-        made, columns = self.calibration, ("angle_deg", "refusal_positive", "refusal_negative")
+        made, rate = self.calibration, self.measures.rate
+        columns = ("angle_deg", f"{rate}_positive", f"{rate}_negative")
         picture = site_map(
             made.sites,
             filled=made.selected_sites,
@@ -76,7 +82,9 @@ class Run:
     @property
     def _facts(self) -> dict[str, str]:
         config, made = self.config, self.calibration
+        named = {} if self.measures.is_refusal else {"behaviour": self.measures.behaviour}
         return {
+            **named,
             "verdict": self.verdict or "none; a run of an earlier version",
             "prompts": f"{made.spec.n_positive} + {made.spec.n_negative} to calibrate on, "
             f"{config.dev} dev and {config.test} test per class",

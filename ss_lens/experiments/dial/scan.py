@@ -5,12 +5,14 @@ Everything here is measured on the dev part; test is for what is reported at the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import pandas as pd
 
+from ss_lens.behaviours.measures import REFUSAL, Measures, Sense
 from ss_lens.core.progress import progress_bar
 from ss_lens.experiments.cells import CellStore
 from ss_lens.experiments.choice_shares import scan_shares
@@ -28,37 +30,44 @@ from ss_lens.experiments.dial.ways import (
     UNIFORM,
 )
 from ss_lens.experiments.grid import Arm, CellGroup
-from ss_lens.experiments.inputs import Workbench
+from ss_lens.experiments.inputs import Setting, Workbench
 from ss_lens.experiments.sweep import group_rows
 from ss_lens.experiments.worker import finish_setting
 from ss_lens.scoring.registry import ROW
 
 DIAL_COLUMNS = (
     *("way", "draw", "prompt_class", "angle_deg"),
-    *("refusal_score", "opening_mass", "n"),
+    *(REFUSAL.score, "opening_mass", "n"),
 )
+"""Of a run on refusal; another behaviour has the name of its own score."""
 CHOICE_COLUMNS = ("sense", "angle_deg", "score", "collapsed", "chosen")
 HALF_TURNS = (90.0, 180.0)
 """Random planes are measured here, and at the angles that were chosen."""
 RANDOM_PROMPTS = 8
 """Random planes are measured on so many positive prompts of dev, the first ones."""
-SCORE = "refusal_score"
 PROMPT_CLASSES: tuple[PromptClass, ...] = get_args(PromptClass)
 
-Sense = Literal["weakened", "strengthened"]
 SENSES: tuple[Sense, ...] = get_args(Sense)
-CRITERIA: Mapping[Sense, AngleCriterion] = {
-    sense: AngleCriterion(
-        score=SCORE,
-        goal=goal,
-        max_perplexity=None,
-        max_repetition=0.3,
-        max_non_latin_share=0.1,
-        max_collapsed=0.1,
-    )
-    for sense, goal in zip(SENSES, ("minimise", "maximise"), strict=True)
-}
-"""The least and the most refusal of positive prompts among the angles with coherent answers."""
+
+
+def criteria(measures: Measures) -> dict[Sense, AngleCriterion]:
+    """The least and the most of a behaviour among the angles with coherent answers."""
+    return {
+        sense: AngleCriterion(
+            score=measures.score,
+            goal=goal,
+            max_perplexity=None,
+            max_repetition=0.3,
+            max_non_latin_share=0.1,
+            max_collapsed=0.1,
+            prompt_class=measures.class_of(sense),
+        )
+        for sense, goal in zip(SENSES, ("minimise", "maximise"), strict=True)
+    }
+
+
+CRITERIA: Mapping[Sense, AngleCriterion] = criteria(REFUSAL)
+"""The least and the most refusal of harmful prompts."""
 COLLAPSE = CRITERIA["weakened"].rule
 
 
@@ -98,37 +107,61 @@ def one_pass(
     cells: CellStore,
     groups: Sequence[tuple[dict[str, Any], CellGroup]],
     prompts: slice = slice(None),
+    *,
+    shorten: bool = True,
 ) -> pd.DataFrame:
-    """Refusal score and opening mass per prompt and angle of each group.
+    """The behaviour's score and opening mass per prompt and angle of each group.
+
+    A behaviour without openings is scored by its answers, and has no opening mass.
 
     Args:
         bench: makes the settings.
         cells: where finished cells are, and come.
         groups: each with the columns that name it.
         prompts: which of each group.
+        shorten: whether answers to positive prompts are kept as their first words, where answers
+            are what is scored.
     """
-    tables = []
+    tables, measures = [], bench.measures
     with progress_bar(len(groups), "dial", "scan") as bar:
         for named, group in groups:
             setting = bench.setting(group, prompts)
-            outcome = finish_setting((SCORE,), group, setting, cells, wait=True, baseline=False)
-            assert outcome is not None
-            rows = group_rows(group, outcome, (SCORE,), cells)
+            rows = pass_over(group, setting, cells, measures, shorten=shorten)
             columns = {**named, "part": group.part, "prompt_class": group.prompt_class}
             tables.append(rows.assign(**columns))
             bar.update()
     return pd.concat(tables, ignore_index=True)
 
 
+def pass_over(
+    group: CellGroup, setting: Setting, cells: CellStore, measures: Measures, *, shorten: bool
+) -> pd.DataFrame:
+    """The columns of :data:`ROW`, the behaviour's score and ``opening_mass`` of one group."""
+    if measures.mass is None:
+        cut = shorten and group.prompt_class == "positive"
+        rows = scored_answers(setting, group.angles_deg, cells, shorten=cut, perplexity=False)
+        return rows.filter([*ROW, measures.score]).assign(opening_mass=math.nan)
+    scores = (measures.score,)
+    outcome = finish_setting(scores, group, setting, cells, wait=True, baseline=False)
+    assert outcome is not None
+    rows = group_rows(group, outcome, scores, cells)
+    return rows.rename(columns={measures.mass: "opening_mass"})
+
+
 def scan_method(
-    bench: Workbench, cells: CellStore, arm: Arm, angles_deg: Sequence[float]
+    bench: Workbench,
+    cells: CellStore,
+    arm: Arm,
+    angles_deg: Sequence[float],
+    *,
+    shorten: bool = True,
 ) -> pd.DataFrame:
     """The method on both classes of dev, per prompt, at all angles."""
     groups = [
         ({"way": METHOD, "draw": 0}, CellGroup(arm, "dev", label, tuple(angles_deg)))
         for label in PROMPT_CLASSES
     ]
-    return one_pass(bench, cells, groups)
+    return one_pass(bench, cells, groups, shorten=shorten)
 
 
 def scan_controls(
@@ -137,8 +170,12 @@ def scan_controls(
     arms: Mapping[tuple[str, int], Arm],
     scanned: pd.DataFrame,
     choices: pd.DataFrame,
+    *,
+    shorten: bool = True,
 ) -> pd.DataFrame:
     """The controls on the positive prompts of dev, per prompt.
+
+    Of a behaviour other than refusal on the negative ones too, where it is strengthened.
 
     Rotations by an angle are the unsteered model at 0°, which ``scanned`` has already. Random
     planes are measured on the first few prompts, at 90° and 180° and at the angle that ``choices``
@@ -148,36 +185,36 @@ def scan_controls(
     turned = tuple(angle for angle in angles if angle != 0)
     wanted = {*HALF_TURNS, *chosen_angles(choices).values()}
     few = tuple(angle for angle in turned if angle in wanted)
+    classes = [*dict.fromkeys(bench.measures.class_of(sense) for sense in SENSES)]
     whole: list[tuple[dict[str, Any], CellGroup]] = []
     random: list[tuple[dict[str, Any], CellGroup]] = []
     for (way, draw), arm in arms.items():
         kind = random if way in RANDOM else whole
         published = arm.operator.startswith("RotateTo")
         if at := few if way in RANDOM else tuple(angles) if published else turned:
-            group = CellGroup(arm, "dev", "positive", at)
-            kind.append(({"way": way, "draw": draw}, group))
-    found = [one_pass(bench, cells, whole)]
+            groups = [CellGroup(arm, "dev", label, at) for label in classes]
+            kind += [({"way": way, "draw": draw}, group) for group in groups]
+    found = [one_pass(bench, cells, whole, shorten=shorten)]
     if random:
-        drawn = one_pass(bench, cells, random, slice(RANDOM_PROMPTS))
-        here = scanned["angle_deg"].isin([0.0, *few]) & (scanned["prompt_class"] == "positive")
+        drawn = one_pass(bench, cells, random, slice(RANDOM_PROMPTS), shorten=shorten)
+        here = scanned["angle_deg"].isin([0.0, *few]) & scanned["prompt_class"].isin(classes)
         same = here & scanned["prompt_index"].isin(drawn["prompt_index"])
         found += [scanned.loc[same].assign(way=SAME), drawn]
     return pd.concat(found, ignore_index=True)
 
 
-def dial_table(scans: Sequence[pd.DataFrame]) -> pd.DataFrame:
+def dial_table(scans: Sequence[pd.DataFrame], measures: Measures = REFUSAL) -> pd.DataFrame:
     """One row per way, draw, class and angle: the means over the prompts of dev."""
     keys = ["way", "draw", "prompt_class", "angle_deg"]
     groups = pd.concat(scans, ignore_index=True).groupby(keys, sort=False)
-    means = groups.agg(
-        refusal_score=(SCORE, "mean"), opening_mass=("opening_mass", "mean"), n=("prompt", "size")
-    )
-    return means.reset_index().filter([*DIAL_COLUMNS])
+    means = groups.agg({measures.score: "mean", "opening_mass": "mean", "prompt": "size"})
+    means = means.rename(columns={"prompt": "n"}).reset_index()
+    return means.filter([*keys, measures.score, "opening_mass", "n"])
 
 
-def ranks(scanned: pd.DataFrame, sense: Sense) -> list[float]:
+def ranks(scanned: pd.DataFrame, criterion: AngleCriterion) -> list[float]:
     """The turned angles from the best dev score on."""
-    return [angle for angle in rank_angles(scanned, CRITERIA[sense]) if angle != 0]
+    return [angle for angle in rank_angles(scanned, criterion) if angle != 0]
 
 
 def choose_angles(
@@ -198,17 +235,19 @@ def choose_angles(
         resamples of dev's prompts it has the best score of the angles that are not ruled out by
         their answers. A sense without a chosen row has no admissible angle.
     """
-    order = {sense: ranks(scanned, sense) for sense in SENSES}
+    asked = CRITERIA if bench.measures.is_refusal else criteria(bench.measures)
+    order = {sense: ranks(scanned, asked[sense]) for sense in SENSES}
     tried: list[dict[str, Any]] = []
     pending: list[Sense] = [sense for sense in SENSES if order[sense]]
     place = 0
     while pending:
         wanted = sorted({order[sense][place] for sense in pending})
         answered = _dev_answers(bench, cells, arm, wanted, shorten)
+        answered = answered.drop(columns=bench.measures.score, errors="ignore")
         rows = scanned.merge(answered, on=[*ROW, "prompt_class"], validate="1:1")
         for sense in pending.copy():
             at_angle = rows.loc[rows["angle_deg"] == order[sense][place]]
-            choice = choose_angle(at_angle, CRITERIA[sense])
+            choice = choose_angle(at_angle, asked[sense])
             (found,) = choice.dev.to_dict("records")
             values = {name: found[name] for name in ("angle_deg", "score", "collapsed")}
             chosen = choice.angle_deg is not None

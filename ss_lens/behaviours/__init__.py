@@ -1,0 +1,1 @@
+"""Behaviours: which prompts show one, and how its answers are scored."""

@@ -1,0 +1,1 @@
+"""How answers of a behaviour are scored: by how they begin, and by what they say."""

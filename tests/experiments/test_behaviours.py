@@ -1,0 +1,177 @@
+"""Sweeps, the choice of an angle and the main job follow a behaviour as they follow refusal."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from transformer_lens.model_bridge import TransformerBridge
+
+import ss_lens
+from ss_lens import ContrastiveDataset, RunConfig, Store, UserError
+from ss_lens.behaviours.behaviour import Behaviour
+from ss_lens.behaviours.questions import KEYS
+from ss_lens.behaviours.readers import Function
+from ss_lens.experiments.config import SweepConfig
+from ss_lens.experiments.dial.folder import load_run
+from ss_lens.experiments.main_run import run_main_job
+from ss_lens.scoring.behaviours.openings import Openings, first_token_scores
+from tests.experiments.sweeping import Asked
+
+scan = importlib.import_module("ss_lens.experiments.dial.scan")
+OPENINGS = Openings(("A", "B", "a"), ("x", "y", "Z"))
+CONFIG = RunConfig(angles_deg=(0, 120), dev=2, test=3, max_new_tokens=4, rule="uniform", draws=1)
+
+
+@pytest.fixture
+def letters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny model writes random bytes, which count as collapsed text otherwise."""
+    make = scan.criteria
+
+    def lenient(measures: object) -> dict[str, object]:
+        found = make(measures)
+        return {sense: replace(one, max_non_latin_share=None) for sense, one in found.items()}
+
+    monkeypatch.setattr(scan, "criteria", lenient)
+
+
+@pytest.fixture
+def tiny(tiny_models: dict[str, TransformerBridge]) -> TransformerBridge:
+    return tiny_models["qwen2"]
+
+
+def yaml_of(folder: Path, data: ContrastiveDataset, scored: str) -> Path:
+    lists = {"positive": [*data.positive], "negative": [*data.negative]}
+    path = folder / "letters.yaml"
+    path.write_text("".join(f"{k}: {json.dumps(v)}\n" for k, v in lists.items()) + scored)
+    return path
+
+
+@pytest.fixture
+def opened(tmp_path: Path, tiny_data: ContrastiveDataset) -> Path:
+    scored = "openings: {positive: [A, B, a], negative: [x, 'y', Z]}\npattern: '[a-m]'\n"
+    return yaml_of(tmp_path, tiny_data, scored)
+
+
+def test_a_sweep_measures_the_behaviour_in_place_of_refusal(
+    asked: Asked, opened: Path, tiny: TransformerBridge, tmp_path: Path, store: Store
+) -> None:
+    grid = {name: value for name, value in asked["grid"].items() if name != "dataset"}
+    config = SweepConfig(**{**asked, "grid": grid, "behaviour": str(opened)})
+    assert config.grid[0].dataset == ("letters",)
+    assert "refusal_score" not in config.scores
+    table = ss_lens.run_sweep(config, tmp_path / "sweep", store=store).table
+    at_0 = table.query("angle_deg == 0 and prompt_class == 'positive'")
+    expected = first_token_scores(tiny, at_0["prompt"].tolist(), OPENINGS)
+    assert at_0["behaviour_score"].to_numpy() == pytest.approx(expected["score"], abs=1e-4)
+    assert at_0["behaviour_mass"].to_numpy() == pytest.approx(expected["mass"], abs=1e-5)
+    shows = [float(any("a" <= letter <= "m" for letter in text)) for text in table["response"]]
+    assert table["shown"].tolist() == shows
+    assert ss_lens.load_sweep(tmp_path / "sweep").table["shown"].tolist() == shows
+
+
+def test_the_angle_is_chosen_by_the_behaviours_score(
+    asked: Asked, opened: Path, tmp_path: Path, store: Store
+) -> None:
+    grid = {name: value for name, value in asked["grid"].items() if name != "dataset"}
+    choose = {
+        **{"score": "behaviour_score", "goal": "maximise", "prompt_class": "negative"},
+        **{"max_perplexity": None, "max_repetition": None, "max_collapsed": 1},
+    }
+    config = SweepConfig(
+        **{**asked, "grid": grid, "behaviour": str(opened), "choose": choose, "parts": ["dev"]}
+    )
+    result = ss_lens.run_sweep(config, tmp_path / "sweep", store=store)
+    dev = result.table.query("part == 'dev' and prompt_class == 'negative'")
+    means = dev.groupby("angle_deg")["behaviour_score"].mean()
+    assert result.choices[0].choice.angle_deg == means.idxmax()
+
+
+def test_cells_of_refusal_are_what_they_were_without_behaviours(
+    asked: Asked, tmp_path: Path, store: Store
+) -> None:
+    asked = {**asked, "scores": ["refusal_score"]}
+    ss_lens.run_sweep(SweepConfig(**asked), tmp_path / "sweep", store=store)
+    before = {path.name for path in (tmp_path / "sweep" / "cells").iterdir()}
+    named = SweepConfig(**{**asked, "behaviour": "refusal"})
+    ss_lens.run_sweep(named, tmp_path / "sweep", store=store)
+    assert {path.name for path in (tmp_path / "sweep" / "cells").iterdir()} == before
+
+
+def test_a_score_without_a_behaviour_is_refused_before_the_work(
+    asked: Asked, tmp_path: Path, store: Store
+) -> None:
+    config = SweepConfig(**{**asked, "scores": ["behaviour_score"]})
+    with pytest.raises(UserError, match="behaviour_score, which no behaviour is named"):
+        ss_lens.run_sweep(config, tmp_path / "sweep", store=store)
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_the_main_job_turns_a_behaviour_and_reads_it_back(
+    letters: None, tiny: TransformerBridge, opened: Path, tmp_path: Path, store: Store
+) -> None:
+    behaviour, folder = ss_lens.load_behaviour(opened), tmp_path / "run"
+    run = run_main_job(tiny, behaviour, folder, CONFIG, store=store)
+    assert {"behaviour_score", "opening_mass"} <= {*run.dial}
+    assert "refusal_score" not in run.dial
+    assert {"shown_positive", "behaviour_score_negative"} <= {*run.scores}
+    senses = run.choices.query("chosen")["sense"].tolist()
+    assert "etters turned" in run.verdict or "turned letters" in run.verdict or not senses
+    assert "efusal" not in run.verdict
+    assert "harm" not in run.verdict
+    controls = run.dial.query("way == 'rotate_to'")
+    assert {*controls["prompt_class"]} == {"positive", "negative"}
+    again = load_run(folder)
+    assert again.measures == behaviour.measures
+    assert again.verdict == run.verdict
+    with pytest.raises(UserError, match="differs in behaviour"):
+        run_main_job(tiny, behaviour.dataset, folder, CONFIG, store=store)
+
+
+def test_the_main_job_scores_answers_where_a_behaviour_has_no_openings(
+    letters: None,
+    tiny: TransformerBridge,
+    tiny_data: ContrastiveDataset,
+    tmp_path: Path,
+    store: Store,
+) -> None:
+    long = Function(lambda answer: len(answer.encode()) - 3, name="length")
+    run = run_main_job(
+        tiny, Behaviour("length", tiny_data, shown=long), tmp_path / "run", CONFIG, store=store
+    )
+    assert run.dial["opening_mass"].isna().all()
+    assert run.dial["text_score"].notna().all()
+    lengths = load_run(tmp_path / "run").scores["text_score_positive"]
+    assert lengths.tolist() == pytest.approx(run.scores["text_score_positive"].tolist())
+    assert "nats" not in run.verdict
+    assert "mass" not in run.verdict
+
+
+def test_the_main_job_asks_questions_without_their_answers(
+    letters: None, tiny: TransformerBridge, tmp_path: Path, store: Store
+) -> None:
+    rows = [
+        (f"Is {n} a number?", *((" Yes", " No") if n % 2 else (" No", " Yes"))) for n in range(12)
+    ]
+    lines = [json.dumps(dict(zip(KEYS, row, strict=True))) for row in rows]
+    (tmp_path / "set.jsonl").write_text("\n".join(lines))
+    (tmp_path / "numbers.yaml").write_text("questions: set.jsonl\n")
+    behaviour = ss_lens.load_behaviour(tmp_path / "numbers.yaml")
+    run = run_main_job(tiny, behaviour, tmp_path / "run", CONFIG, store=store)
+    assert {*run.responses["prompt"]} <= {row[0] for row in rows}
+    still = run.responses.query("angle_deg == 0 and prompt_class == 'positive'")
+    expected = behaviour.score(tiny, still["prompt"].tolist())["behaviour_score"]
+    assert still["behaviour_score"].to_numpy() == pytest.approx(expected, abs=1e-4)
+    assert still["shown"].tolist() == (still["behaviour_score"] > 0).tolist()
+
+
+def test_a_behaviour_made_in_python_reaches_no_cluster(
+    asked: Asked, tiny_data: ContrastiveDataset, tmp_path: Path
+) -> None:
+    config = SweepConfig(**{**asked, "scores": ["behaviour_score"], "cluster": "local"})
+    made = Behaviour("letters", tiny_data, openings=OPENINGS)
+    with pytest.raises(UserError, match="was made in Python"):
+        ss_lens.run_sweep(config, tmp_path / "sweep", behaviour=made)
