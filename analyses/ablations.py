@@ -14,7 +14,7 @@ from plotly.subplots import make_subplots
 
 from analyses import null_bands, output, style
 from ss_lens import UserError
-from ss_lens.experiments.ablation import FULL, HEADINGS, METRICS, AblationResult, load_ablations
+from ss_lens.experiments.ablation import FULL, HEADINGS, AblationResult, load_ablations
 
 LEVEL = style.LEVEL
 PANELS_PER_ROW = 4
@@ -41,13 +41,15 @@ def forest(
     subtitle: str = "",
     *,
     prompt_class: str = "positive",
-    metrics: Sequence[str] = METRICS,
+    metrics: Sequence[str] | None = None,
 ) -> go.Figure:
     """A panel per metric, a line per variant: mean and 95 % interval, the full method dotted.
 
     Filled: differs from the full method on the same prompts. Open: not shown to.
     """
     of_class = table.query("prompt_class == @prompt_class")
+    if metrics is None:  # another behaviour than refusal has its own
+        metrics = [name for name in HEADINGS if (table["metric"] == name).any()]
     grid = [metrics[i : i + PANELS_PER_ROW] for i in range(0, len(metrics), PANELS_PER_ROW)]
     widest, per_row = len(grid[0]), 70 + 20 * of_class["variant"].nunique()
     drawn = make_subplots(

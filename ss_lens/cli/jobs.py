@@ -114,6 +114,7 @@ def sweep(
 def ablate(
     model: options.Model = options.DEFAULT_MODEL,
     dataset: options.Dataset = None,
+    behaviour: subjects.Behaviour = None,
     out_dir: Annotated[Path, typer.Option("--out", help="Folder.")] = Path("runs/ablations"),
     angles: Annotated[
         str, typer.Option(help="Degrees to choose from on dev.")
@@ -134,7 +135,16 @@ def ablate(
     as_json: options.Json = False,
 ) -> None:
     """The ablation table: the full method against variants that lack one part, tested in pairs."""
-    name = options.dataset_name(dataset, model)
+    followed = subjects.behaviour(behaviour)
+    subjects.note_behaviour(followed)
+    if followed is None:
+        name = options.dataset_name(dataset, model)
+        data = ss_lens.load_dataset(name)
+    else:
+        options.refuse_beside("--behaviour", dataset=dataset)
+        data = followed.dataset
+        name = data.name
+    data.split(dev=dev, test=test, seed=seed)
     config = ss_lens.AblationConfig(
         model=model,
         dataset=name,
@@ -148,8 +158,8 @@ def ablate(
         device=device,
         dtype=dtype,
         chat=options.chat(system, date, template_arguments),
+        behaviour=None if followed is None else behaviour,
     )
-    ss_lens.load_dataset(name).split(dev=dev, test=test, seed=seed)
     tables.print_ablations(ss_lens.run_ablations(config, out_dir), out_dir, as_json)
 
 

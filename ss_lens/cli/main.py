@@ -15,7 +15,8 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 store_app = typer.Typer(no_args_is_help=True, help="List, remove and verify captured activations.")
 for verb in (
     *(jobs.run, jobs.sweep, jobs.ablate, jobs.paper, reports.report),
-    *(steps.capture, steps.calibrate, steps.steer, steps.generate, exports.export),
+    *(steps.capture, steps.calibrate, steps.steer, steps.generate, steps.compare),
+    exports.export,
     *(listings.models, listings.datasets),
 ):
     app.command()(verb)

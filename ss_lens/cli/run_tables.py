@@ -24,7 +24,9 @@ def print_run(run: Run, run_dir: Path, report: Path | None, as_json: bool) -> No
         }
         found = console.summary(run.calibration)
         paths = {"run_dir": str(run_dir), "report": None if report is None else str(report)}
-        said = {"verdict": run.verdict, "refused_by": run.refused_by}
+        said = {"verdict": run.verdict}
+        if run.measures.is_refusal:
+            said["refused_by"] = run.refused_by
         console.print_json({**found, **paths, **tables, **said})
         return
     console.print_facts(console.summary(run.calibration), as_json=False)
@@ -154,7 +156,8 @@ def _print_answers(run: Run) -> None:
                 ]
             )
     console.print_rows([*heads, "perplexity", "collapsed"], rows, as_json=False)
-    console.line(f"refused: by {run.refused_by}")
+    if measures.is_refusal:
+        console.line(f"refused: by {run.refused_by}")
 
 
 def rate(row: dict[Any, Any], label: str, stem: str = "refusal") -> str:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import ss_lens
-from ss_lens.cli import console, options
+from ss_lens.cli import console, options, subjects
 from ss_lens.cli.console import keeps
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import pandas as pd
     from transformer_lens.model_bridge import TransformerBridge
 
     from ss_lens.models.chat import ChatFormat
@@ -26,6 +28,10 @@ Prompt = Annotated[str, typer.Argument(help="What the user asks.")]
 def capture(
     model: options.Model = options.DEFAULT_MODEL,
     dataset: options.Dataset = None,
+    behaviour: subjects.Behaviour = None,
+    positive: subjects.Positive = None,
+    negative: subjects.Negative = None,
+    class_values: subjects.ClassValues = None,
     streams: Annotated[str, typer.Option(help="Comma-separated.")] = "ln1_out,ln2_out,resid_post",
     position: Annotated[
         str, typer.Option(help="Negative token index, mean or prompt_mean.")
@@ -41,7 +47,9 @@ def capture(
     """Capture activations into the store (served from there when present)."""
     chat = options.chat(system, date, template_arguments)
     chosen, where = options.streams(streams), options.position(position)
-    data = options.dataset(dataset, model, limit)
+    data = subjects.prompts(
+        model, dataset, positive, negative, class_values, limit, named=behaviour
+    )
     loaded = ss_lens.load_model(model, device=device, dtype=dtype)
     acts = ss_lens.capture(loaded, data, streams=chosen, position=where, chat=chat)
     facts = {
@@ -61,7 +69,14 @@ def calibrate(
     out_dir: Annotated[Path, typer.Option("--out", help="Where to save the calibration.")],
     model: options.Model = options.DEFAULT_MODEL,
     dataset: options.Dataset = None,
+    behaviour: subjects.Behaviour = None,
+    positive: subjects.Positive = None,
+    negative: subjects.Negative = None,
+    class_values: subjects.ClassValues = None,
     streams: Annotated[str, typer.Option(help="Streams to calibrate on.")] = "ln1_out,ln2_out",
+    direction: subjects.Direction = None,
+    choice: subjects.Choice = None,
+    plane: subjects.Plane = None,
     rule: options.Rule = options.DEFAULT_RULE,
     limit: options.Limit = None,
     system: options.System = None,
@@ -76,13 +91,15 @@ def calibrate(
     from ss_lens.calibration.calibration import check_streams
 
     chat = options.chat(system, date, template_arguments)
-    chosen = options.streams(streams)
+    chosen, methods = options.streams(streams), subjects.methods(direction, choice, plane)
     options.rule(rule)
     check_streams(chosen)
-    data = options.dataset(dataset, model, limit)
+    data = subjects.prompts(
+        model, dataset, positive, negative, class_values, limit, named=behaviour
+    )
     options.free_folder(out_dir)
     loaded = ss_lens.load_model(model, device=device, dtype=dtype)
-    made = _calibrated(loaded, data, rule, chat, chosen)
+    made = _calibrated(loaded, data, rule, chat, chosen, **methods)
     made.save(out_dir, overwrite=overwrite)
     console.print_facts({**console.summary(made), "saved": str(out_dir)}, as_json)
 
@@ -90,7 +107,11 @@ def calibrate(
 @keeps("captured activations are kept in the store, no answer was.")
 def steer(
     prompt: Prompt,
-    angle: Annotated[float, typer.Option(help="Degrees to rotate by.")],
+    angle: Annotated[float | None, typer.Option(help="Degrees to rotate by.")] = None,
+    operator: Annotated[
+        str | None,
+        typer.Option(help="In place of --angle: RotateTo(angle_deg=0), Add(alpha=4), Ablate(), …"),
+    ] = None,
     calibration: Annotated[
         Path | None, typer.Option(help="A saved calibration; else one is made from --dataset.")
     ] = None,
@@ -102,12 +123,19 @@ def steer(
             show_default=options.BY_MODEL,
         ),
     ] = None,
+    behaviour: subjects.Behaviour = None,
+    positive: subjects.Positive = None,
+    negative: subjects.Negative = None,
+    class_values: subjects.ClassValues = None,
     rule: Annotated[
         str | None,
         typer.Option(
             help="Sites to steer, without --calibration.", show_default=options.DEFAULT_RULE
         ),
     ] = None,
+    positions: subjects.Where = None,
+    temperature: subjects.Temperature = 0,
+    seed: subjects.SamplingSeed = 0,
     max_new_tokens: options.NewTokens = 64,
     system: options.System = None,
     date: options.Date = None,
@@ -116,30 +144,40 @@ def steer(
     dtype: options.Dtype = "auto",
     as_json: options.Json = False,
 ) -> None:
-    """Answer one prompt under Selective Steering."""
-    operator = ss_lens.RotateBy(angle)
+    """Answer one prompt under Selective Steering, or another operator."""
+    edit, where = subjects.operator(angle, operator), subjects.positions(positions)
     chat = options.chat(system, date, template_arguments)
     asked = options.question(prompt, max_new_tokens)
     saved = data = None
     if calibration is not None:
-        options.refuse_beside("--calibration", dataset=dataset, rule=rule)
+        given = {"dataset": dataset, "behaviour": behaviour, "rule": rule, "positive": positive}
+        options.refuse_beside("--calibration", **given, negative=negative)
         saved = ss_lens.Calibration.load(calibration)
     else:
         options.rule(rule or options.DEFAULT_RULE)
-        data = options.dataset(dataset, model)
+        data = subjects.prompts(model, dataset, positive, negative, class_values, named=behaviour)
     loaded = ss_lens.load_model(model, device=device, dtype=dtype)
     if data is not None:
         saved = _calibrated(loaded, data, rule or options.DEFAULT_RULE, chat)
     assert saved is not None
-    with ss_lens.steer(loaded, saved, operator):
-        text = ss_lens.generate(loaded, [asked], max_new_tokens=max_new_tokens, chat=chat)[0]
-    console.print_answer(text, {"prompt": prompt, "angle_deg": angle}, as_json)
+    with ss_lens.steer(loaded, saved, edit, positions=where):
+        (text,) = ss_lens.generate(
+            *(loaded, [asked]),
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+            chat=chat,
+        )
+    turned = {"angle_deg": angle} if operator is None else {"operator": repr(edit)}
+    console.print_answer(text, {"prompt": prompt, **turned}, as_json)
 
 
 @keeps("nothing is kept.")
 def generate(
     prompt: Prompt,
     model: options.Model = options.DEFAULT_MODEL,
+    temperature: subjects.Temperature = 0,
+    seed: subjects.SamplingSeed = 0,
     max_new_tokens: options.NewTokens = 64,
     system: options.System = None,
     date: options.Date = None,
@@ -152,8 +190,93 @@ def generate(
     chat = options.chat(system, date, template_arguments)
     asked = options.question(prompt, max_new_tokens)
     loaded = ss_lens.load_model(model, device=device, dtype=dtype)
-    text = ss_lens.generate(loaded, [asked], max_new_tokens=max_new_tokens, chat=chat)[0]
+    (text,) = ss_lens.generate(
+        *(loaded, [asked]),
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        chat=chat,
+    )
     console.print_answer(text, {"prompt": prompt}, as_json)
+
+
+@keeps("captured activations are kept in the store, no answer was.")
+def compare(
+    prompt: Prompt,
+    angles: Annotated[str, typer.Option(help="Degrees, comma-separated.")] = "0,90,180",
+    operators: Annotated[
+        str, typer.Option(help="rotate_by, rotate_to, add, ablate, … or a value: Add(alpha=4).")
+    ] = "rotate_by,rotate_to,add",
+    calibration: Annotated[
+        Path | None, typer.Option(help="A saved calibration; else one is made from the prompts.")
+    ] = None,
+    model: options.Model = options.DEFAULT_MODEL,
+    dataset: options.Dataset = None,
+    behaviour: subjects.Behaviour = None,
+    positive: subjects.Positive = None,
+    negative: subjects.Negative = None,
+    class_values: subjects.ClassValues = None,
+    rule: Annotated[
+        str | None,
+        typer.Option(
+            help="Sites to steer, without --calibration.", show_default=options.DEFAULT_RULE
+        ),
+    ] = None,
+    positions: subjects.Where = None,
+    max_new_tokens: options.NewTokens = 64,
+    system: options.System = None,
+    date: options.Date = None,
+    template_arguments: options.TemplateArguments = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    as_json: options.Json = False,
+) -> None:
+    """Answer one prompt unsteered and under each operator at each angle; the model loads once."""
+    from ss_lens.generation.comparison import compare_operators, read_operators
+
+    degrees, where = options.angles(angles), subjects.positions(positions)
+    chat = options.chat(system, date, template_arguments)
+    asked = options.question(prompt, max_new_tokens)
+    saved = data = None
+    if calibration is not None:
+        given = {"dataset": dataset, "behaviour": behaviour, "rule": rule, "positive": positive}
+        options.refuse_beside("--calibration", **given, negative=negative)
+        saved = ss_lens.Calibration.load(calibration)
+        read_operators(operators, saved)  # before the model is loaded
+    else:
+        options.rule(rule or options.DEFAULT_RULE)
+        data = subjects.prompts(model, dataset, positive, negative, class_values, named=behaviour)
+    loaded = ss_lens.load_model(model, device=device, dtype=dtype)
+    if data is not None:
+        saved = _calibrated(loaded, data, rule or options.DEFAULT_RULE, chat)
+    assert saved is not None
+    table = compare_operators(
+        loaded,
+        saved,
+        read_operators(operators, saved),
+        [asked],
+        degrees,
+        max_new_tokens=max_new_tokens,
+        positions=where,
+        chat=chat,
+    )
+    _print_side_by_side(table, as_json)
+
+
+def _print_side_by_side(table: pd.DataFrame, as_json: bool) -> None:
+    """A row per text, unsteered first."""
+    if as_json:
+        console.print_json(json.loads(str(table.to_json(orient="records"))))
+        return
+    rows = [
+        [
+            row["operator"],
+            "" if row["angle_deg"] != row["angle_deg"] else f"{row['angle_deg']:g}°",
+            row["response"],
+        ]
+        for row in table.to_dict("records")
+    ]
+    console.print_rows(["operator", "angle", "answer"], rows, as_json=False)
 
 
 def _calibrated(
@@ -162,10 +285,12 @@ def _calibrated(
     rule: str,
     chat: ChatFormat,
     streams: Sequence[Stream] = ("ln1_out", "ln2_out"),
+    **methods: Any,
 ) -> ss_lens.Calibration:
+    """The calibration on these prompts; activations come from the store where they are there."""
     from ss_lens.activations.capture import DEFAULT_STREAMS
 
     # The default streams are captured too, so that this and every other verb share one entry.
     wanted = tuple(dict.fromkeys((*DEFAULT_STREAMS, *streams)))
     acts = ss_lens.capture(model, data, streams=wanted, chat=chat)
-    return ss_lens.calibrate(acts, streams=streams, rule=rule)
+    return ss_lens.calibrate(acts, streams=streams, rule=rule, **methods)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
+from click import get_current_context
 
 import ss_lens
 from ss_lens.cli import console, options
@@ -143,11 +144,16 @@ def operator(angle: float | None, text: str | None) -> Operator:
     from ss_lens.core.values import read_value
     from ss_lens.geometry.operators import Operator
 
-    if (angle is None) == (text is None):
-        got = "neither" if angle is None else "both"
+    if angle is None and text is None:
+        raise typer.BadParameter(
+            'give degrees, or --operator "RotateTo(angle_deg=0)".',
+            ctx=get_current_context(),
+            param_hint="--angle",
+        )
+    if angle is not None and text is not None:
         raise UserError(
-            f"--angle and --operator: got {got}, expected one of them; write for instance "
-            '--angle 120, or --operator "RotateTo(angle_deg=0)".'
+            "--angle and --operator got both, expected one of them; write the angle into the "
+            'operator, like --operator "RotateTo(angle_deg=0)".'
         )
     if text is None:
         return ss_lens.RotateBy(cast(float, angle))

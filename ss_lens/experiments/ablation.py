@@ -5,12 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
 import pandas as pd
 
 from ss_lens.activations.store import Store
+from ss_lens.behaviours.behaviour import Behaviour
+from ss_lens.behaviours.files import load_behaviour
+from ss_lens.behaviours.measures import REFUSAL, Measures
 from ss_lens.core.checks import check_is, check_path, check_whole
 from ss_lens.core.errors import UserError
 from ss_lens.core.files import atomic_path, check_replaceable, read_json
@@ -19,7 +23,7 @@ from ss_lens.core.shown import card, in_lines, listed
 from ss_lens.experiments.cells import CellStore, read_table, write_table
 from ss_lens.experiments.choice_shares import scan_shares
 from ss_lens.experiments.choose_angle import AngleCriterion, choose_angle, rank_angles
-from ss_lens.experiments.config import SEED, USUAL, Grid, Part, Split, SweepConfig
+from ss_lens.experiments.config import SEED, Grid, Part, Split, SweepConfig, usual_scores
 from ss_lens.experiments.grid import ARM_COLUMNS
 from ss_lens.experiments.summaries import degrees, first_rows
 from ss_lens.experiments.sweep import SweepResult, run_sweep
@@ -34,16 +38,24 @@ logger = logging.getLogger(__name__)
 FULL, RANDOM_SITES = "full method", "random sites"
 HEADINGS: Mapping[str, str] = {**headings(), "collapsed": "collapsed ↓"}
 """What is compared, and how it is headed: the scores that have a label, and the collapsed share."""
-METRICS = tuple(HEADINGS)
+METRICS = tuple(name for name in HEADINGS if name not in ("behaviour_score", "shown"))
+"""What is compared where refusal is weakened."""
 EIGHT_ANGLES = tuple(float(angle) for angle in range(0, 360, 45))
-CRITERION = AngleCriterion(
-    score="refusal_score",
-    goal="minimise",
-    max_perplexity=20,
-    max_repetition=0.3,
-    max_collapsed=0.1,
-)
-"""Least refusal of harmful prompts among the angles with coherent answers."""
+
+
+def criterion(measures: Measures) -> AngleCriterion:
+    """The least of a behaviour on its positive prompts among the angles with coherent answers."""
+    return AngleCriterion(
+        score=measures.score,
+        goal="minimise",
+        max_perplexity=20,
+        max_repetition=0.3,
+        max_collapsed=0.1,
+    )
+
+
+CRITERION = criterion(REFUSAL)
+"""Least refusal of harmful prompts."""
 FORMAT = 2
 EARLIER = 1
 """The format of results in which ``refused`` is by phrases; they are read."""
@@ -71,10 +83,6 @@ sites as it was done. Random sites are as many as the full method's.
 """
 
 
-SCANNED = (measured_for(CRITERION.score),)
-CHOSEN_BY = tuple(dict.fromkeys((*SCANNED, ANSWERS, *map(measured_for, CRITERION.rule.limits))))
-
-
 @dataclass(frozen=True)
 class AblationConfig:
     """What is ablated, and on how many prompts.
@@ -86,6 +94,8 @@ class AblationConfig:
         draws: how many draws of random sites; of the other random controls half as many.
         workers: processes that share the work.
         chat: what else enters the chat template.
+        behaviour: what is weakened in place of refusal: an embedded name or a YAML file. Its
+            prompts are used where ``dataset`` is ``refusal``, the default.
     """
 
     model: str
@@ -100,12 +110,43 @@ class AblationConfig:
     dtype: str = "auto"
     workers: int = 1
     chat: ChatFormat = DEFAULT_FORMAT
+    behaviour: str | None = None
 
     def __post_init__(self) -> None:
+        if self.followed is not None and self.dataset == "refusal":
+            object.__setattr__(self, "dataset", self.followed.dataset.name)
         check_whole("draws", self.draws, at_least=1)
         check_whole("workers", self.workers, at_least=1)
         check_is("chat", self.chat, (ChatFormat,), "a ChatFormat(system=...)")
-        _ = self.sweep([self.grid(FULL)], "dev", SCANNED)  # rejects what a sweep rejects
+        _ = self.sweep([self.grid(FULL)], "dev", self.scanned)  # rejects what a sweep rejects
+
+    @cached_property
+    def followed(self) -> Behaviour | None:
+        """The behaviour; ``None`` for refusal."""
+        named = self.behaviour not in (None, "refusal")
+        return load_behaviour(str(self.behaviour)) if named else None
+
+    @property
+    def measures(self) -> Measures:
+        """What the behaviour's columns are called."""
+        return REFUSAL if self.followed is None else self.followed.measures
+
+    @property
+    def scanned(self) -> tuple[str, ...]:
+        """What is measured at all angles on dev."""
+        (score,) = {measured_for(self.measures.score)}
+        return (ANSWERS, score) if self.measures.mass is None and score != ANSWERS else (score,)
+
+    @property
+    def chosen_by(self) -> tuple[str, ...]:
+        """What is measured where an angle may be chosen."""
+        limits = map(measured_for, criterion(self.measures).rule.limits)
+        return tuple(dict.fromkeys((*self.scanned, ANSWERS, *limits)))
+
+    @property
+    def tested(self) -> tuple[str, ...]:
+        """What is measured on test."""
+        return usual_scores(self.followed)
 
     def draws_of(self, variant: str) -> range:
         """The seeds of a variant; one where nothing is drawn."""
@@ -137,11 +178,14 @@ class AblationConfig:
             cluster="local" if self.workers > 1 else None,
             workers=self.workers,
             chat=self.chat,
+            behaviour=None if self.followed is None else self.behaviour,
         )
 
     def as_json(self) -> dict[str, Any]:
         """JSON values; ``chat`` where it is not the default."""
         values = asdict(self)
+        if self.followed is None:  # as before there were behaviours
+            del values["behaviour"]
         del values["chat"]
         return values if self.chat == DEFAULT_FORMAT else {**values, "chat": self.chat.as_json()}
 
@@ -207,7 +251,8 @@ def run_ablations(
 ) -> AblationResult:
     """Measure all variants; stopped at any moment, the same call resumes.
 
-    Every variant's angle is chosen on dev alone: the least refusal of harmful prompts among the
+    Every variant's angle is chosen on dev alone: the least refusal of harmful prompts (of another
+    behaviour, the least of it on its positive ones) among the
     angles at which at most a tenth of the answers of both classes has collapsed
     (:data:`CRITERION`, as :func:`ss_lens.choose_angle` would). Refusal scores are
     measured at all angles, answers from the best angle on until one is admissible. Test is measured
@@ -229,22 +274,23 @@ def run_ablations(
     check_is("config", config, (AblationConfig,), "an AblationConfig(model=...)")
     check_path("folder", folder)
     check_replaceable(Path(folder) / "ablations", _FILES, "result of an ablation")
-    full = swept({(FULL, 0): config.grid(FULL)}, "dev", SCANNED)
+    asked = CRITERION if config.measures.is_refusal else criterion(config.measures)
+    full = swept({(FULL, 0): config.grid(FULL)}, "dev", config.scanned)
     sites = f"Explicit(sites={full.groups['steered_sites'].iloc[0]!r})"
     items = [(variant, draw) for variant in VARIANTS for draw in config.draws_of(variant)]
     grids = {item: config.grid(*item, sites) for item in items}
-    scanned = swept(grids, "dev", SCANNED)
+    scanned = swept(grids, "dev", config.scanned)
     scan = _named(scanned.table, grids)
-    ranks = {item: rank_angles(rows, CRITERION) for item, rows in _by_item(scan).items()}
+    ranks = {item: rank_angles(rows, asked) for item, rows in _by_item(scan).items()}
     failed = _named(scanned.groups, grids).query("problem.notna()")
     problems = {(r["variant"], r["draw"]): r["problem"] for r in failed.to_dict("records")}
     tried: list[dict[str, Any]] = []
     pending, rank = set(ranks), 0
     while pending:
         at_rank = {item: config.grid(*item, sites, ranks[item][rank]) for item in sorted(pending)}
-        answered = _named(swept(at_rank, "dev", CHOSEN_BY).table, at_rank)
+        answered = _named(swept(at_rank, "dev", config.chosen_by).table, at_rank)
         for item, rows in _by_item(answered).items():
-            tried.append(_verdict(item, rows))
+            tried.append(_verdict(item, rows, asked))
             if tried[-1]["chosen"]:
                 pending.remove(item)
         rank += 1
@@ -252,7 +298,7 @@ def run_ablations(
             pending.remove(item)
             problems[item] = f"no admissible angle of {rank}: at each too many answers collapse"
     choices = pd.DataFrame(tried)
-    choices["share"] = _shares(choices, scan)
+    choices["share"] = _shares(choices, scan, asked)
     if (FULL, 0) in problems:
         raise UserError(
             f"the full method has {problems[FULL, 0]}; there is nothing to compare with. Give "
@@ -263,7 +309,7 @@ def run_ablations(
         for r in choices.query("chosen").to_dict("records")
     }
     chosen = {item: chosen[item] for item in items if item in chosen}
-    tested = swept(chosen, "test", USUAL)
+    tested = swept(chosen, "test", config.tested)
     table = _compared(tested, chosen, choices, config.seed)
     result = AblationResult(config, table, scan, choices, _problem_table(problems))
     _save(result, Path(folder) / "ablations")
@@ -329,9 +375,9 @@ def _by_item(rows: pd.DataFrame) -> dict[Item, pd.DataFrame]:
     }
 
 
-def _verdict(item: Item, rows: pd.DataFrame) -> dict[str, Any]:
+def _verdict(item: Item, rows: pd.DataFrame, asked: AngleCriterion) -> dict[str, Any]:
     """Whether :func:`choose_angle` takes an angle by dev's answers there."""
-    choice = choose_angle(rows, CRITERION)
+    choice = choose_angle(rows, asked)
     (tried,) = choice.dev.to_dict("records")
     return {
         "variant": item[0],
@@ -343,16 +389,16 @@ def _verdict(item: Item, rows: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _shares(choices: pd.DataFrame, scan: pd.DataFrame) -> list[float]:
+def _shares(choices: pd.DataFrame, scan: pd.DataFrame, asked: AngleCriterion) -> list[float]:
     """Of each row, how often its angle is the variant's best; one that was ruled out is never."""
     found: dict[tuple[Item, float], float] = {}
     for item, rows in _by_item(choices).items():
         here = scan.query("variant == @item[0] and draw == @item[1]")
         shares = scan_shares(
             here,
-            CRITERION.score,
-            CRITERION.prompt_class,
-            lowest=CRITERION.goal == "minimise",
+            asked.score,
+            asked.prompt_class,
+            lowest=asked.goal == "minimise",
             barred=[*rows.loc[~rows["chosen"], "angle_deg"]],
         )
         found |= {(item, angle): share for angle, share in shares.items()}
@@ -370,7 +416,9 @@ def _compared(
     cells = cells.assign(collapsed=collapse(cells, CRITERION.rule)["collapsed"])
     n_sites = _named(tested.groups, grids).groupby(["variant", "draw"])["n_sites"].first()
     angles = cells.groupby(["variant", "draw"])["angle_deg"].first()
-    table = compare(cells, METRICS, FULL, seed=seed)
+    own = METRICS if "refusal_score" in cells else HEADINGS
+    metrics = [name for name in own if name in cells]
+    table = compare(cells, metrics, FULL, seed=seed)
     shares = (
         choices[choices["chosen"]].set_index(["variant", "draw"])["share"].reindex(angles.index)
     )
@@ -388,7 +436,9 @@ def _problem_table(problems: Mapping[Item, str]) -> pd.DataFrame:
 
 
 def _save(result: AblationResult, place: Path) -> None:
-    said = {"format": FORMAT, "config": result.config.as_json(), "criterion": asdict(CRITERION)}
+    measures = result.config.measures
+    asked = CRITERION if measures.is_refusal else criterion(measures)
+    said = {"format": FORMAT, "config": result.config.as_json(), "criterion": asdict(asked)}
     with CellStore(place.parent).exclusive():
         check_replaceable(place, _FILES, "result of an ablation")
         with atomic_path(place) as temporary:

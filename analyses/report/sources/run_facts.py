@@ -37,10 +37,8 @@ def run_command(
     usual = RunConfig()
     what = ["--dataset", given(dataset)]
     if behaviour is not None:
-        what = [
-            "--behaviour",
-            behaviour if behaviour in BEHAVIOURS else f"path/to/{behaviour}.yaml",
-        ]
+        known = behaviour in BEHAVIOURS
+        what = ["--behaviour", behaviour if known else f"path/to/{behaviour}.yaml"]
     words = ["ss-lens", "run", "--model", model, *what, "--out", str(folder)]
     if config.angles_deg != usual.angles_deg:
         words += ["--angles", ",".join(f"{angle:g}" for angle in config.angles_deg)]

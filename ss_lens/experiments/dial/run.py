@@ -82,7 +82,8 @@ class Run:
     @property
     def _facts(self) -> dict[str, str]:
         config, made = self.config, self.calibration
-        named = {} if self.measures.is_refusal else {"behaviour": self.measures.behaviour}
+        refusal = self.measures.is_refusal
+        named = {} if refusal else {"behaviour": self.measures.behaviour}
         return {
             **named,
             "verdict": self.verdict or "none; a run of an earlier version",
@@ -91,5 +92,5 @@ class Run:
             "steers": f"{len(made.selected_sites)} of {len(made.sites)} sites",
             "dial": degrees(config.angles_deg),
             "answers": f"{len(self.responses)}, at {degrees(self.responses['angle_deg'].tolist())}",
-            "refused by": self.refused_by,
+            **({"refused by": self.refused_by} if refusal else {}),
         }

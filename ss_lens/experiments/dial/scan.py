@@ -256,15 +256,17 @@ def choose_angles(
                 pending.remove(sense)
         place += 1
     table = pd.DataFrame(tried, columns=[*CHOICE_COLUMNS]).astype({"chosen": bool})
-    return table.assign(share=_shares(table, scanned))
+    return table.assign(share=_shares(table, scanned, asked))
 
 
-def _shares(choices: pd.DataFrame, scanned: pd.DataFrame) -> list[float]:
+def _shares(
+    choices: pd.DataFrame, scanned: pd.DataFrame, asked: Mapping[Sense, AngleCriterion]
+) -> list[float]:
     """Of each row, how often its angle is the sense's best; one that was ruled out is never."""
     by_sense = {}
     for sense in SENSES:
         barred = choices.loc[~choices["chosen"] & (choices["sense"] == sense), "angle_deg"]
-        how = CRITERIA[sense]
+        how = asked[sense]
         by_sense[sense] = scan_shares(
             scanned,
             how.score,
