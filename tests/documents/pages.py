@@ -13,7 +13,11 @@ from dataclasses import dataclass
 
 from tests.documents.readme import ROOT
 
-MARKS = {"python": ("", "not-run"), "bash": ("", "not-run"), "yaml": ("", "part")}
+MARKS = {
+    "python": ("", "not-run"),
+    "bash": ("", "not-run"),
+    "yaml": ("", "part", "behaviour", "behaviour-part"),
+}
 """What may follow the language in a fence that a reader would copy from."""
 FIRST = ("README.md", "docs/reference/commands.md")
 """Their commands run first, in their order: what they leave behind, other pages use."""

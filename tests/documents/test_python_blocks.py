@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import re
 import shutil
 import sys
@@ -13,6 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ss_lens.behaviours import load_behaviour
+from ss_lens.behaviours.questions import KEYS
 from ss_lens.experiments.config import SweepConfig
 from tests.documents.pages import MARKS, Block, blocks, commands_to_run, pages
 from tests.documents.readme import README, ROOT, run_in
@@ -129,12 +132,25 @@ def test_python_that_would_fail_is_found_without_a_run(code: str) -> None:
 
 def test_every_yaml_block_is_a_sweep() -> None:
     whole = [yaml.safe_load(b.text) for b in BLOCKS if b.language == "yaml" and not b.mark]
-    parts = [yaml.safe_load(b.text) for b in BLOCKS if b.language == "yaml" and b.mark]
+    parts = [yaml.safe_load(b.text) for b in BLOCKS if b.language == "yaml" and b.mark == "part"]
     assert whole
     for config in whole:
         SweepConfig(**config)
         for part in parts:
             SweepConfig(**config, **part)
+
+
+def test_every_behaviour_that_is_shown_is_one(tmp_path: Path) -> None:
+    shown = [b for b in BLOCKS if b.language == "yaml" and b.mark.startswith("behaviour")]
+    assert {b.mark for b in shown} == {"behaviour", "behaviour-part"}
+    rows = [
+        {"question": f"Is {n} one?", **dict(zip(KEYS[1:], ("Yes", "No"), strict=True))}
+        for n in "12"
+    ]
+    (tmp_path / "high-discount-rate.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for block in shown:
+        (tmp_path / "shown.yaml").write_text(block.text, "utf-8")
+        assert load_behaviour(tmp_path / "shown.yaml").scored_by
 
 
 def test_the_pictures_of_the_readme_are_there() -> None:
