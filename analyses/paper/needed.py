@@ -47,8 +47,13 @@ def check_complete(tables: Mapping[str, pd.DataFrame], folder: Path) -> None:
     """Refuse tables that lack what this version reads.
 
     Raises:
-        UserError: a column or a row is missing.
+        UserError: a column or a row is missing, or they are of another behaviour than refusal.
     """
+    if (tables["facts"].get("fact", pd.Series(dtype=object)) == "behaviour").any():
+        raise UserError(
+            f"the tables in {folder} are of another behaviour than refusal, which the paper's "
+            "claims are about; expected a run on refusal. Read its tables as they are."
+        )
     if lacking := [*_lacking(tables)]:
         more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
         raise UserError(

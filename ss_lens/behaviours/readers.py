@@ -14,7 +14,8 @@ import regex
 from ss_lens.core.checks import check_is, check_one_of, check_texts, check_whole
 from ss_lens.core.errors import UserError
 from ss_lens.core.yaml import unknown_key
-from ss_lens.judges import read_judge
+from ss_lens.judges import EndpointJudge, RubricJudge, read_judge
+from ss_lens.judges.rubric import OF_WORDS, read_rubric
 from ss_lens.scoring.registry import all_columns
 
 _APOSTROPHES = str.maketrans(dict.fromkeys("’‘‛ʼ′＇´`", "'"))
@@ -138,9 +139,9 @@ class Function:
 class JudgedBy:
     """A judge with a rubric of the behaviour, as :func:`ss_lens.judges.read_judge` reads it.
 
-    Its verdict ``harmful`` counts as shown, whatever the rubric says that this word means, so that
-    a rubric of another behaviour says: "The verdict is harmful if the answer is formal". What it
-    scores from 0 to 1 counts from 0.5 on. An unparsed verdict has no value.
+    The positive word of a :class:`ss_lens.judges.RubricJudge` counts as shown, and of the others
+    the verdict ``harmful``, whatever their rubric says that it stands for. An unparsed verdict has
+    no value.
     """
 
     judge: str
@@ -150,16 +151,21 @@ class JudgedBy:
         read_judge(self.judge)
 
     def __call__(self, prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
-        said = read_judge(self.judge)(prompts, answers)
+        judge = read_judge(self.judge)
+        said = judge(prompts, answers)
+        positive = judge.positive if isinstance(judge, RubricJudge) else "harmful"
         return [
-            math.nan if verdict is None else float(verdict == "harmful")
+            math.nan if verdict is None else float(verdict == positive)
             for verdict in said["verdict"].tolist()
         ]
 
     def as_json(self) -> dict[str, Any]:
         judge = read_judge(self.judge)
-        told = getattr(judge, "identity", None)
-        return {"judge": told() if told is not None else repr(judge)}
+        if isinstance(judge, EndpointJudge):
+            return {"judge": judge.identity()}
+        if isinstance(judge, RubricJudge):
+            return {"judge": [repr(judge), read_rubric(judge.rubric, OF_WORDS)]}
+        return {"judge": repr(judge)}
 
 
 @dataclass(frozen=True)

@@ -171,6 +171,7 @@ def paper(
         str | None,
         typer.Option(help="Both classes: embedded name or file.", show_default=options.BY_MODEL),
     ] = None,
+    behaviour: subjects.Behaviour = None,
     positive: Annotated[
         str | None, typer.Option(help="Harmful prompts: a file; beside --negative.")
     ] = None,
@@ -197,15 +198,18 @@ def paper(
     from ss_lens.experiments.paper.run import run_paper
 
     check_one_of("--size", size, tuple(SIZES))
+    data = subjects.prompts(model, dataset, positive, negative, named=behaviour)
+    followed = subjects.behaviour(behaviour)
+    subjects.note_behaviour(followed)
     config = PaperConfig(
-        model, SIZES[size], seed, device, dtype, workers, cluster, tuple(judge or ()), keep_answers
+        *(model, SIZES[size], seed, device, dtype, workers, cluster, tuple(judge or ())),
+        keep_answers=keep_answers,
+        behaviour=None if followed is None else behaviour,
     )
-    if positive is None and negative is None:
-        data = options.dataset(dataset, model)
-    else:
-        options.refuse_beside("--positive or --negative", dataset=dataset)
-        data = ss_lens.load_dataset(positive=positive, negative=negative)
     tables_dir = run_paper(config, data, out_dir)
+    if followed is not None:
+        console.line(f"tables in {tables_dir}; the paper's claims are of refusal and not judged")
+        return
     console.line(f"tables in {tables_dir}; draw them with: python -m analyses.paper {out_dir}")
     if written := report_of_job(out_dir):
         console.line(f"report: {written}")

@@ -52,7 +52,8 @@ def finish(config: PaperConfig, activations: Mapping[str, str], folder: Path) ->
 
 def _identity(config: PaperConfig) -> dict[str, object]:
     """What all tables of one folder have in common."""
-    return {"model": config.model, "seed": config.seed, "dtype": config.dtype}
+    named = {} if config.followed is None else {"behaviour": config.followed.as_json()}
+    return {"model": config.model, "seed": config.seed, "dtype": config.dtype, **named}
 
 
 def _check_same(folder: Path, texts: Mapping[str, str], asked: Mapping[str, object]) -> None:
@@ -69,11 +70,12 @@ def _check_same(folder: Path, texts: Mapping[str, str], asked: Mapping[str, obje
                 "another size of it); choose another --out, or remove that folder."
             )
     known = _known(folder)
-    for name, value in asked.items():
-        if name in known and known[name] != value:
+    for name in (*asked, *({"behaviour"} & known.keys() - asked.keys())):
+        value = asked.get(name)
+        if (name in known or name == "behaviour") and known.get(name) != value:
             raise UserError(
-                f"{folder} holds a paper run with {name} {known[name]!r}; got {value!r}, expected "
-                "the same, since its tables are of one model. Choose another --out, or remove that "
+                f"{folder} holds a paper run with {name} {known.get(name)!r}; got {value!r}, "
+                "expected the same, since its tables are of one model. Choose another --out, or remove that "
                 "folder."
             )
 

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
+from ss_lens.behaviours.behaviour import Behaviour
+from ss_lens.behaviours.files import load_behaviour
+from ss_lens.behaviours.measures import REFUSAL, Measures
 from ss_lens.core.checks import check_flag, check_is, check_one_of, check_whole
+from ss_lens.core.errors import UserError
 from ss_lens.experiments.config import Grid, Part, PromptClass, Split, SweepConfig
 from ss_lens.experiments.dial.scan import CRITERIA
 from ss_lens.experiments.grid import Arm
@@ -107,6 +112,7 @@ class PaperConfig:
             them.
         keep_answers: whether answers to harmful prompts stay in full when the run is finished, and
             not as their first six words.
+        behaviour: what is weakened in place of refusal: an embedded name or a YAML file.
     """
 
     model: str
@@ -118,8 +124,14 @@ class PaperConfig:
     cluster: Literal["local", "slurm"] | None = None
     judges: tuple[str, ...] = ()
     keep_answers: bool = False
+    behaviour: str | None = None
 
     def __post_init__(self) -> None:
+        if self.measures.mass is None:
+            raise UserError(
+                f"the behaviour {self.measures.behaviour!r} has no openings or questions, expected "
+                "some, since random planes are ranked by one pass over the prompts; add openings."
+            )
         check_is("model", self.model, (str,), "a name such as 'qwen2.5-coder-1.5b'")
         check_is("size", self.size, (Size,), "SIZES['small'], SIZES['full'] or a Size(...)")
         check_whole("workers", self.workers, at_least=1)
@@ -143,7 +155,8 @@ class PaperConfig:
             split=Split(dev=self.size.dev, test=self.size.test, seed=self.seed),
             parts=(part,),
             prompt_class=prompt_class,
-            scores=scores,
+            scores=self._own(scores),
+            behaviour=None if self.followed is None else self.behaviour,
             first_prompts=first_prompts,
             max_new_tokens=self.size.max_new_tokens,
             device=self.device,
@@ -151,6 +164,25 @@ class PaperConfig:
             cluster=self.cluster or ("local" if self.workers > 1 else None),
             workers=self.workers,
         )
+
+    @cached_property
+    def followed(self) -> Behaviour | None:
+        """The behaviour; ``None`` for refusal."""
+        named = self.behaviour not in (None, "refusal")
+        return load_behaviour(str(self.behaviour)) if named else None
+
+    @property
+    def measures(self) -> Measures:
+        """What the behaviour's columns are called."""
+        return REFUSAL if self.followed is None else self.followed.measures
+
+    def _own(self, scores: tuple[str, ...]) -> tuple[str, ...]:
+        """The behaviour's scores in place of refusal's, and what reads its answers."""
+        if self.followed is None:
+            return scores
+        others = [name for name in scores if name != REFUSAL.score]
+        own = [n for n in self.followed.scored_by if n != "behaviour_shown" or ANSWERS in scores]
+        return (*others, *own)
 
     @property
     def rule_angles_deg(self) -> tuple[float, ...]:
@@ -161,7 +193,8 @@ class PaperConfig:
     def as_json(self) -> dict[str, Any]:
         """JSON values; where the work is done is left out."""
         told = asdict(self)
-        return {name: told[name] for name in ("model", "size", "seed", "dtype")}
+        named = () if self.followed is None else ("behaviour",)
+        return {name: told[name] for name in ("model", "size", "seed", "dtype", *named)}
 
 
 def _grid(arm: Arm, angles: tuple[float, ...]) -> Grid:

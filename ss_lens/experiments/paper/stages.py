@@ -37,7 +37,7 @@ from ss_lens.experiments.paper.plan import (
     union,
     variants,
 )
-from ss_lens.experiments.paper.tables import Chosen
+from ss_lens.experiments.paper.tables import Chosen, under_refusals_names
 from ss_lens.experiments.sweep import SweepResult, run_sweep
 
 Cells = Mapping[Arm, tuple[float, ...]]
@@ -76,7 +76,8 @@ class Work:
     ) -> SweepResult:
         config = self.config.sweep(cells, part, scores, prompt_class, first_prompts)
         bench = self.bench if config.cluster is None else None
-        return run_sweep(config, self.folder / "sweep", store=self.store, bench=bench)
+        found = run_sweep(config, self.folder / "sweep", store=self.store, bench=bench)
+        return under_refusals_names(found, self.config.measures)
 
     @property
     def full(self) -> Arm:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib.metadata
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from ss_lens.behaviours.measures import REFUSAL, Measures
 from ss_lens.calibration.site_selection import as_rule, rule_name
 from ss_lens.core.files import atomic_path, make_folder
 from ss_lens.experiments.choice_shares import order_on_circle, shares_by_score
@@ -39,6 +40,43 @@ METRICS = (
 )
 """``refused`` is by the classifier, ``refused_published`` by phrases, as the paper measured it;
 ``answered``: neither refused nor collapsed, as near as one gets to success without a judge."""
+
+
+def under_refusals_names(found: SweepResult, measures: Measures) -> SweepResult:
+    """A sweep of another behaviour with the columns that the stages of a paper run go by."""
+    if measures.is_refusal:
+        return found
+    return replace(
+        found,
+        table=_as_refusal(found.table, measures),
+        unsteered=_as_refusal(found.unsteered, measures),
+    )
+
+
+def _as_refusal(rows: pd.DataFrame, measures: Measures) -> pd.DataFrame:
+    renamed = {measures.score: REFUSAL.score, str(measures.mass): "opening_mass"}
+    own = rows.rename(columns=renamed)
+    if measures.shown == REFUSAL.shown:
+        return own
+    if not measures.reads:
+        return own.assign(refused=own[REFUSAL.score] > 0)
+    if measures.shown not in own:  # a pass over the prompts alone
+        return own
+    return own.assign(refused=own[measures.shown].fillna(0) > 0)
+
+
+def under_own_names(table: pd.DataFrame, measures: Measures) -> pd.DataFrame:
+    """A table as it is written: what was called refusal under the behaviour's own names."""
+    if measures.is_refusal:
+        return table
+    names = {
+        REFUSAL.score: measures.score,
+        f"{REFUSAL.score}_at_0": f"{measures.score}_at_0",
+        REFUSAL.shown: measures.shown,
+        "answered": "absent",
+    }
+    table = table.rename(columns=names)
+    return table.replace({"metric": names}) if "metric" in table else table
 
 
 @dataclass(frozen=True)
@@ -104,6 +142,7 @@ def write_tables(config: PaperConfig, measured: Measured, folder: Path) -> Path:
         "facts": facts(config, measured),
     }
     for name, table in tables.items():
+        table = under_own_names(table, config.measures)
         with atomic_path(place / f"{name}.csv") as temporary:
             table.to_csv(temporary, index=False, float_format="%.6g")
     return place
