@@ -75,8 +75,8 @@ def _check_same(folder: Path, texts: Mapping[str, str], asked: Mapping[str, obje
         if (name in known or name == "behaviour") and known.get(name) != value:
             raise UserError(
                 f"{folder} holds a paper run with {name} {known.get(name)!r}; got {value!r}, "
-                "expected the same, since its tables are of one model. Choose another --out, or remove that "
-                "folder."
+                "expected the same, since its tables are of one model. Choose another --out, or "
+                "remove that folder."
             )
 
 
