@@ -79,8 +79,9 @@ def test_operators_stand_side_by_side_and_unsteered_is_first(
     assert rows[1]["response"] == rows[0]["response"]  # 0 degrees of a relative turn
     turned = ss("steer", *asked, "--operator", "RotateTo(angle_deg=180)").json
     assert turned["response"] == rows[4]["response"]
-    last = ss("steer", *asked, "--angle", 180, "--positions", "LastPrompt(k=1)").json
-    assert last["response"] != ""
+    last = ss("steer", *asked, "--angle", 180, "--positions", "LastPrompt(k=1)")
+    assert last.code == 0
+    assert last.json["response"] != rows[2]["response"]
     drawn = ("--temperature", 2, "--seed")
     first, again, other = (
         ss("steer", *asked, "--angle", 180, *drawn, seed).json["response"] for seed in (1, 1, 2)

@@ -165,6 +165,8 @@ def _with_results(contents: Contents, run: Run) -> tuple[Contents, list[str]]:
     asked = dial_measures(run.measures.score, run.measures.heading)
     table = samples(run.responses)
     wanted = {**headings(), "opening_mass": "opening mass", "collapsed": "collapsed"}
+    if run.measures.mass is None:  # a score of answers has none
+        del wanted["opening_mass"]
     shown = {name: heading for name, heading in wanted.items() if name in table}
     defined = [name for name in shown if name == "collapsed" or not columns[name].undefined]
     told += notes.about_values(table, defined, "the answers") + notes.about_prompts(table, classes)
