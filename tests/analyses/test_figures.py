@@ -20,6 +20,7 @@ from analyses import __main__ as drawing, ablations, angle_response, run_figures
 from analyses.run_figures import cosine_heatmap, norm_growth
 from analyses.run_parts import RunParts
 from ss_lens import Activations, Site, UserError
+from ss_lens.experiments.ablation import METRICS
 from ss_lens.models.sites import STREAMS
 from tests.conftest import made_activations
 
@@ -166,7 +167,7 @@ def figures(subtitle: str) -> dict[str, go.Figure]:
         "norm_growth": norm_growth.figure(norm_table(STREAMS), subtitle),
         "polar": ablations.polar(scan_table({f"v{i}": 1 for i in range(13)}), subtitle),
     }
-    rows = itertools.product(("full method", "other"), ablations.METRICS)
+    rows = itertools.product(("full method", "other"), METRICS)
     table = pd.DataFrame(rows, columns=["variant", "metric"]).assign(
         prompt_class="positive", settled=True, mean=0.0, **dict.fromkeys(ablations.HOVER, 1.0)
     )
