@@ -96,7 +96,7 @@ def measure(
                 bar.update()
     columns = ["condition", "turn", "probe"]
     found = pd.concat(rows, ignore_index=True)
-    return found[[*columns, *(name for name in found if name not in columns)]]
+    return found.reindex(columns=[*columns, *(name for name in found if name not in columns)])
 
 
 def summarise(table: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
