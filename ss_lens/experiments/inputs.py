@@ -101,7 +101,8 @@ class Workbench:
         scored: dict[str, str] = {}
         if (behaviour := self.behaviour) is not None:
             texts = behaviour.asked(texts)
-            scored = {"behaviour": behaviour.identity} if behaviour.identity is not None else {}
+            identity = behaviour.identity
+            scored = {} if identity is None else {"behaviour": identity}
         train, held_out = (self.activations(arm, part) for part in ("train", "dev"))
         answered = {
             "tokens": tokens_digest(tokenize(self._model(), texts, config.chat)),

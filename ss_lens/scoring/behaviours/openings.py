@@ -114,11 +114,14 @@ class Choices:
     def _by_text(self) -> dict[str, Question]:
         return {question.text: question for question in self.questions}
 
-    @cached_property
+    @property
     def pairs(self) -> tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]:
         """The distinct pairs of answers, as the texts that each may begin with."""
-        known = dict.fromkeys(self._pair(question) for question in self.questions)
-        return tuple((_written(one), _written(other)) for one, other in known)
+        return tuple((_written(one), _written(other)) for one, other in self._distinct)
+
+    @cached_property
+    def _distinct(self) -> tuple[tuple[str, str], ...]:
+        return tuple(dict.fromkeys(self._pair(question) for question in self.questions))
 
     @staticmethod
     def _pair(question: Question) -> tuple[str, str]:
@@ -131,7 +134,6 @@ class Choices:
         Raises:
             UserError: a prompt that is none of the questions.
         """
-        order = [*dict.fromkeys(self._pair(question) for question in self.questions)]
         places, signs = [], []
         for prompt in prompts:
             if not isinstance(prompt, str) or prompt not in self._by_text:
@@ -141,7 +143,7 @@ class Choices:
                 )
             question = self._by_text[prompt]
             pair = self._pair(question)
-            places.append(order.index(pair))
+            places.append(self._distinct.index(pair))
             signs.append(1.0 if question.matching.strip() == pair[0] else -1.0)
         return np.array(places, dtype=int), np.array(signs)
 
