@@ -12,7 +12,7 @@ import pandas as pd
 from analyses.paper import published
 from analyses.paper.needed import check_complete
 from analyses.paper.verdicts import Tables, verdicts
-from analyses.printed.tables import markdown
+from analyses.printed.tables import markdown, negative
 from ss_lens import UserError
 from ss_lens.experiments.paper.plan import PUBLISHED, UNSTEERED
 
@@ -76,7 +76,7 @@ def page(tables: Tables, figures: Sequence[str] = ()) -> str:
         f"## Claim by claim: {', '.join(said)}",
         markdown(
             ("claim", "verdict", "by", "rule"),
-            [(v.claim, f"**{v.outcome}**", v.evidence, v.rule) for v in found],
+            [(v.claim, f"**{v.outcome}**", negative(v.evidence), v.rule) for v in found],
         ),
         "## Methods",
         *_levels(tables["methods"], (*PUBLISHED, *_rest(tables["methods"], PUBLISHED))),
@@ -150,7 +150,12 @@ def _levels(table: pd.DataFrame, order: Sequence[str]) -> Iterable[str]:
 def _interval(row: Mapping[Any, Any]) -> str:
     if math.isnan(row["mean"]):
         return "none"
-    return f"{_number(row['mean'])} [{_number(row['low'])}, {_number(row['high'])}]"
+    # Two digits after the point, so that a column can be compared; fewer of what is large.
+    texts = [
+        f"{row[name]:.2f}" if abs(row[name]) < 100 else f"{row[name]:.3g}"
+        for name in ("mean", "low", "high")
+    ]
+    return negative("{} [{}, {}]".format(*texts))
 
 
 def _frame(table: pd.DataFrame) -> str:

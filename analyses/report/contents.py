@@ -93,6 +93,9 @@ class Contents:
         measures: the columns of ``curves``, the leading one first.
         samples: the answers: :data:`SAMPLE_COLUMNS`, ``shortened``, and the scores. The unsteered
             ones have the arm :data:`UNSTEERED` and no angle.
+        moved: how far each token of some samples was moved: ``arm``, ``part``, ``prompt_class``,
+            ``prompt_index``, ``angle_deg``, and the columns of
+            :func:`ss_lens.experiments.dial.moved.moved_tokens`.
         scores: the scores of ``samples`` that the table shows, with their headings.
         still: the arms that leave the model as it is at 0 degrees.
         start_deg: where the dial stands at first.
@@ -121,6 +124,7 @@ class Contents:
     samples: pd.DataFrame = field(
         default_factory=lambda: pd.DataFrame(columns=[*SAMPLE_COLUMNS, "shortened"])
     )
+    moved: pd.DataFrame | None = None
     scores: Mapping[str, str] = field(default_factory=dict)
     still: tuple[str, ...] = ()
     start_deg: float = 0.0

@@ -37,6 +37,7 @@ def packed(contents: Contents) -> dict[str, Any]:
             "both": _records(entanglement(contents)),
         },
         "samples": _samples(contents, angles),
+        "moved": _moved(contents),
         "sites": _records(contents.sites),
         "cosines": _square(contents.cosines),
         "norms": _records(contents.norms),
@@ -127,6 +128,23 @@ def _samples(contents: Contents, angles: list[float]) -> dict[str, Any]:
         "unsteered": coded([UNSTEERED])[0],
         "scores": scores,
         "strings": [*strings],
+    }
+
+
+_PLACE = ["arm", "part", "prompt_class", "prompt_index", "angle_deg"]
+
+
+def _moved(contents: Contents) -> dict[str, list[Any]] | None:
+    """Tokens and how far each was moved, by the row of the sample that they are of."""
+    if contents.moved is None or contents.moved.empty:
+        return None
+    places = contents.samples[_PLACE].reset_index(drop=True).reset_index(names="row")
+    rows = contents.moved.merge(places, on=_PLACE, validate="1:1")
+    return {
+        "row": [int(row) for row in rows["row"]],
+        "prompt": [int(n) for n in rows["n_prompt"]],
+        "tokens": [json.loads(tokens) for tokens in rows["tokens"]],
+        "of": [[number(m / 1000) for m in json.loads(values)] for values in rows["moved"]],
     }
 
 

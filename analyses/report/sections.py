@@ -27,11 +27,13 @@ def dial(contents: Contents) -> str:
     if contents.curves.empty and contents.samples.empty:
         return ""
     steered = f" Moved: {contents.steered}." if contents.steered else ""
-    trace = (
-        " No trace of single tokens is stored; <code>ss_lens.Trace</code> records one."
-        if contents.steered
-        else ""
-    )
+    if contents.moved is not None and len(contents.moved):
+        negative = escape(contents.classes["negative"])
+        trace = f" Below the first {negative} answers: their tokens, darker the further moved."
+    elif contents.steered:
+        trace = " No trace of single tokens is stored; <code>ss_lens.Trace</code> records one."
+    else:
+        trace = ""
     curves = "" if contents.curves.empty else _CURVES
     answers = "" if contents.samples.empty else _ANSWERS
     return _DIAL.format(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
+
+from ss_lens.steering.trace import moved
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def summary(trace: pd.DataFrame) -> Moved:
     Args:
         trace: :meth:`ss_lens.Trace.frame`.
     """
-    distance = _distance(trace)[trace["changed"].to_numpy(bool)]
+    distance = moved(trace)[trace["changed"].to_numpy(bool)]
     norms = (trace["norm_after"] / trace["norm_before"] - 1).abs()
     return Moved(
         sites=int(trace["site"].nunique()),
@@ -70,16 +71,5 @@ def per_token(trace: pd.DataFrame) -> pd.DataFrame:
     Args:
         trace: :meth:`ss_lens.Trace.frame`, of one sequence.
     """
-    rows = trace.assign(moved=_distance(trace)).groupby("position", sort=True)
+    rows = trace.assign(moved=moved(trace)).groupby("position", sort=True)
     return rows.agg(is_prompt=("is_prompt", "first"), moved=("moved", "mean")).reset_index()
-
-
-def _distance(trace: pd.DataFrame) -> np.ndarray:
-    """How far each activation was moved in the plane, relative to its length."""
-    before, after = (
-        trace[f"in_plane_norm_{when}"].to_numpy(float)
-        # Without an in-plane part there is no phase, and none is needed.
-        * np.exp(1j * np.deg2rad(trace[f"angle_{when}_deg"].fillna(0.0).to_numpy(float)))
-        for when in ("before", "after")
-    )
-    return np.abs(after - before) / trace["norm_before"].to_numpy(float)

@@ -23,6 +23,7 @@ from ss_lens.experiments.dial.answers import scored_answers
 from ss_lens.experiments.dial.asking import asking_of, scan_asking
 from ss_lens.experiments.dial.config import RunConfig
 from ss_lens.experiments.dial.folder import check_run_dir, claim, finish
+from ss_lens.experiments.dial.moved import moved_tokens
 from ss_lens.experiments.dial.run import Run
 from ss_lens.experiments.dial.scan import (
     COLLAPSE,
@@ -110,12 +111,13 @@ def run_main_job(
     asked = scan_asking(bench, cells, arm, shorten=cut)
     angles = sorted({0.0, *chosen_angles(choices).values()})
     responses = _responses(bench, cells, arm, angles, config)
+    moved = moved_tokens(bench, cells, arm, responses, angles)
     scores = score_by_angle(responses, measures)
     compared = asked if any(asking_of(bench).values()) else None
     said = verdict(scores, dial, choices, compared, measures)
-    finish(folder, (responses, scores, dial, choices, asked), said)
-    made = (first.calibration, keys, responses, scores, dial, choices, asked, said, measures)
-    return Run(config, *made)
+    tables = (responses, scores, dial, choices, asked, moved)
+    finish(folder, tables, said)
+    return Run(config, first.calibration, keys, *tables, said, measures)
 
 
 def score_by_angle(responses: pd.DataFrame, measures: Measures = REFUSAL) -> pd.DataFrame:

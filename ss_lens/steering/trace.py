@@ -205,6 +205,21 @@ class Trace:
         return pd.DataFrame(rows, columns=columns).astype(kinds)
 
 
+def moved(trace: pd.DataFrame) -> np.ndarray:
+    """How far each activation was moved in the plane, as a part of its length.
+
+    Args:
+        trace: :meth:`Trace.frame`.
+    """
+    before, after = (
+        trace[f"in_plane_norm_{when}"].to_numpy(float)
+        # Without an in-plane part there is no phase, and none is needed.
+        * np.exp(1j * np.deg2rad(trace[f"angle_{when}_deg"].fillna(0.0).to_numpy(float)))
+        for when in ("before", "after")
+    )
+    return np.abs(after - before) / trace["norm_before"].to_numpy(float)
+
+
 def _measured(h: Float[Tensor, "token d_model"], plane: Plane) -> Float[Tensor, "3 token"]:
     """Phase in degrees, norm, in-plane norm."""
     x, y = in_plane(h, plane).unbind(-1)

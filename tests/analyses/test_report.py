@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from transformer_lens.model_bridge import TransformerBridge
 import ss_lens
 from analyses.report import Contents, gather, page, write_report
 from analyses.report.contents import UNSTEERED, Said
+from analyses.report.packed import packed
 from analyses.report.sources import notes
 from analyses.report.sources.run import curves, said
 from analyses.report.sources.site_map import in_plane_share, measure
@@ -145,6 +147,20 @@ def test_the_report_of_a_run_holds_its_dial_answers_sites_and_commands(
     text = page(made)
     for key in loaded.activations.values():
         assert key in text
+
+
+def test_the_tokens_that_a_turn_moved_stand_under_their_answers(run: tuple[Path, Store]) -> None:
+    made, loaded = gather(run[0], store=run[1]), ss_lens.load_run(run[0])
+    told = packed(made)["moved"]
+    assert len(told["row"]) == len(loaded.moved) > 0
+    of_rows = made.samples.reset_index(drop=True).loc[told["row"]]
+    assert {*of_rows["prompt_class"]} == {"negative"}
+    assert of_rows["angle_deg"].tolist() == loaded.moved["angle_deg"].tolist()
+    assert [*map(len, told["tokens"])] == [*map(len, told["of"])]
+    assert "darker the further moved" in page(made)
+    bare = replace(made, moved=None)
+    assert packed(bare)["moved"] is None
+    assert "No trace of single tokens is stored" in page(bare)
 
 
 def test_a_run_names_the_command_of_its_ablations(run: tuple[Path, Store]) -> None:

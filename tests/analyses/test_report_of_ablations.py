@@ -93,7 +93,7 @@ def test_each_variant_is_a_curve_its_draws_a_range_and_harmless_prompts_stand_be
     assert rows.loc[(FULL, 180.0), "refusal_score"] == -3.0
     assert rows.loc[(FULL, 180.0), "refusal_score_unsteered"] == 3.0
     ends = [rows.loc[("random plane", 90.0), f"refusal_score{end}"] for end in ("_low", "_high")]
-    assert ends == [3.0, 4.0]
+    assert ends == pytest.approx([3.025, 3.975])  # 2.5 % to 97.5 % of the draws
     assert {*drawn["n"]} == {2}
 
 

@@ -14,8 +14,12 @@ function element(space, tag, attributes, children) {
   return made;
 }
 const html = (tag, attributes, ...children) => element(null, tag, attributes, children);
-const svg = (tag, attributes, ...children) =>
-  element("http://www.w3.org/2000/svg", tag, attributes, children);
+const svg = (tag, attributes, ...children) => {
+  const { width, height } = attributes;
+  // With a box of its own a drawing shrinks to the width of a sheet when it is printed.
+  const box = tag === "svg" && width ? { viewBox: `0 0 ${width} ${height}` } : {};
+  return element("http://www.w3.org/2000/svg", tag, { ...box, ...attributes }, children);
+};
 
 const minus = (text) => text.replace("-", "−");
 function written(value, signed = false) {
@@ -93,11 +97,11 @@ const SHAPES = {
 const marker = (kind, x, y, style) =>
   svg("path", { d: SHAPES[kind], transform: `translate(${x.toFixed(1)},${y.toFixed(1)})`, style });
 
-// From cool (−1) over the paper to warm (+1).
+// From cool (−1) over the paper to warm (+1); printed, it darkens all the way.
 function diverging(share) {
   if (share === null) return "var(--nothing)";
   const strength = Math.round(100 * Math.min(1, Math.abs(share)));
-  return `color-mix(in oklab, ${share < 0 ? "var(--cool)" : "var(--warm)"} ${strength}%, var(--middle))`;
+  return `color-mix(in oklab, ${share < 0 ? "var(--low)" : "var(--high)"} ${strength}%, var(--mid))`;
 }
 // Draws again whenever the width of a box changes.
 function onWidth(box, draw) {

@@ -103,5 +103,5 @@ function answer(name, row) {
   if (score && score[row] !== null) chips.append(html("span", {}, `${written(score[row], true)} nats`));
   if (SAMPLES.cut[row]) chips.append(html("span", {}, "first words only"));
   const shownText = text === "" ? html("p", { class: "none" }, "empty answer") : html("p", { class: "text" }, text);
-  return html("div", { class: "answer" }, html("h4", {}, name), shownText, chips);
+  return html("div", { class: "answer" }, html("h4", {}, name), shownText, chips, movedTokens(row));
 }

@@ -99,7 +99,7 @@ function startCosines() {
   const draw = () => {
     const style = getComputedStyle(document.documentElement);
     const colour = (name) => style.getPropertyValue(name).trim().match(/[0-9a-f]{2}/gi).map((pair) => parseInt(pair, 16));
-    const [warm, cool, middle, nothing] = ["--warm", "--cool", "--middle", "--nothing"].map(colour);
+    const [warm, cool, middle, nothing] = ["--high", "--low", "--mid", "--nothing"].map(colour);
     const context = canvas.getContext("2d");
     const image = context.createImageData(sites.length, sites.length);
     of.flat().forEach((value, place) => {
@@ -111,7 +111,7 @@ function startCosines() {
     context.putImageData(image, 0, 0);
   };
   draw();
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+  for (const query of ["(prefers-color-scheme: dark)", "print"]) matchMedia(query).addEventListener("change", draw);
   let [row, column] = [chosenSite, Math.min(sites.length - 1, chosenSite + 1)];
   const read = () => said.replaceChildren(html("b", {}, sites[row]), " and ", html("b", {}, sites[column]), `: ${of[row][column] === null ? "a site without a direction" : `cosine ${written(of[row][column], true)}`}`);
   canvas.addEventListener("pointermove", (event) => {

@@ -15,6 +15,7 @@ import pandas as pd
 from analyses.null_bands import bands, draws_of_paper
 from analyses.paper.page import SHOWN, read_tables
 from analyses.paper.verdicts import Outcome, Verdict, verdicts
+from analyses.printed.tables import negative
 from analyses.report.contents import (
     DIAL_MEASURES,
     Command,
@@ -80,7 +81,7 @@ def of_paper(folder: Path, store: Store | None = None) -> Contents:
             ),
             *(_plain(name, table) for name, table in shown.items()),
         ),
-        configuration=facts,
+        configuration={name: _fact(name, value) for name, value in facts.items()},
         provenance={
             "ss_lens": f"{facts.get('ss_lens', 'unknown')} (run), {version('ss_lens')} (report)",
             **{f"activations, {part}": key for part, key in told["activations"].items()},
@@ -131,9 +132,14 @@ def _said(found: tuple[Verdict, ...]) -> Said:
     )
 
 
+def _fact(name: str, value: str) -> str:
+    return variants.number(float(value)) if name.startswith(("cos_", "norm_change_")) else value
+
+
 def _claims(found: tuple[Verdict, ...]) -> Table:
     rows = [
-        {"claim": v.claim, "verdict": v.outcome, "by": v.evidence, "rule": v.rule} for v in found
+        {"claim": v.claim, "verdict": v.outcome, "by": negative(v.evidence), "rule": v.rule}
+        for v in found
     ]
     return Table("Claim by claim", "", pd.DataFrame(rows))
 

@@ -178,6 +178,9 @@ def _with_results(contents: Contents, run: Run) -> tuple[Contents, list[str]]:
         verdict=said(run.verdict),
         classes=classes,
         samples=table,
+        moved=run.moved.assign(
+            arm=HEADINGS[METHOD, "positive"], part="test", prompt_class="negative"
+        ),
         scores=shown,
         still=(HEADINGS[METHOD, "positive"],),
         tables=(score_table(run.scores, run.measures), *choice_table(run.choices)),

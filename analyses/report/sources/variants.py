@@ -14,6 +14,8 @@ from ss_lens.stats.bootstrap import CONFIDENCE
 
 LEVEL = 0.05
 """Of the p-values after Holm."""
+_WITHOUT_ANGLE = ("Add", "ActAdd", "Ablate", "Reflect")
+"""Operators whose strength is no angle."""
 
 
 def curves(scan: pd.DataFrame, method: str) -> list[pd.DataFrame]:
@@ -73,7 +75,7 @@ def levels(table: pd.DataFrame, title: str, shown: Mapping[str, str], method: st
             {
                 "variant": variant,
                 "prompts": f"{REFUSAL_CLASSES[label]} ({int(here['n'].max())})",
-                "angle": _angle(first["angle_deg"]),
+                "angle": _angle(first["angle_deg"], str(first.get("operator", ""))),
                 **{head: _interval(by_metric.get(name)) for name, head in heads.items()},
             }
         )
@@ -93,13 +95,25 @@ def is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def _angle(value: Any) -> str:
-    """One angle, or those of several draws (``270; 180``)."""
-    return "" if is_missing(value) else "°; ".join(str(value).split("; ")) + "°"
+def _angle(value: Any, operator: str) -> str:
+    """One angle, or those of several draws (``270; 180``); of what has none, what it is."""
+    if is_missing(value):
+        return ""
+    if operator.startswith(_WITHOUT_ANGLE):
+        return operator
+    return "°; ".join(str(value).split("; ")) + "°"
 
 
 def _interval(row: Mapping[Any, Any] | None) -> str:
     if row is None or is_missing(row["mean"]):
         return "–"
     star = " *" if row.get("p_holm", 1.0) < LEVEL else ""
-    return f"{number(row['mean'])} [{number(row['low'])}, {number(row['high'])}]{star}"
+    mean, low, high = (_level(row[name]) for name in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]{star}"
+
+
+def _level(value: float) -> str:
+    """Two digits after the point, so that a row can be compared; fewer of what is large."""
+    if is_missing(value):
+        return "–"
+    return (f"{value:.2f}" if abs(value) < 100 else f"{value:.3g}").replace("-", "−")

@@ -34,9 +34,9 @@ EARLIER = (1, 2)
 either). Their runs are read, and not resumed."""
 UNSEALED = 1
 EARLIER_TABLES = ("responses.csv", "scores.csv")
-ASKED = "asked.csv"
-TABLES = (*EARLIER_TABLES, "dial.csv", "choices.csv", ASKED)
-"""Runs before there was the last one are read without it."""
+ASKED, MOVED = LATER = ("asked.csv", "moved.csv")
+"""Runs from before there were these are read without them."""
+TABLES = (*EARLIER_TABLES, "dial.csv", "choices.csv", *LATER)
 
 
 def check_run_dir(
@@ -106,7 +106,7 @@ def load_run(run_dir: Path | str) -> Run:
     )
     if counts_by_phrases(responses):
         logger.info("the run at %s %s; run it again into another --out", folder, BY_PHRASES)
-    turned = [name for name in (TABLES if current else EARLIER_TABLES)[1:] if name != ASKED]
+    turned = [name for name in (TABLES if current else EARLIER_TABLES)[1:] if name not in LATER]
     others = [pd.read_csv(folder / name) for name in turned]
     tables = [
         t.assign(angle_deg=t["angle_deg"].astype(float).map(reduced)) for t in (responses, *others)
@@ -117,6 +117,7 @@ def load_run(run_dir: Path | str) -> Run:
     if not current:
         return run
     asked = pd.read_csv(folder / ASKED) if ASKED in told else run.asked
+    moved = pd.read_csv(folder / MOVED) if MOVED in told else run.moved
     kept = identity.get("behaviour")
     named = {} if kept is None else {field.name: kept.get(field.name) for field in fields(Measures)}
     return replace(
@@ -124,6 +125,7 @@ def load_run(run_dir: Path | str) -> Run:
         dial=tables[2],
         choices=tables[3],
         asked=asked,
+        moved=moved,
         verdict=told["verdict"],
         measures=Measures(**named),
     )
@@ -198,7 +200,7 @@ def _check_tables(folder: Path, names: Sequence[str]) -> dict[str, Any]:
     """What ``tables.json`` says, once the tables are those that it was written beside."""
     remedy = "start `ss-lens run` on it again, which makes them from the answers that it keeps"
     told = read_sealed_json(folder / "tables.json", "list of tables (tables.json)", remedy=remedy)
-    for name in (name for name in names if name != ASKED or name in told):
+    for name in (name for name in names if name not in LATER or name in told):
         path = folder / name
         if not path.exists() or sha256_of_file(path) != told.get(name):
             raise UserError(

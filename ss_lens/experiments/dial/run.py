@@ -12,6 +12,7 @@ from ss_lens.calibration.calibration import Calibration
 from ss_lens.core.shown import card, in_lines
 from ss_lens.experiments.dial.asking import ASKED_COLUMNS
 from ss_lens.experiments.dial.config import RunConfig
+from ss_lens.experiments.dial.moved import MOVED_COLUMNS
 from ss_lens.experiments.dial.scan import CHOICE_COLUMNS, DIAL_COLUMNS
 from ss_lens.experiments.summaries import degrees, first_rows
 from ss_lens.judges.agreement.known import refused_by
@@ -23,7 +24,7 @@ class Run:
     """A finished main job, as its run directory holds it.
 
     A run of an earlier version has the answers at all of its angles in full, and no ``dial``,
-    ``choices`` or ``verdict``; or it has these, and no ``asked``.
+    ``choices`` or ``verdict``; or it has these, and no ``asked`` or ``moved``.
 
     Attributes:
         calibration: fitted on the train part.
@@ -37,6 +38,8 @@ class Run:
             :func:`ss_lens.experiments.dial.scan.choose_angles`.
         asked: what system prompts do on dev instead; see
             :func:`ss_lens.experiments.dial.asking.scan_asking`.
+        moved: how far each token of some harmless prompts and their answers is moved; see
+            :func:`ss_lens.experiments.dial.moved.moved_tokens`.
         verdict: what turned, in words.
         measures: what the behaviour's columns are called; refusal's are ``refusal_score``,
             ``refused`` and ``refusal_positive``, another's ``behaviour_score`` (or ``text_score``),
@@ -51,6 +54,7 @@ class Run:
     dial: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=[*DIAL_COLUMNS]))
     choices: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=[*CHOICE_COLUMNS]))
     asked: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=[*ASKED_COLUMNS]))
+    moved: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=[*MOVED_COLUMNS]))
     verdict: str = ""
     measures: Measures = REFUSAL
 
