@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 
 from analyses.paper import published
 from analyses.paper.needed import check_complete
-from analyses.paper.verdicts import Tables, verdicts
+from analyses.paper.verdicts import Outcome, Tables, verdicts
 from analyses.printed.tables import markdown, negative
 from ss_lens import UserError
 from ss_lens.experiments.paper.plan import PUBLISHED, UNSTEERED
@@ -33,6 +33,8 @@ SHOWN = {
     "repetition": "repetition",
     "non_latin_share": "foreign script",
 }
+WITHOUT_ANGLE = ("Add", "ActAdd", "Ablate", "Reflect")
+"""Operators whose strength, if they have one, is no angle."""
 
 
 def read_tables(folder: Path) -> dict[str, pd.DataFrame]:
@@ -113,7 +115,8 @@ def page(tables: Tables, figures: Sequence[str] = ()) -> str:
 
 
 def _outcomes(found: Iterable[Any]) -> list[str]:
-    return [*dict.fromkeys(verdict.outcome for verdict in found)]
+    present = {verdict.outcome for verdict in found}
+    return [outcome for outcome in get_args(Outcome) if outcome in present]
 
 
 def _rest(table: pd.DataFrame, first: Sequence[str]) -> tuple[str, ...]:
@@ -134,10 +137,9 @@ def _levels(table: pd.DataFrame, order: Sequence[str]) -> Iterable[str]:
             here = of_class.query("variant == @variant").to_dict("records")
             first, by_metric = here[0], {row["metric"]: row for row in here}
             named = f"{variant} †" if "False" in str(first["admissible"]) else variant
-            place = [
-                "" if variant == UNSTEERED else str(text)
-                for text in (first["angle_deg"], first["operator"])
-            ]
+            operator = str(first["operator"])
+            angle = "" if operator.startswith(WITHOUT_ANGLE) else str(first["angle_deg"])
+            place = ["", ""] if variant == UNSTEERED else [angle, operator]
             values = [_interval(by_metric[metric]) for metric in shown]
             rows.append((named, *place, _number(first["n_sites"]), *values))
         heads = ("", "angle (°)", "operator", "sites", *shown.values())
@@ -168,7 +170,7 @@ def _number(value: Any) -> str:
         number = float(value)
     except (TypeError, ValueError):
         return "" if value is None else str(value)
-    return "" if math.isnan(number) else f"{number:.3g}"
+    return "" if math.isnan(number) else negative(f"{number:.3g}")
 
 
 def write_page(tables_dir: Path, docs: Path, name: str, figures: Mapping[str, str]) -> Path:

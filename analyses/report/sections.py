@@ -29,7 +29,10 @@ def dial(contents: Contents) -> str:
     steered = f" Moved: {contents.steered}." if contents.steered else ""
     if contents.moved is not None and len(contents.moved):
         negative = escape(contents.classes["negative"])
-        trace = f" Below the first {negative} answers: their tokens, darker the further moved."
+        trace = (
+            f" Below the first {negative} answers: their tokens, in stronger colour the further "
+            "moved."
+        )
     elif contents.steered:
         trace = " No trace of single tokens is stored; <code>ss_lens.Trace</code> records one."
     else:

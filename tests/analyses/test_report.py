@@ -157,7 +157,7 @@ def test_the_tokens_that_a_turn_moved_stand_under_their_answers(run: tuple[Path,
     assert {*of_rows["prompt_class"]} == {"negative"}
     assert of_rows["angle_deg"].tolist() == loaded.moved["angle_deg"].tolist()
     assert [*map(len, told["tokens"])] == [*map(len, told["of"])]
-    assert "darker the further moved" in page(made)
+    assert "in stronger colour the further moved" in page(made)
     bare = replace(made, moved=None)
     assert packed(bare)["moved"] is None
     assert "No trace of single tokens is stored" in page(bare)

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
+import nbformat
 import pytest
 
 from ss_lens import __all__ as PUBLIC
 from tests.documents.readme import BIN, ROOT, run_in
 
 REFERENCE = [*ROOT.glob("docs/reference/api-*.md")]
+ELSEWHERE = (
+    *("CONTRIBUTING.md", "CHANGELOG.md", "organisms/refusal/MODEL_CARD.md"),
+    "organisms/refusal_classifier/MODEL_CARD.md",
+)
 LOADED = re.compile(
     r'<(?:script|img|link|iframe|source)\b[^>]*\b(?:src|href)="(?:https?:)?//[^"]*"'
 )
@@ -71,3 +77,33 @@ def test_the_notebooks_are_pages_of_the_site(site: Path) -> None:
         page = (site / "notebooks" / f"{notebook.stem}.html").read_text("utf-8")
         assert "cdnjs" not in page
         assert "jp-Notebook" in page
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("executed", [False, True])
+def test_a_notebook_is_shown_with_its_outputs_where_it_is_run(
+    executed: bool, tmp_path: Path
+) -> None:
+    """A site of one notebook and an index, with the hooks and the plugin's settings of this one."""
+    for place in ("docs", "notebooks"):
+        (tmp_path / place).mkdir()
+    for name in ("hooks.py", "roles.py"):
+        shutil.copy(ROOT / "docs" / name, tmp_path / "docs" / name)
+    (tmp_path / "docs" / "index.md").write_text("# A site\n")
+    for place in ELSEWHERE:
+        page = tmp_path / place
+        page.parent.mkdir(parents=True, exist_ok=True)
+        page.write_text("# A page\n")
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("print(6 * 7 * 1001)")])
+    nbformat.write(notebook, tmp_path / "notebooks" / "only.ipynb")
+    before = (tmp_path / "notebooks" / "only.ipynb").read_bytes()
+    settings = (ROOT / "mkdocs.yml").read_text("utf-8").partition("\nnav:")[0]
+    nav = ["index.md", *ELSEWHERE, "notebooks/only.ipynb"]
+    listed = "\n".join(f"  - Page: {place}" for place in nav)
+    (tmp_path / "mkdocs.yml").write_text(f"{settings}\nnav:\n{listed}\n")
+    asked = f"SS_LENS_DOCS_EXECUTE={str(executed).lower()} NO_MKDOCS_2_WARNING=1"
+    done = run_in(tmp_path, f'{asked} "{BIN}/mkdocs" build --site-dir site')
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = (tmp_path / "site" / "notebooks" / "only.html").read_text("utf-8")
+    assert ("42042" in page) == executed
+    assert (tmp_path / "notebooks" / "only.ipynb").read_bytes() == before

@@ -1,4 +1,4 @@
-// Which tokens of a prompt and its answer were moved, and how far: darker the further.
+// Which tokens of a prompt and its answer were moved, and how far: in stronger colour the further.
 const MOVED = DATA.moved;
 const movedAt = new Map(MOVED ? MOVED.row.map((row, place) => [row, place]) : []);
 const furthest = MOVED ? Math.max(0.001, ...MOVED.of.flat()) : 1;

@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analyses.paper.page import WITHOUT_ANGLE
 from analyses.report.contents import DIAL_MEASURES, REFUSAL_CLASSES, Role, Table
 from ss_lens.stats.bootstrap import CONFIDENCE
 
 LEVEL = 0.05
 """Of the p-values after Holm."""
-_WITHOUT_ANGLE = ("Add", "ActAdd", "Ablate", "Reflect")
-"""Operators whose strength is no angle."""
 
 
 def curves(scan: pd.DataFrame, method: str) -> list[pd.DataFrame]:
@@ -99,7 +98,7 @@ def _angle(value: Any, operator: str) -> str:
     """One angle, or those of several draws (``270; 180``); of what has none, what it is."""
     if is_missing(value):
         return ""
-    if operator.startswith(_WITHOUT_ANGLE):
+    if operator.startswith(WITHOUT_ANGLE):
         return operator
     return "°; ".join(str(value).split("; ")) + "°"
 
