@@ -97,8 +97,13 @@ def brief(table: pd.DataFrame, headings: Mapping[str, str], reference: str) -> p
         star = " *" if row["settled"] and row["variant"] != reference else ""
         values = (row["mean"], row["low"], row["high"])
         texts.append(
-            "" if np.isnan(row["mean"]) else "{:.3g} [{:.3g}, {:.3g}]".format(*values) + star
+            "" if np.isnan(row["mean"]) else "{} [{}, {}]".format(*map(_level, values)) + star
         )
     wide = rows.assign(text=texts).pivot(index="variant", columns="metric", values="text")
     wide = wide.loc[[*dict.fromkeys(rows["variant"])], [m for m in headings if m in wide.columns]]
     return wide.rename(columns=dict(headings)).reset_index().rename_axis(columns=None).fillna("")
+
+
+def _level(value: float) -> str:
+    """Two digits after the point, so that a column can be compared; fewer of what is large."""
+    return f"{value:.2f}" if abs(value) < 100 else f"{value:.3g}"

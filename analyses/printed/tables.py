@@ -12,6 +12,8 @@ LONG = 40
 """Rows from which a table may break across pages."""
 PAGE = 112
 """Characters at LaTeX's ``\\footnotesize`` that fit side by side into two columns of a page."""
+COLUMN = 52
+"""Those that fit into one column; a wider table spans both (``table*``)."""
 BETWEEN = 3
 """Characters that fit into the space between two columns of a table."""
 AS_LATEX = str.maketrans(
@@ -49,8 +51,10 @@ def latex(table: pd.DataFrame, caption: str, label: str) -> str:
         longtable=len(table) > LONG,
         column_format="l" + "r" * (len(table.columns) - 1),
     )
-    start = r"\begin{table}"
-    return text.replace(start, f"{start}\n\\centering\n\\footnotesize", 1)
+    kind = "table*" if width_of(table) > COLUMN else "table"
+    text = text.replace(r"\end{table}", rf"\end{{{kind}}}")
+    start = rf"\begin{{{kind}}}"
+    return text.replace(r"\begin{table}", f"{start}\n\\centering\n\\footnotesize", 1)
 
 
 def latex_parts(table: pd.DataFrame, caption: str, label: str) -> str:

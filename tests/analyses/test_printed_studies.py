@@ -288,11 +288,12 @@ def test_a_wide_table_is_split_into_tables_that_fit_with_its_first_column_in_eac
     assert [name for part in parts for name in part.columns[1:]] == [*wide.columns[1:]]
     assert {len(part.columns) for part in parts} <= {5, 6}  # about as many in each
     text = latex_parts(wide, "A caption.", "wide")
-    assert text.count(r"\begin{table}") == len(parts)
+    assert text.count(r"\begin{table*}") == text.count(r"\end{table*}") == len(parts)
     assert r"\label{tab:wide}" in text
     assert r"\label{tab:wide-2}" in text
     assert "A caption. (continued)" in text
     narrow = wide[["way", "0°"]]
+    assert r"\end{table}" in latex(narrow, "A caption.", "narrow")
     assert latex_parts(narrow, "A caption.", "narrow") == latex(narrow, "A caption.", "narrow")
 
 
