@@ -55,7 +55,6 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
     style.explain(drawn, style.ACROSS, "95 % interval")
     style.upright(drawn, 0, row=1, col=1)
     drawn.update_yaxes(autorange="reversed", automargin=True)
-    drawn.update_xaxes(rangemode="tozero", row=1, col=2)
     return style.layout(
         drawn, "Steering with and without a gate", subtitle, height=240 + 60 * len(names)
     )
