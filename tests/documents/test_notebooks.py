@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import jupytext
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from transformers import LlamaForCausalLM
 
 import ss_lens
 from ss_lens import ContrastiveDataset
 from tests.conftest import SHARED
 from tests.documents.readme import ROOT, link_models
+from tests.gguf_files import tiny_gguf as tiny_gguf
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
 
@@ -64,12 +67,18 @@ SMALL_NOTEBOOKS = {
         "angles = (0, 120)\ndev = test = 1\nnew_tokens = 4"
     ),
     "06_published_calibrations": f"{FEW}published = {{published!r}}",
+    "07_export_and_serve": (
+        "dataset, prompts_per_class = {tiny!r}, 10\nangle, compared, new_tokens = 135, 2, 4\n"
+        "served = {served!r}"
+    ),
     "08_paper_figures": (
         "folder = {folder!r}\nprompts_per_class = 16\nangles = (0, 180)\ndev = test = 4\n"
         "draws = 1\nnew_tokens = 4"
     ),
 }
 ON_A_TINY_MODEL = ("02_ablations",)
+ON_A_TINY_FILE = ("07_export_and_serve",)
+"""A GGUF file, which llama.cpp serves as well."""
 SHOWN = {
     "01_quickstart": (4, 1, 0),
     "02_ablations": (3, 0, 0),
@@ -77,6 +86,7 @@ SHOWN = {
     "04_where_does_it_live": (9, 0, 0),
     "05_choosing_an_angle": (0, 1, 0),
     "06_published_calibrations": (1, 0, 0),
+    "07_export_and_serve": (0, 0, 0),
     "08_paper_figures": (1, 0, 3),
 }
 """How often there is each of :data:`KINDS`."""
@@ -129,6 +139,7 @@ def test_a_notebook_runs_at_small_size_and_shows_its_figures(
     few_prompts: Path,
     tiny_prompts: Path,
     tiny_folders: dict[str, Path],
+    tiny_gguf: tuple[Path, LlamaForCausalLM],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -136,6 +147,8 @@ def test_a_notebook_runs_at_small_size_and_shows_its_figures(
     monkeypatch.delenv("SS_LENS_NOTEBOOK_MODEL", raising=False)
     if source.stem in ON_A_TINY_MODEL:
         monkeypatch.setenv("SS_LENS_NOTEBOOK_MODEL", str(tiny_folders["qwen2"]))
+    if source.stem in ON_A_TINY_FILE:
+        monkeypatch.setenv("SS_LENS_NOTEBOOK_MODEL", str(tiny_gguf[0]))
     notebook = jupytext.read(source)
     parameters = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
     assert len(parameters) == 1
@@ -144,6 +157,7 @@ def test_a_notebook_runs_at_small_size_and_shows_its_figures(
         dataset=str(few_prompts),
         tiny=str(tiny_prompts),
         published=published_folder(),
+        served=str(tiny_gguf[0]) if find_spec("xllamacpp") else "",
     )
     resources = {"metadata": {"path": str(tmp_path)}}
     NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()
