@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
@@ -30,7 +31,8 @@ CARD = "README.md"
 _OURS = {JSON, TENSORS, CARD, ".gitattributes"}
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*", re.ASCII)
 _LOGIN = "Log in with `hf auth login`, or set HF_TOKEN to a token that may write there"
-_FAILURES = (*HfHubHTTPError.__bases__, LocalEntryNotFoundError, RuntimeError)
+_HTTP = cast("tuple[type[Exception], ...]", HfHubHTTPError.__bases__)
+_FAILURES = (*_HTTP, LocalEntryNotFoundError, HFValidationError, RuntimeError)
 """What the Hub's client raises: errors of HTTP, whose library differs by its version, and of files;
 ``RuntimeError`` where its connection was closed."""
 
@@ -118,7 +120,7 @@ def _one_line(done: str, repo_id: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (*_FAILURES, HFValidationError) as error:
+    except _FAILURES as error:
         status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
         gone = isinstance(error, RepositoryNotFoundError) and not isinstance(error, GatedRepoError)
         if isinstance(error, HFValidationError):
