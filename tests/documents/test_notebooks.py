@@ -68,7 +68,7 @@ SMALL_NOTEBOOKS = {
     ),
     "06_published_calibrations": f"{FEW}published = {{published!r}}",
     "07_export_and_serve": (
-        "dataset, prompts_per_class = {tiny!r}, 10\nangle, compared, new_tokens = 135, 2, 4\n"
+        "dataset, prompts_per_class = {letters!r}, 6\nangle, compared, new_tokens = 135, 2, 4\n"
         "served = {served!r}"
     ),
     "08_paper_figures": (
@@ -124,6 +124,18 @@ def tiny_prompts(tiny_data: ContrastiveDataset, tmp_path_factory: pytest.TempPat
     return path
 
 
+@pytest.fixture(scope="module")
+def letters(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prompts for the tiny model in a GGUF file, whose tokens are letters, in a short context."""
+    classes = {
+        "positive": ["abcdef"[:n] for n in range(1, 7)],
+        "negative": ["ZYXWVU"[:n] for n in range(1, 7)],
+    }
+    path = tmp_path_factory.mktemp("data") / "letters.json"
+    path.write_text(json.dumps(classes))
+    return path
+
+
 def published_folder() -> str:
     """One of the authors' folders where it is at hand; else the notebook writes its own."""
     folder = SHARED / "reference" / "Qwen2.5-1.5B-Instruct"
@@ -138,6 +150,7 @@ def test_a_notebook_runs_at_small_size_and_shows_its_figures(
     reader: Path,
     few_prompts: Path,
     tiny_prompts: Path,
+    letters: Path,
     tiny_folders: dict[str, Path],
     tiny_gguf: tuple[Path, LlamaForCausalLM],
     tmp_path: Path,
@@ -156,6 +169,7 @@ def test_a_notebook_runs_at_small_size_and_shows_its_figures(
         folder=str(tmp_path / "run"),
         dataset=str(few_prompts),
         tiny=str(tiny_prompts),
+        letters=str(letters),
         published=published_folder(),
         served=str(tiny_gguf[0]) if find_spec("xllamacpp") else "",
     )
