@@ -34,9 +34,12 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM
+from transformers.utils import logging
 
 import ss_lens
 from ss_lens.models.sources import DEFAULT_MODEL
+
+logging.disable_progress_bar()
 
 # %% tags=["parameters"]
 dataset = "sentiment"
