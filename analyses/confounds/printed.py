@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 from matplotlib.artist import Artist
@@ -19,7 +21,7 @@ CAPTION = (
     "classes are told apart by."
 )
 NAME_WIDTH = {1: 16, 2: 40}
-AT_ACTIVATIONS = {"color": "black", "linewidth": 0.7, "linestyle": (0, (4, 2))}
+AT_ACTIVATIONS: Mapping[str, Any] = {"color": "black", "linewidth": 0.7, "linestyle": (0, (4, 2))}
 
 
 @sheet.in_print

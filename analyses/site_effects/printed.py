@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
@@ -19,7 +22,7 @@ CAPTION = (
     "alone, and left out while the others are steered."
 )
 HEADINGS = {ONLY: "this site alone (nats)", LEFT_OUT: "added to the others (nats)"}
-CONTROL = {
+CONTROL: Mapping[str, Any] = {
     **{"linestyle": "none", "marker": "_", "color": "0.45"},
     **{"markersize": 5, "markeredgewidth": 0.9},
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
@@ -42,7 +44,7 @@ def figure(draws: pd.DataFrame, columns: int = 2) -> Figure:
     numbers.set_ylabel("selected sites")
     numbers.set_ylim(bottom=0)
     numbers.set_xlim(-0.6, len(groups) - 0.4)
-    turned = {"rotation": 90} if columns == 1 and len(groups) > 6 else {}
+    turned: dict[str, Any] = {"rotation": 90} if columns == 1 and len(groups) > 6 else {}
     numbers.set_xticks(range(len(groups)), [*groups], **turned)
     numbers.tick_params(axis="x", length=0)
     entries: list[tuple[Artist, str]] = [

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
@@ -19,8 +22,8 @@ CAPTION = (
     "ones: over prompts alone, with one direction."
 )
 CHOSEN, OTHERS = "0.35", "0.8"
-AT_SITE = {"color": "black", "linewidth": 0.8, "linestyle": (0, (4, 2))}
-SHUFFLED = {
+AT_SITE: Mapping[str, Any] = {"color": "black", "linewidth": 0.8, "linestyle": (0, (4, 2))}
+SHUFFLED: Mapping[str, Any] = {
     **{"linestyle": "none", "marker": "_", "color": "black"},
     **{"markersize": 3.4, "markeredgewidth": 0.9},
 }
