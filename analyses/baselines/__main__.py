@@ -12,6 +12,7 @@ from analyses import output, style
 from analyses.baselines.figures import brief, figure
 from analyses.baselines.lora import Training
 from analyses.baselines.measures import check_budget, measure
+from analyses.baselines.subject import Subject
 from analyses.baselines.ways import all_ways
 from analyses.budget.choosing import Goal
 from analyses.printed.tables import markdown
@@ -19,15 +20,21 @@ from ss_lens import UserError
 from ss_lens.core.checks import check_at_least
 from ss_lens.models.load import DEFAULT_MODEL
 
+REFUSAL = "refusal"
+
 
 def main(
     model: output.Model = DEFAULT_MODEL,
-    dataset: output.Dataset = "refusal",
+    dataset: Annotated[
+        str | None,
+        typer.Option(help="Other prompts: embedded name or file.", show_default="the behaviour's"),
+    ] = None,
     dev: Annotated[int, typer.Option(help="Prompts per class that settings are chosen on.")] = 8,
     test: Annotated[int, typer.Option(help="Prompts per class that are reported.")] = 24,
-    goal: Annotated[Goal, typer.Option(help="Whether refusal shall become less or more.")] = (
-        "weaken"
-    ),
+    behaviour: Annotated[
+        str, typer.Option(help="refusal, sentiment, formality, language, or a .yaml file.")
+    ] = REFUSAL,
+    goal: Annotated[Goal, typer.Option(help="Whether it shall become less or more.")] = "weaken",
     system: Annotated[
         list[str] | None,
         typer.Option(help="A system prompt that dev may choose; may be repeated."),
@@ -47,7 +54,8 @@ def main(
     chosen = output.checked(formats)
     check_budget(budget)  # before a model is loaded
     check_at_least("--steps", steps)
-    parts = output.split(dataset, seed, test)
+    subject = Subject(_behaviour(behaviour, dataset), goal)
+    parts = subject.behaviour.dataset.split(dev=16, test=test, seed=seed)
     if not 1 <= dev <= len(parts.dev.positive):
         raise UserError(
             f"--dev must be 1 to {len(parts.dev.positive)} prompts per class; got {dev}."
@@ -58,7 +66,7 @@ def main(
         loaded,
         parts.train,
         acts,
-        goal=goal,
+        subject,
         systems=system or (),
         training=Training(steps=steps, seed=seed),
         step=step,
@@ -68,17 +76,17 @@ def main(
         made,
         parts.dev.head(dev),
         parts.test,
-        goal=goal,
+        subject,
         budget=budget,
         max_new_tokens=max_new_tokens,
         seed=seed,
     )
     subtitle = (
-        f"{model}; {dataset}: settings chosen on {dev} + {dev} prompts, reported on {test} + "
-        f"{test} others"
+        f"{model}; {subject.behaviour.dataset.name}: settings chosen on {dev} + {dev} prompts, "
+        f"reported on {test} + {test} others"
     )
-    output.save(out, "baselines", table, figure(table, subtitle), chosen)
-    rows = brief(table)
+    output.save(out, "baselines", table, figure(table, subtitle, subject.measures), chosen)
+    rows = brief(table, subject.measures)
     print(markdown([*rows.columns], rows.itertuples(index=False)))
     print(
         f"*: differs from rotating (p < {style.LEVEL:g}, Holm); †: no setting kept nine tenths of "
@@ -87,6 +95,14 @@ def main(
     for row in table.drop_duplicates("variant").to_dict("records"):
         if row["note"]:
             print(f"- {row['variant']}: {row['note']}")
+
+
+def _behaviour(name: str, dataset: str | None) -> ss_lens.Behaviour:
+    """The behaviour, on other prompts where they are named; refusal on the default dataset."""
+    found = ss_lens.load_behaviour(name)
+    if dataset is None and name == REFUSAL:
+        dataset = REFUSAL
+    return found if dataset is None else found.with_dataset(ss_lens.load_dataset(dataset))
 
 
 if __name__ == "__main__":

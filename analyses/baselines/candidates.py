@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
+from analyses.baselines.subject import Subject
 from ss_lens import ChatFormat, UserError
 from ss_lens.models.chat import DEFAULT_FORMAT, Prompt
 from ss_lens.models.templates import Turn
 from ss_lens.scoring.divergence import Changed
-from ss_lens.scoring.refusal_score import refusal_score
 
 Inside = Callable[[], AbstractContextManager[object]]
 
@@ -41,10 +41,12 @@ class Candidate:
             return [*texts]
         return [[*self.shots, {"role": "user", "content": text}] for text in texts]
 
-    def scores(self, model: TransformerBridge, texts: Sequence[str]) -> pd.DataFrame:
-        """Refusal score and opening mass of each text, in one pass."""
+    def scores(
+        self, model: TransformerBridge, subject: Subject, texts: Sequence[str]
+    ) -> pd.DataFrame:
+        """``score`` and ``opening_mass`` of each text, in one pass."""
         with self.inside():
-            return refusal_score(model, self.prompts(texts), chat=self.chat)
+            return subject.scores(model, self.prompts(texts), self.chat)
 
     def change(self, texts: Sequence[str]) -> Changed:
         """What to compare with the unsteered model's predictions on the answers to ``texts``."""

@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
 import ss_lens
 from analyses.baselines.candidates import Candidate, Way
+from analyses.baselines.subject import Subject
 from analyses.budget.answered import Answered
-from analyses.budget.choosing import Goal
 from analyses.budget.matching import Curve
 from ss_lens.core.progress import progress_bar
-from ss_lens.experiments.answers import with_texts_scored
-from ss_lens.experiments.dial.scan import COLLAPSE, CRITERIA
-from ss_lens.scoring.coherence import collapse
+from ss_lens.experiments.dial.scan import CRITERIA
 from ss_lens.scoring.divergence import changed_divergence
 
 MOST_COLLAPSED = CRITERIA["weakened"].max_collapsed
@@ -29,7 +26,7 @@ class Chosen:
 
     Attributes:
         admissible: whether few enough of its dev answers collapse; else it is the best by score.
-        score: mean refusal score of dev's positive prompts, in nats.
+        score: mean score of dev's prompts of the class that is to move, in nats.
         kl: mean over dev of KL from unsteered, in nats per token.
         note: why a budget does not apply to it.
     """
@@ -45,14 +42,14 @@ def choose(
     model: TransformerBridge,
     ways: Mapping[str, Way],
     dev: Answered,
-    goal: Goal,
+    subject: Subject,
     budget: float | None,
     max_new_tokens: int,
 ) -> dict[str, Chosen]:
     """The best setting of each way whose answers do not collapse; the best by score without any.
 
-    Settings are ranked by the one-pass score of dev's positive prompts, and answered from the best
-    on. With a budget those of a dial are the strengths that spend it
+    Settings are ranked by the one-pass score of dev's prompts, and answered from the best on. With
+    a budget those of a dial are the strengths that spend it
     (:meth:`analyses.budget.matching.Curve.crossings`); one that reaches it nowhere keeps its best,
     and the note says so.
 
@@ -60,7 +57,7 @@ def choose(
         model: without hooks.
         ways: by name.
         dev: its prompts with the unsteered answers.
-        goal: whether the best score is the lowest or the highest.
+        subject: whose score is to fall or to rise.
         budget: in nats per token, or ``None``.
         max_new_tokens: of the answers.
     """
@@ -72,7 +69,7 @@ def choose(
                 note = OWN_KL
             elif budget is not None:
                 candidates, note = _at_budget(way, dev, budget, candidates)
-            found[name] = _best(model, candidates, dev, goal, max_new_tokens, note)
+            found[name] = _best(model, candidates, dev, subject, max_new_tokens, note)
             bar.update()
     return found
 
@@ -101,38 +98,25 @@ def _best(
     model: TransformerBridge,
     candidates: Sequence[Candidate],
     dev: Answered,
-    goal: Goal,
+    subject: Subject,
     max_new_tokens: int,
     note: str,
 ) -> Chosen:
-    positive = [p for p, label in zip(dev.prompts, dev.classes, strict=True) if label == "positive"]
-    scores = [float(one.scores(model, positive)["refusal_score"].mean()) for one in candidates]
-    sign = 1 if goal == "weaken" else -1
-    ranked = sorted(range(len(candidates)), key=lambda place: sign * scores[place])
-    taken = next((p for p in ranked if _stays_text(dev, candidates[p], max_new_tokens)), None)
+    moved = [p for p, of in zip(dev.prompts, dev.classes, strict=True) if of == subject.label]
+    scores = [float(one.scores(model, subject, moved)["score"].mean()) for one in candidates]
+    ranked = sorted(range(len(candidates)), key=lambda place: subject.sign * scores[place])
+    taken = next(
+        (p for p in ranked if _stays_text(dev, subject, candidates[p], max_new_tokens)), None
+    )
     place = ranked[0] if taken is None else taken
     (kl,) = mean_kl(dev, [candidates[place]])
     return Chosen(candidates[place], taken is not None, scores[place], kl, note)
 
 
-def _stays_text(dev: Answered, candidate: Candidate, max_new_tokens: int) -> bool:
+def _stays_text(dev: Answered, subject: Subject, candidate: Candidate, max_new_tokens: int) -> bool:
     prompts = candidate.prompts(dev.prompts)
     with candidate.inside():
         answers = ss_lens.generate(
             dev.model, prompts, max_new_tokens=max_new_tokens, chat=candidate.chat
         )
-    return float(scored_texts(dev.prompts, answers)["collapsed"].mean()) <= MOST_COLLAPSED
-
-
-def scored_texts(prompts: Sequence[str], answers: Sequence[str]) -> pd.DataFrame:
-    """The scores of the answers' texts, and whether each ``collapsed``."""
-    table = pd.DataFrame(
-        {
-            "prompt_index": range(len(answers)),
-            "prompt": [*prompts],
-            "angle_deg": 0.0,
-            "response": [*answers],
-        }
-    )
-    table = with_texts_scored(table)
-    return table.assign(collapsed=collapse(table, COLLAPSE)["collapsed"])
+    return float(subject.texts(dev.prompts, answers)["collapsed"].mean()) <= MOST_COLLAPSED

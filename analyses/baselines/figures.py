@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
+from ss_lens.behaviours.measures import REFUSAL, Measures
 
 from analyses import style
 from analyses.baselines.ways import UNSTEERED
@@ -14,14 +15,19 @@ from analyses.baselines.ways import UNSTEERED
 TICKS = [float(f"{digit}e{power}") for power in range(-5, 3) for digit in (1, 2, 5)]
 
 
-def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
+def figure(table: pd.DataFrame, subtitle: str = "", measures: Measures = REFUSAL) -> go.Figure:
     """Score against divergence, a panel per class, a marker per way.
 
     Crosses reach over the 95 % intervals. Dotted: the unsteered model. Open markers: no setting
     kept nine tenths of the dev answers from collapsing. A score is crossed out where less than half
     of the first token's probability is on any opening.
+
+    Args:
+        table: from :func:`analyses.baselines.measure`.
+        subtitle: what was measured.
+        measures: the names of the behaviour's columns.
     """
-    points = wide(table)
+    points = wide(table).rename(columns=_short(measures))
     drawn, panels = style.panel_per_class(points)
     names = [name for name in dict.fromkeys(points["variant"]) if name != UNSTEERED]
     looks, crossed = style.series(names), style.Crosses()
@@ -29,15 +35,15 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
         for way, look in looks.items():
             rows = of_class.loc[of_class["variant"] == way]
             drawn.add_trace(_point(rows, way, look, in_legend=panel == 1), row=1, col=panel)
-            crossed.draw(drawn, rows["kl"], rows["refusal_score"], rows["opening_mass"], col=panel)
-        plain = of_class.loc[of_class["variant"] == UNSTEERED, "refusal_score"]
+            crossed.draw(drawn, rows["kl"], rows["score"], rows["opening_mass"], col=panel)
+        plain = of_class.loc[of_class["variant"] == UNSTEERED, "score"]
         style.level(drawn, float(plain.iloc[0]), row=1, col=panel)
     style.explain(drawn, style.BAR, "95 % intervals")
     if not points["admissible"].all():
         style.explain(drawn, style.OPEN, "open: text collapses")
     style.explain_level(drawn, UNSTEERED)
     drawn.update_xaxes(title_text="KL from unsteered (nats per token)", type="log", tickvals=TICKS)
-    drawn.update_yaxes(title_text="refusal score (nats)", col=1)
+    drawn.update_yaxes(title_text=measures.heading, col=1)
     title = "Asking, showing, training and steering"
     return style.layout(drawn, title, subtitle, height=500, narrowest=720)
 
@@ -45,9 +51,9 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
 def _point(rows: pd.DataFrame, way: str, look: style.Look, *, in_legend: bool) -> go.Scatter:
     return go.Scatter(
         x=rows["kl"],
-        y=rows["refusal_score"],
+        y=rows["score"],
         error_x=_interval(rows, "kl"),
-        error_y=_interval(rows, "refusal_score"),
+        error_y=_interval(rows, "score"),
         mode="markers",
         name=way,
         legendgroup=way,
@@ -56,8 +62,8 @@ def _point(rows: pd.DataFrame, way: str, look: style.Look, *, in_legend: bool) -
             "size": 9,
             "color": look.colour,
         },
-        customdata=rows[["setting", "refused", "opening_mass", "seconds_per_answer"]],
-        hovertemplate=f"{way}: %{{customdata[0]}}<br>%{{y:.2f}} nats at KL %{{x:.3g}}, refused "
+        customdata=rows[["setting", "shown", "opening_mass", "seconds_per_answer"]],
+        hovertemplate=f"{way}: %{{customdata[0]}}<br>%{{y:.2f}} nats at KL %{{x:.3g}}, shown "
         "%{customdata[1]:.2f}<br>opening mass %{customdata[2]:.2f}, %{customdata[3]:.2f} s per "
         "answer<extra></extra>",
         showlegend=in_legend,
@@ -90,13 +96,21 @@ def wide(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def brief(table: pd.DataFrame) -> pd.DataFrame:
+def _short(measures: Measures) -> dict[str, str]:
+    """The behaviour's columns by what they are."""
+    ends = ("", "_low", "_high", "_difference", "_p")
+    names = {measures.score: "score", measures.shown: "shown"}
+    return {f"{own}{end}": f"{short}{end}" for own, short in names.items() for end in ends}
+
+
+def brief(table: pd.DataFrame, measures: Measures = REFUSAL) -> pd.DataFrame:
     """The table for readers: a row per way.
 
     A star marks a score that differs from rotating's on the same prompts (Holm's p below 0.05), a
     dagger a setting at which text collapses.
     """
-    rows = wide(table)
+    rows = wide(table).rename(columns=_short(measures))
+    words, shown = measures.words, "refused" if measures.is_refusal else "shown"
     by_class = {
         label: rows.loc[rows["prompt_class"] == label] for label in ("positive", "negative")
     }
@@ -104,18 +118,18 @@ def brief(table: pd.DataFrame) -> pd.DataFrame:
     found = []
     for row in by_class["positive"].to_dict("records"):
         other = harmless.loc[row["variant"]].to_dict()
-        star = "*" if row["refusal_score_p"] < style.LEVEL else ""
+        star = "*" if row["score_p"] < style.LEVEL else ""
         found.append(
             {
                 "way": row["variant"] + ("" if row["admissible"] else " †"),
                 "setting": row["setting"],
-                "score, harmful (nats)": _text(row, "refusal_score", "+.2f") + star,
+                f"score, {words['positive']} (nats)": _text(row, "score", "+.2f") + star,
                 "opening mass": f"{row['opening_mass']:.2f}",
-                "refused, harmful": _text(row, "refused", ".2f"),
-                "refused, harmless": _text(other, "refused", ".2f"),
-                "score, harmless (nats)": _text(other, "refusal_score", "+.2f"),
-                "KL, harmful": f"{row['kl']:.3f}",
-                "KL, harmless": f"{other['kl']:.3f}",
+                f"{shown}, {words['positive']}": _text(row, "shown", ".2f"),
+                f"{shown}, {words['negative']}": _text(other, "shown", ".2f"),
+                f"score, {words['negative']} (nats)": _text(other, "score", "+.2f"),
+                f"KL, {words['positive']}": f"{row['kl']:.3f}",
+                f"KL, {words['negative']}": f"{other['kl']:.3f}",
                 "s per answer": f"{row['seconds_per_answer']:.2f}",
                 "prompt tokens": f"{row['prompt_tokens']:.0f}",
             }

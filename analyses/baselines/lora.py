@@ -1,7 +1,7 @@
 """A LoRA adapter trained on the calibration prompts to open answers as wanted.
 
-What is trained is the score itself: the log-odds of refusing openings at the first answer token of
-positive prompts, so no answer to a harmful request is needed or written. On negative prompts the
+What is trained is the score itself: the log-odds of openings at the first answer token of one class
+of prompts, so no answer to a harmful request is needed or written. On the other class the
 predictions along the model's own answers are held where they are.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -21,14 +21,14 @@ from torch.nn import functional as F
 from transformer_lens.model_bridge import TransformerBridge
 
 import ss_lens
-from ss_lens import UserError
+from analyses.baselines.subject import Subject
+from ss_lens import ContrastiveDataset, UserError
 from ss_lens.activations.capture import check_unhooked
 from ss_lens.core.progress import progress_bar
 from ss_lens.models import forward
 from ss_lens.models.chat import tokenize
 from ss_lens.models.load import device_of
 from ss_lens.scoring.continuations import Continuation, answers
-from ss_lens.scoring.refusal_score import opening_tokens
 
 Factors = tuple[Float[Tensor, "rank in"], Float[Tensor, "out rank"]]
 
@@ -40,8 +40,8 @@ class Training:
     Attributes:
         targets: the linear maps that get factors, by the last part of their names.
         batch: prompts of each class per step.
-        retain: weight of the divergence on negative prompts.
-        kept_prompts: negative prompts that it is held on.
+        retain: weight of the divergence on the other class.
+        kept_prompts: prompts of that class that it is held on.
         kept_tokens: of their answers.
     """
 
@@ -80,30 +80,27 @@ class Adapter:
 
 def train(
     model: TransformerBridge,
-    positive: Sequence[str],
-    negative: Sequence[str],
-    goal: Literal["weaken", "strengthen"],
+    subject: Subject,
+    data: ContrastiveDataset,
     how: Training,
 ) -> Adapter:
-    """Train an adapter that weakens or strengthens refusal of the positive prompts.
+    """Train an adapter that moves the score of the prompts whose behaviour is to change.
 
     Args:
         model: without hooks; its weights stay as they are.
-        positive: prompts whose answers shall open otherwise.
-        negative: prompts whose answers shall stay.
-        goal: in which sense.
+        subject: whose openings become less or more likely.
+        data: whose prompts of one class are moved, and of the other held.
         how: rank, steps and so on.
 
     Raises:
         UserError: the model carries hooks, or has no linear maps of these names.
     """
     check_unhooked(model, "the adapter would be trained on top of them")
-    openings = opening_tokens(model)
-    sign = 1 if goal == "weaken" else -1
+    openings = subject.tokens(model)
     generator = torch.Generator().manual_seed(how.seed)
     adapter = Adapter(model, _fresh(model, how, generator))
-    wanted = [Continuation(ids, ()) for ids in tokenize(model, positive)]
-    kept = negative[: how.kept_prompts]
+    wanted = [Continuation(ids, ()) for ids in tokenize(model, getattr(data, subject.label))]
+    kept = getattr(data, subject.other)[: how.kept_prompts]
     own = ss_lens.generate(model, kept, max_new_tokens=how.kept_tokens)
     held = [given for given in answers(model, kept, own) if given.scored]
     trained = [factor for pair in adapter.factors.values() for factor in pair]
@@ -117,8 +114,8 @@ def train(
             here = [wanted[row] for row in draws[0][step]]
             with adapter.at(1.0):
                 logp = torch.cat(_logits(model, here)).float().log_softmax(dim=-1)
-            refuse, comply = (logp[:, ids].logsumexp(dim=-1) for ids in openings)
-            F.softplus(sign * (refuse - comply)).mean().backward()
+            shows, lacks = (logp[:, ids].logsumexp(dim=-1) for ids in openings)
+            F.softplus(subject.sign * (shows - lacks)).mean().backward()
             if held:
                 (how.retain * _drift(adapter, [held[row] for row in draws[1][step]])).backward()
             nn.utils.clip_grad_norm_(trained, 1.0)

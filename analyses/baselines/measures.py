@@ -12,10 +12,10 @@ from transformer_lens.model_bridge import TransformerBridge
 
 import ss_lens
 from analyses.baselines.candidates import Candidate, Way
-from analyses.baselines.choosing import Chosen, choose, scored_texts
+from analyses.baselines.choosing import Chosen, choose
+from analyses.baselines.subject import Subject
 from analyses.baselines.ways import ROTATING, UNSTEERED
 from analyses.budget.answered import Answered
-from analyses.budget.choosing import Goal
 from ss_lens import ContrastiveDataset, UserError
 from ss_lens.core.progress import progress_bar
 from ss_lens.models.chat import tokenize
@@ -23,7 +23,6 @@ from ss_lens.scoring.divergence import changed_divergence
 from ss_lens.stats.paired import compare
 
 ANSWER_TOKENS = 32
-METRICS = ("refusal_score", "opening_mass", "refused", "collapsed", "kl")
 
 
 def measure(
@@ -31,25 +30,25 @@ def measure(
     ways: Mapping[str, Way],
     dev: ContrastiveDataset,
     test: ContrastiveDataset,
+    subject: Subject,
     *,
-    goal: Goal = "weaken",
     budget: float | None = None,
     max_new_tokens: int = ANSWER_TOKENS,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Score, refused share, collapse, divergence and cost of each way on ``test``.
+    """Score, share that shows it, collapse, divergence and cost of each way on ``test``.
 
     The setting of each way is chosen on ``dev`` alone (:func:`analyses.baselines.choosing.choose`):
-    the best mean score of positive prompts whose answers do not collapse; with a ``budget``, of a
-    way with a dial the best strength that spends it. The divergence is KL(unsteered ‖ changed)
-    along the unsteered model's own answers, the changed model reading its own prompt before them.
+    the best mean score at which answers do not collapse; with a ``budget``, of a way with a dial
+    the best strength that spends it. The divergence is KL(unsteered ‖ changed) along the unsteered
+    model's own answers, the changed model reading its own prompt before them.
 
     Args:
         model: without hooks.
         ways: by name; ``rotating`` is what the others are compared with.
         dev: prompts that settings are chosen on.
         test: prompts that are reported, none of them in ``dev``.
-        goal: whether the best score is the lowest or the highest.
+        subject: the behaviour, and whether it is to become less or more.
         budget: nats per token on ``dev``, at which dials are compared; ``None`` lets each have its
             best.
         max_new_tokens: where answers are cut off.
@@ -57,8 +56,9 @@ def measure(
 
     Returns:
         A row per way, class and metric: the columns of :func:`ss_lens.stats.paired.compare`, paired
-        with ``rotating``, for the mean ``refusal_score`` (nats), ``opening_mass``, the share
-        ``refused`` and ``collapsed``, and ``kl`` (nats per token); beside them the ``setting``,
+        with ``rotating``, for the mean score (nats; ``refusal_score`` of refusal),
+        ``opening_mass``, the share that shows the behaviour (``refused`` of refusal) and
+        ``collapsed``, and ``kl`` (nats per token); beside them the ``setting``,
         whether it is ``admissible``, ``dev_score`` and ``dev_kl``, a ``note``, and the cost:
         ``seconds_per_answer`` here, ``prompt_tokens``, the mean length of what is read, and
         ``preparation_s``.
@@ -69,16 +69,18 @@ def measure(
     """
     _check(ways, dev, test, budget)
     plain = Answered.by(model, dev, max_new_tokens)
-    chosen = choose(model, ways, plain, goal, budget, max_new_tokens)
+    chosen = choose(model, ways, plain, subject, budget, max_new_tokens)
     reported = Answered.by(model, test, max_new_tokens)
     cells, costs = [], []
     with progress_bar(len(ways), "measure", "way") as bar:
         for name, found in chosen.items():
-            measured = _measured(reported, found.candidate, max_new_tokens)
+            measured = _measured(reported, subject, found.candidate, max_new_tokens)
             cells.append(measured.cells.assign(variant=name, draw=0))
             costs.append(_cost(name, ways[name], found, measured))
             bar.update()
-    table = compare(pd.concat(cells, ignore_index=True), METRICS, ROTATING, seed=seed)
+    names = subject.measures
+    metrics = (names.score, "opening_mass", names.shown, "collapsed", "kl")
+    table = compare(pd.concat(cells, ignore_index=True), metrics, ROTATING, seed=seed)
     return table.merge(pd.DataFrame(costs), on="variant", validate="m:1")
 
 
@@ -90,9 +92,11 @@ class Measured(NamedTuple):
     tokens: float
 
 
-def _measured(texts: Answered, candidate: Candidate, max_new_tokens: int) -> Measured:
+def _measured(
+    texts: Answered, subject: Subject, candidate: Candidate, max_new_tokens: int
+) -> Measured:
     model, prompts = texts.model, candidate.prompts(texts.prompts)
-    scores = candidate.scores(model, texts.prompts)
+    scores = candidate.scores(model, subject, texts.prompts)
     began = time.perf_counter()
     with candidate.inside():
         answers = ss_lens.generate(
@@ -102,15 +106,13 @@ def _measured(texts: Answered, candidate: Candidate, max_new_tokens: int) -> Mea
     (kl,) = changed_divergence(
         model, [candidate.change(texts.prompts)], texts.prompts, texts.responses
     )
-    told = scored_texts(texts.prompts, answers)
+    told = subject.texts(texts.prompts, answers, scores["score"])
     cells = pd.DataFrame({"prompt_class": texts.classes})
     cells["prompt_index"] = cells.groupby("prompt_class").cumcount()
+    cells[subject.measures.score] = scores["score"]
+    cells[subject.measures.shown] = told["shown"]
     cells = cells.assign(
-        refusal_score=scores["refusal_score"],
-        opening_mass=scores["opening_mass"],
-        refused=told["refused"].astype(bool),
-        collapsed=told["collapsed"].astype(bool),
-        kl=kl["kl_mean"],
+        opening_mass=scores["opening_mass"], collapsed=told["collapsed"], kl=kl["kl_mean"]
     )
     lengths = [len(ids) for ids in tokenize(model, prompts, candidate.chat)]
     return Measured(cells, seconds, sum(lengths) / len(lengths))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -12,19 +12,19 @@ from transformer_lens.model_bridge import TransformerBridge
 import ss_lens
 from analyses.baselines.candidates import Candidate, Way
 from analyses.baselines.lora import Training, train
-from analyses.budget.choosing import Goal
+from analyses.baselines.subject import Subject
 from ss_lens import Activations, Calibration, ContrastiveDataset, UserError
-from ss_lens.experiments.dial.asking import ASKING, asked_format
-from ss_lens.experiments.dial.scan import Sense
-from ss_lens.geometry.operators import Ablate, Add, Operator, RotateBy
+from ss_lens.experiments.dial.asking import asked_format
+from ss_lens.geometry.operators import Ablate, Add, Operator, RotateBy, RotateTo
 from ss_lens.models.chat import DEFAULT_FORMAT
 from ss_lens.models.templates import Turn
 
 ROTATING, UNSTEERED = "rotating", "unsteered"
-SENSE_OF: Mapping[Goal, Sense] = {"weaken": "weakened", "strengthen": "strengthened"}
 ANSWERING = "Sure, here is what you asked for."
 REFUSING = "I'm sorry, but I can't help with that."
-"""What examples answer. They hold no instruction, whatever the request."""
+"""What examples of refusal answer. They hold no instruction, whatever the request."""
+SHOWN_TOKENS = 24
+"""Of the model's own answers, in examples of other behaviours."""
 SHOTS = (2, 4, 8)
 """Examples that dev chooses from, half of them of each class."""
 SHARES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
@@ -37,8 +37,8 @@ def all_ways(
     model: TransformerBridge,
     data: ContrastiveDataset,
     acts: Activations,
+    subject: Subject,
     *,
-    goal: Goal = "weaken",
     systems: Sequence[str] = (),
     training: Training | None = None,
     step: int = 15,
@@ -50,25 +50,31 @@ def all_ways(
         data: the prompts that steering is calibrated on, that examples are taken from and that the
             adapter is trained on.
         acts: their activations.
-        goal: whether refusal shall become less or more.
-        systems: system prompts; :data:`ss_lens.experiments.dial.asking.ASKING` where there is none.
+        subject: the behaviour, and whether it is to become less or more.
+        systems: system prompts; those of the behaviour where there is none.
         training: of the adapter.
         step: degrees between angles.
 
     Raises:
-        UserError: a step below 1 or above 90, or what calibration and training raise.
+        UserError: a step below 1 or above 90, no system prompt, or what calibration and training
+            raise.
     """
     if not 1 <= step <= 90:
         raise UserError(f"the scan needs a step of 1 to 90 degrees; got {step}.")
-    asked = tuple(systems) or ASKING[SENSE_OF[goal]]
+    asked = tuple(systems) or subject.asking
+    if not asked:
+        raise UserError(
+            f"the behaviour {subject.behaviour.name!r} has no system prompt that asks for it to be "
+            f"{subject.sense}, expected one to compare with; give --system, or asking in its file."
+        )
     began = time.perf_counter()
     chosen = ss_lens.calibrate(acts)
     everywhere = ss_lens.calibrate(acts, rule="uniform")
     calibrated = time.perf_counter() - began
     began = time.perf_counter()
-    adapter = train(model, data.positive, data.negative, goal, training or Training())
+    adapter = train(model, subject, data, training or Training())
     trained = time.perf_counter() - began
-    unit = _mean_coordinate(acts, chosen) * (-1 if goal == "weaken" else 1)
+    unit = _mean_coordinate(acts, chosen) * -subject.sign
     steered = partial(_steered, model)
     return {
         UNSTEERED: Way((Candidate("as it is"),)),
@@ -76,7 +82,9 @@ def all_ways(
             tuple(Candidate(text, chat=asked_format(DEFAULT_FORMAT, text)) for text in asked)
         ),
         "showing": Way(
-            tuple(Candidate(f"{n} examples", shots=examples(data, goal, n)) for n in SHOTS)
+            tuple(
+                Candidate(f"{n} examples", shots=examples(model, data, subject, n)) for n in SHOTS
+            )
         ),
         "training": Way(
             at=lambda share: Candidate(f"LoRA × {share:.3g}", partial(adapter.at, share)),
@@ -101,12 +109,34 @@ def all_ways(
             preparation_s=calibrated,
             circle=True,
         ),
+        "rotating to": Way(
+            at=lambda angle: steered(RotateTo(angle), chosen, " (absolute)"),
+            strengths=tuple(map(float, (*range(0, 360, step), 360))),
+            preparation_s=calibrated,
+        ),
     }
 
 
-def examples(data: ContrastiveDataset, goal: Goal, n: int) -> tuple[Turn, ...]:
-    """Turns of ``n`` prompts of ``data``, one class after the other, answered as is wanted."""
-    wanted = {"positive": ANSWERING if goal == "weaken" else REFUSING, "negative": ANSWERING}
+def examples(
+    model: TransformerBridge, data: ContrastiveDataset, subject: Subject, n: int
+) -> tuple[Turn, ...]:
+    """Turns of ``n`` prompts of ``data``, answered as is wanted.
+
+    Of refusal one class after the other, with fixed answers. Of another behaviour the prompts are
+    those that are to be answered otherwise, with the model's own answers to their partners of the
+    other class; without partners those prompts themselves, which show how answers are to be.
+    """
+    if not subject.measures.is_refusal:
+        wanted = getattr(data, subject.other)[:n]
+        asked = getattr(data, subject.label)[:n] if data.paired else wanted
+        own = ss_lens.generate(model, wanted, max_new_tokens=SHOWN_TOKENS)
+        return tuple(
+            {"role": role, "content": text}
+            for prompt, answer in zip(asked, own, strict=True)
+            for role, text in (("user", prompt), ("assistant", answer))
+        )
+    answer = ANSWERING if subject.goal == "weaken" else REFUSING
+    wanted = {"positive": answer, "negative": ANSWERING}
     turns: list[Turn] = []
     for place in range(n):
         label = ("positive", "negative")[place % 2]
@@ -125,7 +155,7 @@ def _steered(
 
 
 def _told(operator: Operator) -> str:
-    if isinstance(operator, RotateBy):
+    if isinstance(operator, RotateBy | RotateTo):
         return f"{operator.angle_deg:.4g}°"
     if isinstance(operator, Add):
         return f"α = {operator.alpha:.3g}"

@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from ss_lens.behaviours.readers import Phrases, RatedColumn
+from ss_lens.scoring.behaviours.openings import Openings
 from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -17,9 +19,11 @@ from analyses import baselines
 from analyses.baselines import __main__ as command, choosing, figures, ways as ways_module
 from analyses.baselines.candidates import Candidate, Way
 from analyses.baselines.lora import Training, train
+from analyses.baselines.subject import Subject
 from analyses.baselines.ways import ANSWERING, REFUSING, ROTATING, UNSTEERED, examples
 from analyses.budget.answered import Answered
-from ss_lens import ChatFormat, ContrastiveDataset, RotateBy, Store, UserError
+from analyses.budget.choosing import Goal
+from ss_lens import Behaviour, ChatFormat, ContrastiveDataset, RotateBy, Store, UserError
 from ss_lens.datasets.contrastive import DatasetSplit
 from ss_lens.scoring import refusal_score as scoring
 
@@ -39,11 +43,18 @@ def parts(tiny_data: ContrastiveDataset) -> DatasetSplit:
     return tiny_data.split(dev=3, test=3, seed=0)
 
 
+def refusal(goal: Goal = "weaken") -> Subject:
+    """Of whichever prompts, with the openings of these tests."""
+    data = ContrastiveDataset("d", ("w8", "w9"), ("w10", "w11"))
+    openings = scoring.refusal_openings()
+    return Subject(Behaviour("refusal", data, openings, RatedColumn("refused")), goal)
+
+
 @pytest.fixture
 def made(tiny_llama: TransformerBridge, parts: DatasetSplit, store: Store) -> dict[str, Way]:
     acts = ss_lens.capture(tiny_llama, parts.train, store=store)
     return baselines.all_ways(
-        tiny_llama, parts.train, acts, systems=("w40 w41", "w50"), training=FEW, step=90
+        tiny_llama, parts.train, acts, refusal(), systems=("w40 w41", "w50"), training=FEW, step=90
     )
 
 
@@ -54,11 +65,11 @@ def mean_score(model: TransformerBridge, prompts: tuple[str, ...]) -> float:
 def test_training_moves_the_score_as_wanted_and_leaves_the_model_as_it_was(
     tiny_llama: TransformerBridge, parts: DatasetSplit
 ) -> None:
-    positive, negative = parts.train.positive, parts.train.negative
+    positive = parts.train.positive
     before = mean_score(tiny_llama, positive)
     weights = {name: w.clone() for name, w in tiny_llama.original_model.named_parameters()}
     for goal, sign in (("weaken", -1), ("strengthen", 1)):
-        adapter = train(tiny_llama, positive, negative, goal, FEW)
+        adapter = train(tiny_llama, refusal(goal), parts.train, FEW)
         with adapter.at(1.0):
             moved = mean_score(tiny_llama, positive) - before
         assert sign * moved > 0.1
@@ -67,7 +78,7 @@ def test_training_moves_the_score_as_wanted_and_leaves_the_model_as_it_was(
         with adapter.at(0.0):
             assert mean_score(tiny_llama, positive) == before
         assert mean_score(tiny_llama, positive) == before
-        again = train(tiny_llama, positive, negative, goal, FEW)
+        again = train(tiny_llama, refusal(goal), parts.train, FEW)
         for name, factors in adapter.factors.items():
             for first, second in zip(factors, again.factors[name], strict=True):
                 torch.testing.assert_close(first, second)
@@ -79,7 +90,7 @@ def test_training_moves_the_score_as_wanted_and_leaves_the_model_as_it_was(
 def test_an_adapter_is_the_model_with_merged_weights(
     tiny_llama: TransformerBridge, parts: DatasetSplit
 ) -> None:
-    adapter = train(tiny_llama, parts.train.positive, parts.train.negative, "weaken", FEW)
+    adapter = train(tiny_llama, refusal(), parts.train, FEW)
     with adapter.at(0.7):
         expected = scoring.refusal_score(tiny_llama, parts.test.positive)
         texts = ss_lens.generate(tiny_llama, parts.test.positive, max_new_tokens=TOKENS)
@@ -99,7 +110,7 @@ def test_an_adapter_is_the_model_with_merged_weights(
 def test_an_adapter_is_removed_also_when_the_body_raises(
     tiny_llama: TransformerBridge, parts: DatasetSplit
 ) -> None:
-    adapter = train(tiny_llama, parts.train.positive, parts.train.negative, "weaken", FEW)
+    adapter = train(tiny_llama, refusal(), parts.train, FEW)
     with pytest.raises(RuntimeError, match="in the middle"), adapter.at(1.0):
         raise RuntimeError("in the middle")
     linear = [m for m in tiny_llama.original_model.modules() if isinstance(m, nn.Linear)]
@@ -109,25 +120,72 @@ def test_an_adapter_is_removed_also_when_the_body_raises(
 def test_a_model_with_hooks_or_without_the_maps_is_one_line(
     tiny_llama: TransformerBridge, parts: DatasetSplit, store: Store
 ) -> None:
-    prompts = parts.train.positive, parts.train.negative
     with pytest.raises(UserError, match=r"has no linear maps called none, .*name those of this"):
-        train(tiny_llama, *prompts, "weaken", Training(targets=("none",)))
+        train(tiny_llama, refusal(), parts.train, Training(targets=("none",)))
     calibration = ss_lens.calibrate(ss_lens.capture(tiny_llama, parts.train, store=store))
     with (
         ss_lens.steer(tiny_llama, calibration, RotateBy(90)),
         pytest.raises(UserError, match=r"the adapter would be trained on top of them"),
     ):
-        train(tiny_llama, *prompts, "weaken", FEW)
+        train(tiny_llama, refusal(), parts.train, FEW)
 
 
-def test_examples_are_of_both_classes_and_answer_as_is_wanted(parts: DatasetSplit) -> None:
-    turns = examples(parts.train, "strengthen", 4)
+def test_examples_are_of_both_classes_and_answer_as_is_wanted(
+    tiny_llama: TransformerBridge, parts: DatasetSplit
+) -> None:
+    turns = examples(tiny_llama, parts.train, refusal("strengthen"), 4)
     assert [turn["role"] for turn in turns] == ["user", "assistant"] * 4
     asked = [turn["content"] for turn in turns[::2]]
     p, n = parts.train.positive, parts.train.negative
     assert asked == [p[0], n[0], p[1], n[1]]
     assert [turn["content"] for turn in turns[1::2]] == [REFUSING, ANSWERING] * 2
-    assert {t["content"] for t in examples(parts.train, "weaken", 4)[1::2]} == {ANSWERING}
+    weaker = examples(tiny_llama, parts.train, refusal(), 4)
+    assert {turn["content"] for turn in weaker[1::2]} == {ANSWERING}
+
+
+def test_examples_of_another_behaviour_are_the_models_own_answers(
+    tiny_llama: TransformerBridge, parts: DatasetSplit
+) -> None:
+    """Answers to the other class, after their partners where prompts have them."""
+    openings = Openings(("w20", "w21"), ("w30", "w31"))
+    for paired in (False, True):
+        data = ContrastiveDataset("d", ("w8", "w9"), ("w60", "w61"), paired=paired)
+        subject = Subject(Behaviour("other", data, openings), "weaken")
+        turns = examples(tiny_llama, data, subject, 2)
+        own = ss_lens.generate(tiny_llama, data.negative, max_new_tokens=24)
+        assert [turn["content"] for turn in turns[1::2]] == own
+        asked = data.positive if paired else data.negative
+        assert [turn["content"] for turn in turns[::2]] == [*asked]
+
+
+def test_another_behaviour_is_moved_on_its_own_class_and_read_by_its_own_reader(
+    tiny_llama: TransformerBridge, parts: DatasetSplit, store: Store
+) -> None:
+    """Strengthened where it is not; without a reader it is shown where its score is above 0."""
+    data = ContrastiveDataset("d", ("w8", "w9"), ("w60", "w61"))
+    openings = Openings(("w20", "w21"), ("w30", "w31"))
+    by_score = Subject(
+        Behaviour("other", data, openings, asking={"strengthened": ("w40",)}), "strengthen"
+    )
+    assert (by_score.label, by_score.other, by_score.sign) == ("negative", "positive", -1)
+    assert by_score.asking == ("w40",)
+    words = Subject(Behaviour("other", data, openings, Phrases(("w33",), ("w34",))), "strengthen")
+    texts = ["w33 w33", "w34 w34"]
+    assert words.texts(["w8", "w9"], texts, pd.Series([0.0, 0.0]))["shown"].tolist() == [1, 0]
+    told = by_score.texts(["w8", "w9"], texts, pd.Series([1.0, -1.0]))
+    assert told["shown"].tolist() == [True, False]
+    scores = by_score.scores(tiny_llama, parts.dev.negative, ChatFormat())
+    assert [*scores] == ["score", "opening_mass"]
+    adapter = train(tiny_llama, by_score, parts.train, FEW)
+    with adapter.at(1.0):
+        after = by_score.scores(tiny_llama, parts.train.negative, ChatFormat())["score"].mean()
+    assert after > by_score.scores(tiny_llama, parts.train.negative, ChatFormat())["score"].mean()
+    acts = ss_lens.capture(tiny_llama, parts.train, store=store)
+    silent = Subject(Behaviour("other", data, openings))
+    with pytest.raises(UserError, match=r"has no system prompt that asks .* weakened, .*--system"):
+        baselines.all_ways(tiny_llama, parts.train, acts, silent)
+    with pytest.raises(UserError, match=r"'other' has no openings, .*give it openings"):
+        Subject(Behaviour("other", data, shown=Phrases(("w33",), ("w34",))))
 
 
 def test_everything_is_made_of_the_training_part(made: dict[str, Way], parts: DatasetSplit) -> None:
@@ -141,7 +199,8 @@ def test_everything_is_made_of_the_training_part(made: dict[str, Way], parts: Da
     assert shown & {*parts.train.positive}
     assert not shown & held_out
     assert [*made] == [
-        *(UNSTEERED, "asking", "showing", "training", "adding", "ablating", ROTATING)
+        *(UNSTEERED, "asking", "showing", "training", "adding", "ablating", ROTATING),
+        "rotating to",
     ]
     assert [*made[ROTATING].candidates] == [90, 180, 270]
     assert 0 not in made["training"].candidates
@@ -155,7 +214,9 @@ def test_each_way_is_reported_on_test_as_by_hand(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(choosing, "_stays_text", lambda *_: True)  # random text mostly collapses
-    table = baselines.measure(tiny_llama, made, parts.dev, parts.test, max_new_tokens=TOKENS)
+    table = baselines.measure(
+        tiny_llama, made, parts.dev, parts.test, refusal(), max_new_tokens=TOKENS
+    )
     assert {*table["variant"]} == {*made}
     rows = figures.wide(table).set_index(["variant", "prompt_class"])
     asked = rows.loc[("asking", "positive")]
@@ -191,13 +252,13 @@ def test_strengths_of_dials_spend_the_budget_and_others_say_so(
     tiny_llama: TransformerBridge, made: dict[str, Way], parts: DatasetSplit
 ) -> None:
     dev = Answered.by(tiny_llama, parts.dev, TOKENS)
-    found = choosing.choose(tiny_llama, made, dev, "weaken", 0.08, TOKENS)
+    found = choosing.choose(tiny_llama, made, dev, refusal(), 0.08, TOKENS)
     for way in ("training", "adding", ROTATING):
         assert found[way].note == ""
         assert found[way].kl == pytest.approx(0.08, rel=0.03)
     for way in (UNSTEERED, "asking", "showing", "ablating"):
         assert found[way].note == choosing.OWN_KL
-    far = choosing.choose(tiny_llama, {"adding": made["adding"]}, dev, "weaken", 1e4, TOKENS)
+    far = choosing.choose(tiny_llama, {"adding": made["adding"]}, dev, refusal(), 1e4, TOKENS)
     assert "below the budget" in far["adding"].note
 
 
@@ -207,23 +268,23 @@ def test_a_setting_whose_answers_collapse_is_passed_over(
     dev = Answered.by(tiny_llama, parts.dev, TOKENS)
     settings = [Candidate(text, chat=ChatFormat(system=text)) for text in ("w40", "w41", "w42")]
     scores = [
-        float(one.scores(tiny_llama, parts.dev.positive)["refusal_score"].mean())
+        float(one.scores(tiny_llama, refusal(), parts.dev.positive)["score"].mean())
         for one in settings
     ]
     order = [settings[place].setting for place in np.argsort(scores)]
     tried: list[str] = []
 
-    def stays(_: Answered, candidate: Candidate, tokens: int) -> bool:
+    def stays(_: Answered, of: Subject, candidate: Candidate, tokens: int) -> bool:
         tried.append(candidate.setting)
         return candidate.setting == order[1]
 
     monkeypatch.setattr(choosing, "_stays_text", stays)
     way = {"asking": Way(tuple(settings))}
-    found = choosing.choose(tiny_llama, way, dev, "weaken", None, TOKENS)["asking"]
+    found = choosing.choose(tiny_llama, way, dev, refusal(), None, TOKENS)["asking"]
     assert (found.candidate.setting, found.admissible) == (order[1], True)
     assert tried == order[:2]
     monkeypatch.setattr(choosing, "_stays_text", lambda *_: False)
-    found = choosing.choose(tiny_llama, way, dev, "weaken", None, TOKENS)["asking"]
+    found = choosing.choose(tiny_llama, way, dev, refusal(), None, TOKENS)["asking"]
     assert (found.candidate.setting, found.admissible) == (order[0], False)
 
 
@@ -260,11 +321,13 @@ def test_bad_input_is_told_before_any_work(
         with pytest.raises(
             UserError, match=r"budget must be a positive, finite .*; got .*Give 0.3"
         ):
-            baselines.measure(tiny_llama, ways, parts.dev, parts.test, budget=wrong)
+            baselines.measure(tiny_llama, ways, parts.dev, parts.test, refusal(), budget=wrong)
     with pytest.raises(UserError, match=r"the ways lack 'rotating', .*baselines.all_ways"):
-        baselines.measure(tiny_llama, {UNSTEERED: ways[UNSTEERED]}, parts.dev, parts.test)
+        baselines.measure(
+            tiny_llama, {UNSTEERED: ways[UNSTEERED]}, parts.dev, parts.test, refusal()
+        )
     with pytest.raises(UserError, match=r"is in dev and in test, .*give disjoint parts"):
-        baselines.measure(tiny_llama, ways, parts.dev, parts.dev)
+        baselines.measure(tiny_llama, ways, parts.dev, parts.dev, refusal())
     for settings, dial in (((), {}), ((Candidate("a"),), {"at": Candidate, "strengths": (0, 1)})):
         with pytest.raises(UserError, match="a way has settings, or a function of the strength"):
             Way(settings, **dial)
@@ -279,7 +342,7 @@ def test_the_command_writes_table_and_figure(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     command.main(
-        str(tiny_folders["llama"]), str(prompts_file), dev=2, test=2, steps=2, step=90,
+        str(tiny_folders["llama"]), dataset=str(prompts_file), dev=2, test=2, steps=2, step=90,
         system=["w40"], max_new_tokens=TOKENS, out=tmp_path / "out",
     )  # fmt: skip
     found = pd.read_csv(tmp_path / "out" / "baselines.csv")
