@@ -7,10 +7,10 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from ss_lens.behaviours.measures import REFUSAL, Measures
 
 from analyses import style
 from analyses.baselines.ways import UNSTEERED
+from ss_lens.behaviours.measures import REFUSAL, Measures
 
 TICKS = [float(f"{digit}e{power}") for power in range(-5, 3) for digit in (1, 2, 5)]
 

@@ -6,17 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
-from ss_lens.behaviours.measures import Measures, PromptClass, Sense
-from ss_lens.behaviours.readers import RatedColumn
-from ss_lens.scoring.behaviours.openings import Openings, TokenSets, first_tokens
 from transformer_lens.model_bridge import TransformerBridge
 
 from analyses.budget.choosing import Goal
 from ss_lens import Behaviour, UserError
+from ss_lens.behaviours.measures import Measures, PromptClass, Sense
+from ss_lens.behaviours.readers import RatedColumn
 from ss_lens.experiments.answers import with_texts_scored
 from ss_lens.experiments.dial.asking import ASKING
 from ss_lens.experiments.dial.scan import COLLAPSE
 from ss_lens.models.chat import ChatFormat, Prompt
+from ss_lens.scoring.behaviours.openings import Openings, TokenSets, first_tokens
 from ss_lens.scoring.coherence import collapse
 
 SENSE_OF: Mapping[Goal, Sense] = {"weaken": "weakened", "strengthen": "strengthened"}

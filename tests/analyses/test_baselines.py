@@ -9,8 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from ss_lens.behaviours.readers import Phrases, RatedColumn
-from ss_lens.scoring.behaviours.openings import Openings
 from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -24,8 +22,10 @@ from analyses.baselines.ways import ANSWERING, REFUSING, ROTATING, UNSTEERED, ex
 from analyses.budget.answered import Answered
 from analyses.budget.choosing import Goal
 from ss_lens import Behaviour, ChatFormat, ContrastiveDataset, RotateBy, Store, UserError
+from ss_lens.behaviours.readers import Phrases, RatedColumn
 from ss_lens.datasets.contrastive import DatasetSplit
 from ss_lens.scoring import refusal_score as scoring
+from ss_lens.scoring.behaviours.openings import Openings
 
 TOKENS = 4
 FEW = Training(rank=2, steps=6, batch=2, lr=0.02, kept_prompts=3, kept_tokens=3)
