@@ -125,7 +125,11 @@ def measure(
                 table = sweep_refusal_score(model, calibration, operator, prompts, angles_deg)
                 parts.append(table.assign(null=name, draw=draw))
                 bar.update()
-            means = pd.concat(parts).groupby(["null", "draw", "angle_deg"]).mean(numeric_only=True)
+            means = (
+                pd.concat(parts)
+                .groupby(["null", "draw", "angle_deg"])
+                .agg({"refusal_score": "mean", "opening_mass": "mean"})
+            )
             for row in bands(means.reset_index()).to_dict("records"):
                 rows.append(
                     {

@@ -28,8 +28,10 @@ def bands(draws: pd.DataFrame, columns: Sequence[str] = COLUMNS) -> pd.DataFrame
         ``null``, ``angle_deg``, ``draws``, and for each column its mean, ``_low`` and ``_high``.
     """
     rows = []
-    for (null, angle), group in draws.groupby(["null", "angle_deg"], sort=False):
-        row: dict[str, object] = {"null": null, "angle_deg": float(str(angle)), "draws": len(group)}
+    for _, group in draws.groupby(["null", "angle_deg"], sort=False):
+        first = group.iloc[0]
+        row: dict[str, object] = {"null": first["null"], "angle_deg": float(first["angle_deg"])}
+        row["draws"] = len(group)
         for name in columns:
             values = group[name].to_numpy(dtype=float)
             low, high = percentile_interval(values[np.isfinite(values)])

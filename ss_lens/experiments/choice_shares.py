@@ -6,6 +6,7 @@ No pass of the model is needed: what is resampled are the stored scores of the p
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,8 @@ from ss_lens.stats.bootstrap import (
     resampled_means,
 )
 
+Setting = TypeVar("Setting", bound=Hashable)
+
 
 def order_on_circle(angle: float) -> tuple[float, float]:
     """The order in which ties are broken: from 0 on, by the shorter way round."""
@@ -26,8 +29,8 @@ def order_on_circle(angle: float) -> tuple[float, float]:
 
 
 def shares_by_score(
-    scores: Mapping[Hashable, pd.Series], *, lowest: bool, seed: int = 0
-) -> dict[Hashable, float]:
+    scores: Mapping[Setting, pd.Series], *, lowest: bool, seed: int = 0
+) -> dict[Setting, float]:
     """In which share of the resamples of prompts each setting has the best mean score.
 
     Args:

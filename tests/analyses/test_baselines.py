@@ -342,7 +342,7 @@ def test_the_command_writes_table_and_figure(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     command.main(
-        str(tiny_folders["llama"]), dataset=str(prompts_file), dev=2, test=2, steps=2, step=90,
+        str(tiny_folders["qwen2"]), dataset=str(prompts_file), dev=2, test=2, steps=2, step=90,
         system=["w40"], max_new_tokens=TOKENS, out=tmp_path / "out",
     )  # fmt: skip
     found = pd.read_csv(tmp_path / "out" / "baselines.csv")
