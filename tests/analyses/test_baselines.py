@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -339,10 +340,12 @@ def test_bad_input_is_told_before_any_work(
 
 def test_the_command_writes_table_and_figure(
     tiny_folders: dict[str, Path], prompts_file: Path, tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
+    tiny = replace(refusal().behaviour, dataset=ss_lens.load_dataset(prompts_file))
+    monkeypatch.setattr(command, "_behaviour", lambda *_: tiny)
     command.main(
-        str(tiny_folders["qwen2"]), dataset=str(prompts_file), dev=2, test=2, steps=2, step=90,
+        str(tiny_folders["llama"]), dataset=str(prompts_file), dev=2, test=2, steps=2, step=90,
         system=["w40"], max_new_tokens=TOKENS, out=tmp_path / "out",
     )  # fmt: skip
     found = pd.read_csv(tmp_path / "out" / "baselines.csv")
