@@ -88,11 +88,11 @@ def _scale(axes: Axes, table: pd.DataFrame, columns: int) -> None:
 def brief(table: pd.DataFrame) -> pd.DataFrame:
     """Per budget and family its strength, and per class the score and its difference."""
     rows = []
-    for (budget, family), group in table.groupby(["budget", "family"], sort=False):
+    for _, group in table.groupby(["budget", "family"], sort=False):
         first = group.iloc[0]
         cells: dict[str, object] = {
-            "family": family,
-            "budget": f"{budget:g}",
+            "family": first["family"],
+            "budget": f"{first['budget']:g}",
             "strength": _number(first["strength"], "{:.4g}"),
             "KL": _interval(first, "kl", "kl_low", "kl_high", "{:.3g}"),
         }

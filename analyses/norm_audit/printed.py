@@ -58,7 +58,7 @@ def figure(table: pd.DataFrame, columns: int = 2) -> Figure:
         axes.set_xticks([*TICKS[columns]], [*TICKS[columns].values()])
         axes.minorticks_off()
         axes.set_xlabel("change of the norm")
-    exact = table[(table["basis"] == EXACT) & (table["dtype"] == "float64")]
+    exact = table.loc[(table["basis"] == EXACT) & (table["dtype"] == "float64")]
     _phases(panels.flat[len(BASES)], exact, settings)
     for axes in panels[:, 0]:
         axes.set_yticks(range(len(settings)), [_label(setting) for setting in settings])
@@ -118,7 +118,7 @@ def _label(setting: str) -> str:
 def brief(table: pd.DataFrame) -> pd.DataFrame:
     """Per operator the largest relative change of a norm in each condition, and the phases."""
     keyed = table.set_index(["setting", "basis", "dtype", "arithmetic"])["norm_max"]
-    exact = table[(table["basis"] == EXACT) & (table["dtype"] == "float64")]
+    exact = table.loc[(table["basis"] == EXACT) & (table["dtype"] == "float64")]
     rows = []
     for row in exact.to_dict("records"):
         cells = {"operator": str(row["setting"])}

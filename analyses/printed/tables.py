@@ -73,10 +73,13 @@ def columns_that_fit(table: pd.DataFrame) -> list[pd.DataFrame]:
     """
     first, names = table.columns[0], [*table.columns[1:]]
     for n_parts in range(1, len(names) + 1):
-        parts = [table[[first, *some]] for some in np.array_split(np.array(names, object), n_parts)]
+        parts = [
+            table.filter([first, *some])
+            for some in np.array_split(np.array(names, object), n_parts)
+        ]
         if all(width_of(part) <= PAGE for part in parts):
             return parts
-    return [table[[first, name]] for name in names] or [table]
+    return [table.filter([first, name]) for name in names] or [table]
 
 
 def width_of(table: pd.DataFrame) -> int:

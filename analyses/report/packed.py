@@ -138,7 +138,7 @@ def _moved(contents: Contents) -> dict[str, list[Any]] | None:
     """Tokens and how far each was moved, by the row of the sample that they are of."""
     if contents.moved is None or contents.moved.empty:
         return None
-    places = contents.samples[_PLACE].reset_index(drop=True).reset_index(names="row")
+    places = contents.samples.filter(_PLACE).assign(row=range(len(contents.samples)))
     rows = contents.moved.merge(places, on=_PLACE, validate="1:1")
     return {
         "row": [int(row) for row in rows["row"]],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -104,7 +104,10 @@ def curves(scan: pd.DataFrame) -> tuple[tuple[Series, ...], pd.DataFrame]:
     Args:
         scan: of :class:`ss_lens.experiments.ablation.AblationResult`.
     """
-    counted = scan.groupby("prompt_class")["prompt_index"].nunique()
+    counted = {
+        str(label): int(rows["prompt_index"].nunique())
+        for label, rows in scan.groupby("prompt_class")
+    }
     means = angle_means(scan)
     means["n"] = means["prompt_class"].map(counted)
     parts = variants.curves(means.query("prompt_class == 'positive'"), FULL)
@@ -176,7 +179,7 @@ def _same(found: AblationConfig, asked: AblationConfig) -> bool:
 
 
 def _problems(problems: pd.DataFrame) -> list[str]:
-    rows: list[Mapping[object, object]] = problems.to_dict("records")
+    rows = problems.to_dict("records")
     return [
         f"{row['variant']}, draw {row['draw']}, has no answers: {row['problem']}." for row in rows
     ]

@@ -27,7 +27,8 @@ def curves(scan: pd.DataFrame, method: str) -> list[pd.DataFrame]:
         method: the variant whose values at 0 degrees are those of the unsteered model.
     """
     columns = [measure.column for measure in DIAL_MEASURES]
-    turned = scan.groupby("variant")["angle_deg"].transform("nunique") > 1
+    angles = scan.groupby("variant")["angle_deg"].nunique()
+    turned = scan["variant"].isin(angles.index[angles > 1])
     start = scan.loc[(scan["variant"] == method) & (scan["angle_deg"] == 0)]
     parts = []
     for name, rows in scan.loc[turned].groupby("variant", sort=False):

@@ -61,7 +61,7 @@ def moved_tokens(
         if missing := unfinished_angles(found, turned, len(setting.prompts)):
             cells.commit(key, ANSWERS, _read(setting, responses, missing))
             found = cells.read(key, ANSWERS)
-    return at_angles_in_order(found, turned)[[*MOVED_COLUMNS]]
+    return at_angles_in_order(found, turned).filter([*MOVED_COLUMNS])
 
 
 @torch.inference_mode()
@@ -92,11 +92,14 @@ def _read(setting: Setting, responses: pd.DataFrame, angles_deg: Sequence[float]
         origin = forward.Origin(batch.rows, lengths)
         forward.run_all(model, batch.ids, batch.mask, keep=1, origin=origin)
     traced = trace.frame()
-    means = traced.assign(moved=moved(traced)).groupby(["row", "position"])["moved"].mean()
+    of_row = dict(iter(traced.assign(moved=moved(traced)).groupby("row")))
     table = pd.DataFrame(rows, columns=[*MOVED_COLUMNS[:4]])
     table["tokens"] = [json.dumps([tokenizer.decode([t]) for t in ids]) for ids in tokens]
-    table["moved"] = [
-        json.dumps((means[row].sort_index() * 1000).round().astype(int).tolist())
-        for row in range(len(tokens))
-    ]
+    table["moved"] = [_means(of_row[row]) for row in range(len(tokens))]
     return table
+
+
+def _means(rows: pd.DataFrame) -> str:
+    """Of each token, in order, the mean over the sites in thousandths."""
+    means = rows.groupby("position", sort=True).agg(moved=("moved", "mean"))["moved"]
+    return json.dumps((means * 1000).round().astype(int).tolist())
