@@ -19,7 +19,7 @@ from ss_lens.core.files import sha256_of_json
 from ss_lens.core.shown import card
 from ss_lens.datasets.contrastive import ContrastiveDataset
 from ss_lens.generation.angle_batch import BATCH_ROWS
-from ss_lens.models.chat import DEFAULT_FORMAT, ChatFormat
+from ss_lens.models.chat import DEFAULT_FORMAT, ChatFormat, Prompt
 from ss_lens.scoring.behaviours.openings import Choices, Openings, first_token_scores
 from ss_lens.scoring.behaviours.shown import shown_table
 from ss_lens.scoring.refusal_score import refusal_openings
@@ -152,7 +152,7 @@ class Behaviour:
     def score(
         self,
         model: TransformerBridge,
-        prompts: Sequence[str],
+        prompts: Sequence[Prompt],
         *,
         batch_size: int = BATCH_ROWS,
         chat: ChatFormat = DEFAULT_FORMAT,
@@ -161,7 +161,7 @@ class Behaviour:
 
         Args:
             model: the model.
-            prompts: what is asked, for questions their text.
+            prompts: what is asked, for questions their text; or lists of turns.
             batch_size: prompts per forward pass.
             chat: what else enters the chat template.
 

@@ -74,10 +74,11 @@ def run(
     followed = subjects.behaviour(behaviour, given)
     subjects.note_behaviour(followed)
     by_model = given is None and followed is None
-    data = options.dataset(None, model) if by_model else given
-    asked = followed or data
+    data = options.dataset(None, model) if given is None else given
+    data = data if followed is None else followed.dataset
+    asked = data if followed is None else followed
     try:
-        check_run_dir(folder, followed.dataset if followed else data, config, followed)
+        check_run_dir(folder, data, config, followed)
     except UserError:
         # It may hold the run of the fallback, on that model's dataset; run_main_job looks again.
         if not by_model or fallback is None:

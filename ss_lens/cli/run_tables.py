@@ -101,7 +101,8 @@ def _print_asked(asked: pd.DataFrame, measures: Measures) -> None:
         f"\nunsteered, asked in a system prompt, on {n} dev prompts per class; * dev's choice"
     )
     rows: list[list[str]] = []
-    for (sense, system), found in asked.groupby(["sense", "system"], sort=False):
+    for _, found in asked.groupby(["sense", "system"], sort=False):
+        sense, system = (str(found[name].iloc[0]) for name in ("sense", "system"))
         by_class = found.set_index("prompt_class")
         cells = [
             _score(row[measures.score], row["opening_mass"])
@@ -110,7 +111,7 @@ def _print_asked(asked: pd.DataFrame, measures: Measures) -> None:
             for row in [by_class.loc[label]]
         ]
         mark = " *" if found["chosen"].any() else ""
-        rows.append([f"{sense}{mark}", str(system), *cells, *[""] * (2 - len(cells))])
+        rows.append([f"{sense}{mark}", system, *cells, *[""] * (2 - len(cells))])
     scored = [f"{word}: score (mass)" for word in measures.words.values()]
     heads = [measures.behaviour, "system prompt", *scored]
     console.print_rows(heads, rows, as_json=False)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
-from click import get_current_context
 
 import ss_lens
 from ss_lens.cli import console, options
@@ -145,10 +144,9 @@ def operator(angle: float | None, text: str | None) -> Operator:
     from ss_lens.geometry.operators import Operator
 
     if angle is None and text is None:
-        raise typer.BadParameter(
-            'give degrees, or --operator "RotateTo(angle_deg=0)".',
-            ctx=get_current_context(),
-            param_hint="--angle",
+        raise UserError(
+            "neither --angle nor --operator is given, expected one of them; write --angle 120, or "
+            '--operator "RotateTo(angle_deg=0)".'
         )
     if angle is not None and text is not None:
         raise UserError(

@@ -149,11 +149,12 @@ class Workbench:
         return self._once("model", load)
 
     def _split(self, dataset: str) -> DatasetSplit:
-        behaviour = self.behaviour
+        own = None if self.behaviour is None else self.behaviour.dataset
 
         def make() -> DatasetSplit:
-            own = behaviour is not None and behaviour.dataset.name == dataset
-            return self._split_of(behaviour.dataset if own else load_dataset(dataset))
+            if own is not None and own.name == dataset:
+                return self._split_of(own)
+            return self._split_of(load_dataset(dataset))
 
         return self._once(("split", dataset), make)
 

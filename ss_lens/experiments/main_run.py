@@ -134,7 +134,7 @@ def score_by_angle(responses: pd.DataFrame, measures: Measures = REFUSAL) -> pd.
         row: dict[str, float] = {"angle_deg": cast(float, angle)}
         for label in PROMPT_CLASSES:
             of_class = group[group["prompt_class"] == label]
-            shown = of_class[measures.shown].dropna()
+            shown = of_class.loc[:, measures.shown].dropna()
             if shown.empty and len(of_class):
                 raise UserError(
                     f"the score of the behaviour {measures.behaviour!r} is NaN for all "

@@ -161,7 +161,8 @@ def _unsteered(dial: pd.DataFrame, way: str, label: str) -> pd.Series:
 
 
 def _with_results(contents: Contents, run: Run) -> tuple[Contents, list[str]]:
-    told, columns, classes = [], all_columns(), run.measures.words
+    told, columns = [], all_columns()
+    classes = {str(label): word for label, word in run.measures.words.items()}
     asked = dial_measures(run.measures.score, run.measures.heading)
     table = samples(run.responses)
     wanted = {**headings(), "opening_mass": "opening mass", "collapsed": "collapsed"}

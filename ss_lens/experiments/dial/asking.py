@@ -11,7 +11,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from ss_lens.behaviours.measures import Measures, Sense
 from ss_lens.core.errors import UserError
 from ss_lens.experiments.cells import CellStore
-from ss_lens.experiments.dial.scan import SENSES, pass_over
+from ss_lens.experiments.dial.scan import PROMPT_CLASSES, SENSES, pass_over
 from ss_lens.experiments.grid import Arm, CellGroup
 from ss_lens.experiments.inputs import Setting, Workbench
 from ss_lens.generation.lower_blocks import LowerBlocks
@@ -77,13 +77,15 @@ def scan_asking(
     columns = [measures.score if name == "refusal_score" else name for name in ASKED_COLUMNS]
     if not any(asking.values()):
         return pd.DataFrame(columns=columns)
-    groups = {label: CellGroup(arm, "dev", label, (0.0,)) for label in ("positive", "negative")}
+    groups = {label: CellGroup(arm, "dev", label, (0.0,)) for label in PROMPT_CLASSES}
     settings = {label: bench.setting(group) for label, group in groups.items()}
     rows = []
     if all(can_be_asked(s.model, s.prompts, s.chat, asking) for s in settings.values()):
-        for sense in (sense for sense in SENSES if asking.get(sense)):
+        for sense in SENSES:
+            if not asking.get(sense):
+                continue
             texts, label = asking[sense], measures.class_of(sense)
-            other = "negative" if label == "positive" else "positive"
+            (other,) = (one for one in PROMPT_CLASSES if one != label)
             found = [
                 _means(
                     groups[label], _asked(settings[label], text), cells, measures, shorten=shorten

@@ -185,7 +185,9 @@ def scan_controls(
     turned = tuple(angle for angle in angles if angle != 0)
     wanted = {*HALF_TURNS, *chosen_angles(choices).values()}
     few = tuple(angle for angle in turned if angle in wanted)
-    classes = [*dict.fromkeys(bench.measures.class_of(sense) for sense in SENSES)]
+    classes: list[PromptClass] = [
+        *dict.fromkeys(bench.measures.class_of(sense) for sense in SENSES)
+    ]
     whole: list[tuple[dict[str, Any], CellGroup]] = []
     random: list[tuple[dict[str, Any], CellGroup]] = []
     for (way, draw), arm in arms.items():
