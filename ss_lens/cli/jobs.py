@@ -145,7 +145,6 @@ def ablate(
         options.refuse_beside("--behaviour", dataset=dataset)
         data = followed.dataset
         name = data.name
-    data.split(dev=dev, test=test, seed=seed)
     config = ss_lens.AblationConfig(
         model=model,
         dataset=name,
@@ -161,6 +160,7 @@ def ablate(
         chat=options.chat(system, date, template_arguments),
         behaviour=None if followed is None else behaviour,
     )
+    data.split(dev=dev, test=test, seed=seed)
     tables.print_ablations(ss_lens.run_ablations(config, out_dir), out_dir, as_json)
 
 

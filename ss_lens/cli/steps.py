@@ -107,7 +107,9 @@ def calibrate(
 @keeps("captured activations are kept in the store, no answer was.")
 def steer(
     prompt: Prompt,
-    angle: Annotated[float | None, typer.Option(help="Degrees to rotate by.")] = None,
+    angle: Annotated[
+        float | None, typer.Option(help="Degrees to rotate by.", callback=subjects.or_operator)
+    ] = None,
     operator: Annotated[
         str | None,
         typer.Option(help="In place of --angle: RotateTo(angle_deg=0), Add(alpha=4), Ablate(), …"),

@@ -138,16 +138,18 @@ def methods(direction: str | None, choice: str | None, plane: str | None) -> dic
     }
 
 
+def or_operator(context: typer.Context, angle: float | None) -> float | None:
+    """The angle, refused where it is missing and no operator stands in its place."""
+    if angle is None and context.params.get("operator") is None:
+        raise typer.BadParameter('give degrees, or --operator "RotateTo(angle_deg=0)".')
+    return angle
+
+
 def operator(angle: float | None, text: str | None) -> Operator:
     """``RotateBy`` of an angle, or the operator that a text writes."""
     from ss_lens.core.values import read_value
     from ss_lens.geometry.operators import Operator
 
-    if angle is None and text is None:
-        raise UserError(
-            "neither --angle nor --operator is given, expected one of them; write --angle 120, or "
-            '--operator "RotateTo(angle_deg=0)".'
-        )
     if angle is not None and text is not None:
         raise UserError(
             "--angle and --operator got both, expected one of them; write the angle into the "

@@ -21,7 +21,6 @@ from ss_lens.core.files import atomic_path, check_replaceable, read_json
 from ss_lens.core.sealed import read_sealed_json, write_sealed_json
 from ss_lens.core.shown import card, in_lines, listed
 from ss_lens.experiments.cells import CellStore, read_table, write_table
-from ss_lens.experiments.choice_shares import scan_shares
 from ss_lens.experiments.choose_angle import AngleCriterion, choose_angle, rank_angles
 from ss_lens.experiments.config import SEED, Grid, Part, Split, SweepConfig, usual_scores
 from ss_lens.experiments.grid import ARM_COLUMNS
@@ -32,6 +31,7 @@ from ss_lens.models.chat import DEFAULT_FORMAT, ChatFormat
 from ss_lens.scoring.coherence import collapse
 from ss_lens.scoring.refusal import BY_PHRASES
 from ss_lens.scoring.registry import ANSWERS, headings, measured_for
+from ss_lens.stats.choice_shares import scan_shares
 from ss_lens.stats.paired import compare
 
 logger = logging.getLogger(__name__)
@@ -331,8 +331,8 @@ def load_ablations(folder: Path | str) -> AblationResult:
         logger.info("the ablation at %s %s; run it again, which is quick", folder, BY_PHRASES)
     elif known != FORMAT:
         raise UserError(
-            f"the ablation at {folder} has format {known}, this version reads {FORMAT}; run "
-            "`ss-lens ablate` again."
+            f"the ablation at {folder} has format {known}, this version reads {EARLIER} and "
+            f"{FORMAT}; run `ss-lens ablate` again."
         )
     remedy = "run `ss-lens ablate` again, which is quick"
     unsealed = {"format", "config", "criterion"}  # earlier versions had no digests

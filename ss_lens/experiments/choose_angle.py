@@ -12,11 +12,11 @@ import pandas as pd
 
 from ss_lens.core.checks import check_is, check_one_of, check_positive, check_share
 from ss_lens.core.errors import UserError
-from ss_lens.experiments.choice_shares import constrained_shares, order_on_circle
 from ss_lens.geometry.strengths import reduced
 from ss_lens.scoring.coherence import CollapseRule, collapse
 from ss_lens.scoring.registry import all_columns
 from ss_lens.stats.bootstrap import derive_rng
+from ss_lens.stats.choice_shares import constrained_shares, order_on_circle
 from ss_lens.stats.intervals import mean_interval
 
 _CLASSES = ("positive", "negative")

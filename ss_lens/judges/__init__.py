@@ -15,8 +15,8 @@ from ss_lens.judges.harmbench import HarmBench
 from ss_lens.judges.limits import Ledger
 from ss_lens.judges.local import unload
 from ss_lens.judges.replies import parse_reply
-from ss_lens.judges.rubric_judge import RubricJudge
 from ss_lens.judges.verdicts import VERDICTS, Opinion, summary, verdict_table
+from ss_lens.judges.words.rubric_judge import RubricJudge
 
 Judge = HarmBench | PolyGuard | LlamaGuard3 | Qwen3Guard | EndpointJudge | RubricJudge
 

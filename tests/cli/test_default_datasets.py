@@ -86,7 +86,9 @@ def test_a_fallback_runs_on_its_own_dataset_also_in_a_folder_that_holds_its_run(
         ran.append(data.name)
         raise Stopped("ran.")
 
-    def of_the_fallback(run_dir: Path, data: ContrastiveDataset, config: RunConfig) -> None:
+    def of_the_fallback(
+        run_dir: Path, data: ContrastiveDataset, config: RunConfig, *_: object
+    ) -> None:
         if data.name != "refusal":
             raise UserError("holds a run that differs in dataset.")
 

@@ -14,6 +14,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from ss_lens.core import progress
 from ss_lens.models import load
 from ss_lens.scoring import refusal_score as scoring
+from ss_lens.scoring.behaviours import openings
 from ss_lens.stats import paired
 
 
@@ -64,7 +65,7 @@ def test_refusal_scores_count_their_prompts(
     tiny_models: dict[str, TransformerBridge], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = Seen()
-    monkeypatch.setattr(scoring, "progress_bar", seen)
+    monkeypatch.setattr(openings, "progress_bar", seen)
     scoring.refusal_score(tiny_models["qwen2"], ["a", "b c", "d"], batch_size=2)
     assert (seen.bars, seen.total, seen.done) == ([("refusal score", "prompt")], 3, 3)
 

@@ -248,7 +248,7 @@ def other_format(folder: Path) -> None:
     ("harm", "message"),
     [
         (damaged, "is damaged; run `ss-lens ablate` again"),
-        (other_format, "has format 99, this version reads 1"),
+        (other_format, "has format 99, this version reads 1 and 2"),
         (lambda folder: (folder / "ablations" / "ablations.json").unlink(), "there is no ablation"),
     ],
 )

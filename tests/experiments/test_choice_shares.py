@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 
 from ss_lens import AngleChoice, AngleCriterion, SweepConfig, UserError, choose_angle
-from ss_lens.experiments import choice_shares
-from ss_lens.experiments.choice_shares import scan_shares, shares_by_score
+from ss_lens.stats import choice_shares
 from ss_lens.stats.bootstrap import best_shares, resampled_counts, resampled_means
+from ss_lens.stats.choice_shares import scan_shares, shares_by_score
 
 LEAST = AngleCriterion(
     score="refusal_score", goal="minimise", max_perplexity=20, max_repetition=None
@@ -147,7 +147,7 @@ def test_a_choice_of_an_earlier_version_is_read_without_shares() -> None:
 
 def test_a_sweep_that_limits_the_divergence_must_measure_it() -> None:
     choose = {**vars(LEAST), "max_negative_kl": 0.3}
-    grid = {"model": "m", "dataset": "refusal"}
+    grid = {"model": "m", "dataset": "refusal", "angles_deg": [0, 90]}
     told: dict[str, Any] = {"grid": grid, "choose": choose, "parts": ["dev"]}
     scores = ["answers", "perplexity", "refusal_score"]
     with pytest.raises(UserError, match=r"limits the KL on negative prompts; add kl to scores"):

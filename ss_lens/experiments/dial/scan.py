@@ -15,7 +15,6 @@ import pandas as pd
 from ss_lens.behaviours.measures import REFUSAL, Measures, Sense
 from ss_lens.core.progress import progress_bar
 from ss_lens.experiments.cells import CellStore
-from ss_lens.experiments.choice_shares import scan_shares
 from ss_lens.experiments.choose_angle import AngleCriterion, choose_angle, rank_angles
 from ss_lens.experiments.config import PromptClass
 from ss_lens.experiments.dial.answers import scored_answers
@@ -34,6 +33,7 @@ from ss_lens.experiments.inputs import Setting, Workbench
 from ss_lens.experiments.sweep import group_rows
 from ss_lens.experiments.worker import finish_setting
 from ss_lens.scoring.registry import ROW
+from ss_lens.stats.choice_shares import scan_shares
 
 DIAL_COLUMNS = (
     *("way", "draw", "prompt_class", "angle_deg"),

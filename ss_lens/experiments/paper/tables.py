@@ -14,7 +14,6 @@ import pandas as pd
 from ss_lens.behaviours.measures import REFUSAL, Measures
 from ss_lens.calibration.site_selection import as_rule, rule_name
 from ss_lens.core.files import atomic_path, make_folder
-from ss_lens.experiments.choice_shares import order_on_circle, shares_by_score
 from ss_lens.experiments.dial.verdict import BROKEN
 from ss_lens.experiments.grid import Arm
 from ss_lens.experiments.paper.plan import (
@@ -32,6 +31,7 @@ from ss_lens.judges.agreement.known import known, refused_by
 from ss_lens.models.sites import Site
 from ss_lens.scoring.capability import accuracy, retention
 from ss_lens.scoring.coherence import collapse
+from ss_lens.stats.choice_shares import order_on_circle, shares_by_score
 from ss_lens.stats.paired import compare
 
 METRICS = (

@@ -98,7 +98,7 @@ class RubricJudge:
         check_pairs(prompts, responses)
         if not prompts:
             return verdict_table([]).assign(mass=pd.Series(dtype=float))
-        from ss_lens.judges import verdict_tokens
+        from ss_lens.judges.words import verdict_tokens
 
         model = resident(verdict_tokens.load, self.model, self.revision, self.dtype, self.device)
         words = verdict_tokens.of_words(model, self.positive, self.negative)
