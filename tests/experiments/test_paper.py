@@ -216,11 +216,11 @@ def test_a_folder_is_of_one_model_and_seed(
         with pytest.raises(UserError, match=f"(?i){message}") as caught:
             run_paper(other, data, folder)
         assert "\n" not in str(caught.value)
-        (folder / "run.json").unlink()  # as an earlier version left it when it was finished
+        (folder / "claim.json").unlink()  # as an earlier version left it when it was finished
         with pytest.raises(UserError, match=f"(?i){message}"):
             run_paper(other, data, folder)
-        shutil.copy(tables.parent / "run.json", folder)
-    (folder / "run.json").write_text((folder / "run.json").read_text().replace("qwen2", "qwen3"))
+        shutil.copy(tables.parent / "claim.json", folder)
+    (folder / "claim.json").write_text((folder / "claim.json").read_text().replace("qwen2", "qwen3"))
     with pytest.raises(UserError, match=r"run\.json\) at .* is damaged .*remove that file and run"):
         run_paper(config, data, folder)
 
@@ -237,13 +237,14 @@ def test_an_unfinished_run_of_an_earlier_version_is_gone_on_with(
     store = Store(tables.parent.parent / "store")
     folder = tmp_path / "run"
     shutil.copytree(tables.parent, folder)
-    for name in ("run.json", "paper.json"):
+    for name in ("claim.json", "paper.json"):
         (folder / name).unlink()
     # Cells are named by what they depend on, of which the folder is no part.
     monkeypatch.setattr("ss_lens.experiments.paper.capability.is_available", lambda: False)
     run_paper(config, ss_lens.load_dataset(prompts_file), folder, store=store)
     assert measures == []
-    assert json.loads((folder / "run.json").read_text())["model"] == config.model
+    assert json.loads((folder / "claim.json").read_text())["model"] == config.model
+    assert not (folder / "run.json").exists()  # by which reports know a main job
     assert (folder / "paper.json").read_bytes() == (tables.parent / "paper.json").read_bytes()
 
 

@@ -14,7 +14,7 @@ from ss_lens.datasets.contrastive import ContrastiveDataset
 from ss_lens.experiments.paper.plan import BOTH, PUBLISHED_WRAP, PaperConfig
 
 PLAIN, WRAPPED = "data.jsonl", "data_wrapped.jsonl"
-CLAIM, FINISHED = "run.json", "paper.json"
+CLAIM, FINISHED = "claim.json", "paper.json"
 
 
 def claim(config: PaperConfig, dataset: ContrastiveDataset, folder: Path) -> ContrastiveDataset:
