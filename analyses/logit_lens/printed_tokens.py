@@ -39,7 +39,7 @@ def figure(table: pd.DataFrame, columns: int = 2) -> Figure:
         columns: of the page, one or two.
     """
     classes, angles = [*dict.fromkeys(table["prompt_class"])], ways(table)
-    layers = shown_layers(sorted(table["layer"].unique()))
+    layers = shown_layers(sorted(map(int, table["layer"].unique())))
     later = table["layer"] >= layers[len(layers) // 2]
     limit = float(table.loc[later, "refusal_score"].abs().max()) or 1.0
     shades = LinearSegmentedColormap.from_list("diverging", style.DIVERGING)

@@ -57,7 +57,7 @@ def figure(table: pd.DataFrame, columns: int = 2) -> Figure:
         entries.append((sheet.key(look, **width), name))
     random = table.loc[table["way"].isin(RANDOM), "draws"]
     if not random.empty:
-        told = null_bands.told("random planes of each kind", random.max())
+        told = null_bands.told("random planes of each kind", int(random.max()))
         entries.append((sheet.BAR_KEY, told))
     if crossed:
         entries.append((sheet.CROSS_KEY, sheet.CROSS_TEXT))

@@ -97,7 +97,9 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
         crossed.draw(drawn, x, rows[score], rows["opening_mass"])
     random = table.loc[table["way"].isin(RANDOM), "draws"]
     if not random.empty:
-        style.explain(drawn, style.BAR, null_bands.told("random planes of each kind", random.max()))
+        style.explain(
+            drawn, style.BAR, null_bands.told("random planes of each kind", int(random.max()))
+        )
     style.level(drawn, 0, row=1, col=1)
     style.level(drawn, style.LOW_MASS, row=2, col=1)
     style.explain_level(drawn, f"0 nats; a mass of {style.LOW_MASS:g}")

@@ -25,7 +25,7 @@ PROMPT = "prompt_index"
 
 def measure(
     scores: pd.DataFrame,
-    goal: Goal,
+    goal: str,
     *,
     score: str = "refusal_score",
     strength: str = "angle_deg",
@@ -127,7 +127,7 @@ def summarise(slopes: pd.DataFrame, *, by: Sequence[str] = (), seed: int = 0) ->
     return pd.DataFrame(rows)
 
 
-def _deviation(values: np.ndarray, axis: int = -1) -> np.ndarray:
+def _deviation(values: np.ndarray, axis: int = -1) -> np.ndarray | np.floating:
     return np.std(values, axis=axis, ddof=1)
 
 

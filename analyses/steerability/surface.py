@@ -28,8 +28,8 @@ def surface_of(prompts: Sequence[str]) -> pd.DataFrame:
 
 
 def explained(
-    values: Sequence[float] | pd.Series,
-    features: pd.DataFrame | Mapping[str, Sequence[float]],
+    values: Sequence[float | int] | np.ndarray | pd.Series,
+    features: pd.DataFrame | Mapping[str, Sequence[float | int] | np.ndarray],
     *,
     n_draws: int = N_DRAWS,
     seed: int = 0,

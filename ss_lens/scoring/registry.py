@@ -12,7 +12,7 @@ import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Literal, Protocol, cast, get_args
+from typing import Literal, Protocol, cast, get_args, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -72,6 +72,7 @@ class Column:
         return f"{self.label or self.name}{arrow}"
 
 
+@runtime_checkable
 class Comparison(Protocol):
     """What a behaviour compares by first tokens: openings, or the answers to each question."""
 

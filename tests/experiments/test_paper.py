@@ -220,8 +220,9 @@ def test_a_folder_is_of_one_model_and_seed(
         with pytest.raises(UserError, match=f"(?i){message}"):
             run_paper(other, data, folder)
         shutil.copy(tables.parent / "claim.json", folder)
-    (folder / "claim.json").write_text((folder / "claim.json").read_text().replace("qwen2", "qwen3"))
-    with pytest.raises(UserError, match=r"run\.json\) at .* is damaged .*remove that file and run"):
+    claim = folder / "claim.json"
+    claim.write_text(claim.read_text().replace("qwen2", "qwen3"))
+    with pytest.raises(UserError, match=r"claim\.json\) at .* is damaged .*remove that file"):
         run_paper(config, data, folder)
 
 
