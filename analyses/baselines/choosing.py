@@ -43,7 +43,7 @@ def choose(
     ways: Mapping[str, Way],
     dev: Answered,
     subject: Subject,
-    budget: float | None,
+    budget: float | int | None,
     max_new_tokens: int,
 ) -> dict[str, Chosen]:
     """The best setting of each way whose answers do not collapse; the best by score without any.
@@ -83,7 +83,7 @@ def mean_kl(dev: Answered, candidates: Sequence[Candidate]) -> list[float]:
 
 
 def _at_budget(
-    way: Way, dev: Answered, budget: float, otherwise: list[Candidate]
+    way: Way, dev: Answered, budget: float | int, otherwise: list[Candidate]
 ) -> tuple[list[Candidate], str]:
     assert way.at is not None
     at = way.at

@@ -32,7 +32,7 @@ def measure(
     test: ContrastiveDataset,
     subject: Subject,
     *,
-    budget: float | None = None,
+    budget: float | int | None = None,
     max_new_tokens: int = ANSWER_TOKENS,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -136,7 +136,7 @@ def _check(
     ways: Mapping[str, Way],
     dev: ContrastiveDataset,
     test: ContrastiveDataset,
-    budget: float | None,
+    budget: float | int | None,
 ) -> None:
     if missing := [name for name in (UNSTEERED, ROTATING) if name not in ways]:
         raise UserError(
@@ -151,7 +151,7 @@ def _check(
         )
 
 
-def check_budget(budget: float | None) -> None:
+def check_budget(budget: float | int | None) -> None:
     if budget is not None and not (math.isfinite(budget) and budget > 0):
         raise UserError(
             f"the budget must be a positive, finite number of nats per token; got {budget}. Give "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -131,7 +132,7 @@ def _whiskers(rows: pd.DataFrame, name: str, colour: str) -> dict[str, object]:
     }
 
 
-def _cell(rows: pd.DataFrame, angle: float) -> dict[str, float]:
+def _cell(rows: pd.DataFrame, angle: float) -> dict[str, Any]:
     here = rows["angle_deg"].isna() if math.isnan(angle) else rows["angle_deg"] == angle
     return rows[here].iloc[0].to_dict()
 

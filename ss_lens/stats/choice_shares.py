@@ -77,7 +77,7 @@ def scan_shares(
 
 def constrained_shares(
     scores: Float[np.ndarray, "prompt setting"],
-    limited: Sequence[tuple[float, Mapping[str, Float[np.ndarray, "_ setting"]]]],
+    limited: Sequence[tuple[float | int, Mapping[str, Float[np.ndarray, "_ setting"]]]],
     of_class: str,
     *,
     lowest: bool,
