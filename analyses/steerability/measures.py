@@ -7,7 +7,7 @@ Source: Tan et al., "Analyzing the Generalization and Reliability of Steering Ve
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -127,7 +127,7 @@ def summarise(slopes: pd.DataFrame, *, by: Sequence[str] = (), seed: int = 0) ->
     return pd.DataFrame(rows)
 
 
-def _deviation(values: np.ndarray, axis: int = -1) -> np.ndarray | np.floating:
+def _deviation(values: np.ndarray, axis: int = -1) -> Any:
     return np.std(values, axis=axis, ddof=1)
 
 
