@@ -70,7 +70,7 @@ class Way:
 
     settings: tuple[Candidate, ...] = ()
     at: Callable[[float], Candidate] | None = None
-    strengths: tuple[float, ...] = ()
+    strengths: tuple[float | int, ...] = ()
     preparation_s: float = 0.0
     circle: bool = False
 
