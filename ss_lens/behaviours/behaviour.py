@@ -166,7 +166,7 @@ class Behaviour:
             chat: what else enters the chat template.
 
         Returns:
-            One row per prompt: the columns ``measures.score`` in nats and ``measures.mass``.
+            One row per prompt: the columns ``measures.score`` in nats and ``opening_mass``.
 
         Raises:
             UserError: it has neither openings nor questions, or what the pass objects to.

@@ -94,6 +94,11 @@ def load_behaviour(source: str | Path) -> Behaviour:
         raise UserError(f"{source}: {error}") from error
 
 
+def behaviour_beside_refusal(source: str | None) -> Behaviour | None:
+    """The behaviour of a configuration; ``None`` for refusal, which is followed without one."""
+    return None if source in (None, "refusal") else load_behaviour(str(source))
+
+
 def _read(path: Path, source: str) -> Behaviour:
     values = read_yaml(path, "behaviour")
     for key, kind in (("openings", _Sides), ("asking", _Asking)):

@@ -150,18 +150,9 @@ def steer(
     edit, where = subjects.operator(angle, operator), subjects.positions(positions)
     chat = options.chat(system, date, template_arguments)
     asked = options.question(prompt, max_new_tokens)
-    saved = data = None
-    if calibration is not None:
-        given = {"dataset": dataset, "behaviour": behaviour, "rule": rule, "positive": positive}
-        options.refuse_beside("--calibration", **given, negative=negative)
-        saved = ss_lens.Calibration.load(calibration)
-    else:
-        options.rule(rule or options.DEFAULT_RULE)
-        data = subjects.prompts(model, dataset, positive, negative, class_values, named=behaviour)
+    source = _source(model, calibration, dataset, behaviour, positive, negative, class_values, rule)
     loaded = ss_lens.load_model(model, device=device, dtype=dtype)
-    if data is not None:
-        saved = _calibrated(loaded, data, rule or options.DEFAULT_RULE, chat)
-    assert saved is not None
+    saved = _saved_or_made(loaded, source, rule, chat)
     with ss_lens.steer(loaded, saved, edit, positions=where):
         (text,) = ss_lens.generate(
             *(loaded, [asked]),
@@ -239,19 +230,11 @@ def compare(
     degrees, where = options.angles(angles), subjects.positions(positions)
     chat = options.chat(system, date, template_arguments)
     asked = options.question(prompt, max_new_tokens)
-    saved = data = None
-    if calibration is not None:
-        given = {"dataset": dataset, "behaviour": behaviour, "rule": rule, "positive": positive}
-        options.refuse_beside("--calibration", **given, negative=negative)
-        saved = ss_lens.Calibration.load(calibration)
-        read_operators(operators, saved)  # before the model is loaded
-    else:
-        options.rule(rule or options.DEFAULT_RULE)
-        data = subjects.prompts(model, dataset, positive, negative, class_values, named=behaviour)
+    source = _source(model, calibration, dataset, behaviour, positive, negative, class_values, rule)
+    if isinstance(source, ss_lens.Calibration):
+        read_operators(operators, source)  # before the model is loaded
     loaded = ss_lens.load_model(model, device=device, dtype=dtype)
-    if data is not None:
-        saved = _calibrated(loaded, data, rule or options.DEFAULT_RULE, chat)
-    assert saved is not None
+    saved = _saved_or_made(loaded, source, rule, chat)
     table = compare_operators(
         loaded,
         saved,
@@ -279,6 +262,37 @@ def _print_side_by_side(table: pd.DataFrame, as_json: bool) -> None:
         for row in table.to_dict("records")
     ]
     console.print_rows(["operator", "angle", "answer"], rows, as_json=False)
+
+
+def _source(
+    model: str,
+    calibration: Path | None,
+    dataset: str | None,
+    behaviour: str | None,
+    positive: str | None,
+    negative: str | None,
+    class_values: str | None,
+    rule: str | None,
+) -> ss_lens.Calibration | ss_lens.ContrastiveDataset:
+    """The saved calibration, or the prompts to make one from; checked before a model is loaded."""
+    if calibration is not None:
+        given = {"dataset": dataset, "behaviour": behaviour, "rule": rule, "positive": positive}
+        options.refuse_beside("--calibration", **given, negative=negative)
+        return ss_lens.Calibration.load(calibration)
+    options.rule(rule or options.DEFAULT_RULE)
+    return subjects.prompts(model, dataset, positive, negative, class_values, named=behaviour)
+
+
+def _saved_or_made(
+    model: TransformerBridge,
+    source: ss_lens.Calibration | ss_lens.ContrastiveDataset,
+    rule: str | None,
+    chat: ChatFormat,
+) -> ss_lens.Calibration:
+    """The calibration of what :func:`_source` gives."""
+    if isinstance(source, ss_lens.Calibration):
+        return source
+    return _calibrated(model, source, rule or options.DEFAULT_RULE, chat)
 
 
 def _calibrated(

@@ -13,7 +13,7 @@ import pandas as pd
 
 from ss_lens.activations.store import Store
 from ss_lens.behaviours.behaviour import Behaviour
-from ss_lens.behaviours.files import load_behaviour
+from ss_lens.behaviours.files import behaviour_beside_refusal
 from ss_lens.behaviours.measures import REFUSAL, Measures
 from ss_lens.core.checks import check_is, check_path, check_whole
 from ss_lens.core.errors import UserError
@@ -123,8 +123,7 @@ class AblationConfig:
     @cached_property
     def followed(self) -> Behaviour | None:
         """The behaviour; ``None`` for refusal."""
-        named = self.behaviour not in (None, "refusal")
-        return load_behaviour(str(self.behaviour)) if named else None
+        return behaviour_beside_refusal(self.behaviour)
 
     @property
     def measures(self) -> Measures:

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from ss_lens.behaviours.behaviour import Behaviour
-from ss_lens.behaviours.files import load_behaviour
+from ss_lens.behaviours.files import behaviour_beside_refusal
 from ss_lens.behaviours.measures import REFUSAL, Measures
 from ss_lens.core.checks import check_flag, check_is, check_one_of, check_whole
 from ss_lens.core.errors import UserError
@@ -168,8 +168,7 @@ class PaperConfig:
     @cached_property
     def followed(self) -> Behaviour | None:
         """The behaviour; ``None`` for refusal."""
-        named = self.behaviour not in (None, "refusal")
-        return load_behaviour(str(self.behaviour)) if named else None
+        return behaviour_beside_refusal(self.behaviour)
 
     @property
     def measures(self) -> Measures:

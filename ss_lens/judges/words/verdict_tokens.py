@@ -9,13 +9,10 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from ss_lens.core.errors import UserError
-from ss_lens.core.progress import progress_bar
-from ss_lens.generation.loop import check_logits
-from ss_lens.generation.shared_start import SharedStart
 from ss_lens.judges.verdicts import Opinion
-from ss_lens.models import forward
 from ss_lens.models.chat import check_context, tokenize
-from ss_lens.models.load import device_of, load_model
+from ss_lens.models.load import load_model
+from ss_lens.scoring.behaviours.openings import log_odds, over_next_tokens
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,6 @@ def of_words(model: TransformerBridge, positive: str, negative: str) -> Words:
     return Words(positive, negative, *ids)
 
 
-@torch.inference_mode()
 def judge(
     model: TransformerBridge, questions: Sequence[str], words: Words, batch_size: int
 ) -> tuple[list[Opinion], list[float]]:
@@ -74,33 +70,13 @@ def judge(
     """
     tokens = tokenize(model, questions)
     check_context(model, tokens, questions)
-    start = SharedStart.of(model, tokens)
-    scores, mass = [0.0] * len(tokens), [0.0] * len(tokens)
-    with progress_bar(len(tokens), "judge", "answer") as bar:
-        for batch in forward.batches(
-            tokens,
-            forward.equal_groups(forward.order_by_length(tokens), batch_size),
-            side="left",
-            pad_id=forward.pad_id_of(model),
-            device=device_of(model),
-        ):
-            logits = start.logits(model, batch, batch.lengths, keep=1)[:, 0]
-            check_logits(model, logits)
-            logp = torch.log_softmax(logits.float(), dim=-1)
-            yes, no = (
-                logp[:, list(ids)].logsumexp(dim=-1)
-                for ids in (words.positive_ids, words.negative_ids)
-            )
-            found = zip(
-                torch.sigmoid(yes - no).tolist(), (yes.exp() + no.exp()).tolist(), strict=True
-            )
-            for row, (score, share) in zip(batch.rows, found, strict=True):
-                scores[row], mass[row] = score, share
-            bar.update(len(batch.rows))
+    measure = log_odds([([*words.positive_ids], [*words.negative_ids])])
+    found = over_next_tokens(model, tokens, measure, batch_size, "judge", "answer")
+    scores = torch.sigmoid(torch.tensor(found["score_0"])).tolist()
     opinions = [
         Opinion(words.positive if score >= 0.5 else words.negative, score) for score in scores
     ]
-    return opinions, mass
+    return opinions, found["mass_0"]
 
 
 def _ways(word: str) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +22,14 @@ from ss_lens.generation.angle_batch import BATCH_ROWS
 from ss_lens.generation.loop import check_logits
 from ss_lens.generation.shared_start import SharedStart
 from ss_lens.models import forward
-from ss_lens.models.chat import DEFAULT_FORMAT, ChatFormat, Prompt, check_context, tokenize
+from ss_lens.models.chat import (
+    DEFAULT_FORMAT,
+    ChatFormat,
+    Prompt,
+    Tokens,
+    check_context,
+    tokenize,
+)
 from ss_lens.models.load import device_of
 from ss_lens.scoring.registry import Comparison
 
@@ -225,6 +233,41 @@ def resolved(table: pd.DataFrame, prompts: Sequence[Prompt], openings: Compariso
 
 
 @torch.inference_mode()
+def over_next_tokens(
+    model: TransformerBridge,
+    tokens: Sequence[Tokens],
+    measure: Measure,
+    batch_size: int,
+    what: str,
+    unit: str,
+) -> dict[str, list[float]]:
+    """Columns of ``measure`` of the logits after each sequence; what all start with runs once.
+
+    Steered when called inside :func:`ss_lens.steer`. ``what`` and ``unit`` are the progress bar's.
+
+    Raises:
+        UserError: logits that are not finite.
+    """
+    found: dict[str, list[float]] = {}
+    start = SharedStart.of(model, tokens)
+    with progress_bar(len(tokens), what, unit) as bar:
+        for batch in forward.batches(
+            tokens,
+            forward.equal_groups(forward.order_by_length(tokens), batch_size),
+            side="left",
+            pad_id=forward.pad_id_of(model),
+            device=device_of(model),
+        ):
+            logits = start.logits(model, batch, batch.lengths, keep=1)[:, 0]
+            check_logits(model, logits)
+            for name, values in measure(logits).items():
+                column = found.setdefault(name, [math.nan] * len(tokens))
+                for row, value in zip(batch.rows, values, strict=True):
+                    column[row] = value
+            bar.update(len(batch.rows))
+    return found
+
+
 def first_token_scores(
     model: TransformerBridge,
     prompts: Sequence[Prompt],
@@ -252,19 +295,6 @@ def first_token_scores(
     check_context(model, tokens, prompts)
     openings.oriented(prompts)  # before the slow part
     measure = log_odds([first_tokens(model, pair, kinds) for pair in openings.pairs])
-    names = column_names(len(openings.pairs))
-    scores, start = np.empty((len(names), len(prompts))), SharedStart.of(model, tokens)
-    with progress_bar(len(tokens), what, "prompt") as bar:
-        for batch in forward.batches(
-            tokens,
-            forward.equal_groups(forward.order_by_length(tokens), batch_size),
-            side="left",
-            pad_id=forward.pad_id_of(model),
-            device=device_of(model),
-        ):
-            logits = start.logits(model, batch, batch.lengths, keep=1)[:, 0]
-            check_logits(model, logits)
-            scores[:, list(batch.rows)] = [*measure(logits).values()]
-            bar.update(len(batch.rows))
-    table = pd.DataFrame(dict(zip(names, scores, strict=True)))
+    found = over_next_tokens(model, tokens, measure, batch_size, what, "prompt")
+    table = pd.DataFrame(found, columns=[*column_names(len(openings.pairs))])
     return resolved(table, prompts, openings)
