@@ -121,7 +121,7 @@ def _next_token_logits(model: Any, batch: forward.Batch) -> Float[Tensor, "row v
         attention_mask=batch.mask,
         position_ids=forward.position_ids(batch.mask),
         use_cache=False,
-        logits_to_keep=1,
+        logits_to_keep=batch.ids.new_tensor([-1]),  # as in `models.forward`: not a slice
     )
     return output.logits[:, -1].float()
 

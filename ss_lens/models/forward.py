@@ -210,14 +210,18 @@ def _pass(
     keep: int,
     **options: Any,
 ) -> tuple[Float[Tensor, "row kept vocab"], Any]:
+    width = ids.shape[1]
+    # As indices, not as a number: HF's slice is not contiguous, and PyTorch then multiplies each row
+    # by the unembedding on its own; in bfloat16 on a CPU after copying it for each row.
+    columns = torch.arange(-min(keep, width), 0, device=ids.device)
     token = _origin.set(origin)
     try:
         return model(
             ids,
             return_type="logits_and_cache",
             attention_mask=mask,
-            position_ids=position_ids(mask)[:, -ids.shape[1] :],
-            logits_to_keep=keep,
+            position_ids=position_ids(mask)[:, -width:],
+            logits_to_keep=columns,
             output_attentions=False,
             **options,
         )
