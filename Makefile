@@ -5,6 +5,7 @@ MODEL ?= qwen2.5-coder-1.5b
 FALLBACK ?= smollm2-135m-refusal
 RUN_DIR ?= runs/$(notdir $(MODEL))
 RUN_FLAGS ?=
+DTYPE ?= fast
 SEED ?= 0
 LABELS ?= ../shared/data/xstest/human_labels_dev.csv
 BIN := .venv/bin
@@ -14,12 +15,12 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 
 	--dist loadfile --no-loadscope-reorder
 # The rooms whose modules have public functions of tensors; the run fails where one is not called.
 SHAPES := $(addprefix tests/,geometry activations calibration steering generation scoring analyses \
-	models/test_adapters.py exports/test_linear_map.py exports/test_readers.py)
+	models/test_adapters.py stats exports/test_linear_map.py exports/test_readers.py)
 
 .PHONY: demo test shapes check lint types docs setup bench vllm organism classifier clean
 
 demo: $(STAMP)
-	$(BIN)/ss-lens run --model $(MODEL) --fallback $(FALLBACK) --out $(RUN_DIR) $(RUN_FLAGS)
+	$(BIN)/ss-lens run --model $(MODEL) --fallback $(FALLBACK) --dtype $(DTYPE) --out $(RUN_DIR) $(RUN_FLAGS)
 	$(BIN)/python -m analyses $(RUN_DIR)
 	@echo "Open $(RUN_DIR)/report.html"
 

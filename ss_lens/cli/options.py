@@ -28,7 +28,9 @@ Dataset = Annotated[
     typer.Option(help="Embedded name or .jsonl/.json/.csv file.", show_default=BY_MODEL),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+Dtype = Annotated[
+    str, typer.Option(help="auto, fast (bfloat16 where it is native), float32, bfloat16, float16.")
+]
 Rule = Annotated[
     str, typer.Option(help="Sites to steer: site, block, uniform, or a rule like TopK(k=8).")
 ]

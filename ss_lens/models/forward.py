@@ -211,7 +211,7 @@ def _pass(
     **options: Any,
 ) -> tuple[Float[Tensor, "row kept vocab"], Any]:
     width = ids.shape[1]
-    # As indices, not as a number: HF's slice is not contiguous, and PyTorch then multiplies each row
+    # As indices, not as a number: a slice is not contiguous, and PyTorch then multiplies each row
     # by the unembedding on its own; in bfloat16 on a CPU after copying it for each row.
     columns = torch.arange(-min(keep, width), 0, device=ids.device)
     token = _origin.set(origin)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 import ss_lens
 from ss_lens import UserError
-from ss_lens.models.load import identify
+from ss_lens.models.load import dtype_named, identify
 from tests.conftest import ARCHITECTURES
 from tests.gguf_files import logits_of
 from tests.oracles import HuggingFaceOracle, relative_error
@@ -51,6 +51,23 @@ def test_the_dtype_is_that_which_was_asked_for(dtype: str, tiny_folders: dict[st
 
 
 @pytest.mark.parametrize(
+    ("device", "avx512", "amx", "dtype"),
+    [
+        ("cpu", False, False, torch.float32),
+        ("cpu", True, False, torch.bfloat16),
+        ("cpu", False, True, torch.bfloat16),
+        ("cuda", False, False, torch.bfloat16),
+    ],
+)
+def test_fast_is_bfloat16_only_where_it_is_multiplied_natively(
+    device: str, avx512: bool, amx: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert dtype_named("fast", device) is dtype
+
+
+@pytest.mark.parametrize(
     ("asked", "message"),
     [
         ({"name": "smolm2-135m"}, "unknown model 'smolm2-135m'; did you mean 'smollm2-135m'"),
@@ -59,7 +76,7 @@ def test_the_dtype_is_that_which_was_asked_for(dtype: str, tiny_folders: dict[st
         ({"name": "/nowhere/at/all"}, "unknown model '/nowhere/at/all'"),
         ({"name": "/nowhere/model.gguf"}, r"there is no file /nowhere/model\.gguf"),
         ({"device": "abacus"}, "device 'abacus' is not available here; use auto, cpu, cuda"),
-        ({"dtype": "float8"}, "unknown dtype 'float8'; use auto, float32, bfloat16, float16"),
+        ({"dtype": "float8"}, "unknown dtype 'float8'; use auto, fast, float32, bfloat16, float16"),
     ],
 )
 def test_what_cannot_be_loaded_is_named_with_what_can(
