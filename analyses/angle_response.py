@@ -202,7 +202,8 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
 
 def main(
     model: output.Model = DEFAULT_MODEL,
-    dataset: output.Dataset = "refusal",
+    dtype: output.Dtype = "auto",
+    dataset: output.Dataset = None,
     test: Annotated[int, typer.Option(help="Prompts per class that are reported.")] = 24,
     seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
     step: Annotated[int, typer.Option(help="Degrees between angles.")] = 15,
@@ -216,10 +217,11 @@ def main(
 ) -> None:
     """Refusal score against the angle on held-out prompts, for three ways of steering."""
     chosen = output.checked(formats, paper)
+    dataset = output.dataset_name(dataset, model)
     if draws < 0 or draws == 1:
         raise UserError(f"--draws must be 0, or 2 and more for a band; got {draws}. Write 99.")
     parts = output.split(dataset, seed, test)
-    loaded = ss_lens.load_model(model)
+    loaded = ss_lens.load_model(model, dtype=dtype)
     train = ss_lens.capture(loaded, parts.train)
     nulls = random_ways(train, draws) if draws else {}
     table = measure(loaded, paper_ways(train), parts.test, range(0, 360, step), nulls=nulls)

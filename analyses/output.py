@@ -25,6 +25,7 @@ from analyses import style
 from ss_lens import ContrastiveDataset, UserError, load_dataset
 from ss_lens.core.files import atomic_path, disk_errors
 from ss_lens.datasets.contrastive import DatasetSplit
+from ss_lens.models.sources import default_dataset
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -71,7 +72,13 @@ main > div {{ min-width: {narrowest}px; height: auto !important; }}
 </html>
 """
 Model = Annotated[str, typer.Option(help="Registered name, Hub id, local folder or .gguf file.")]
-Dataset = Annotated[str, typer.Option(help="Embedded name or file.")]
+Dtype = Annotated[
+    str, typer.Option(help="auto, fast (bfloat16 where it is native), float32, bfloat16, float16.")
+]
+Dataset = Annotated[
+    str | None,
+    typer.Option(help="Embedded name or file.", show_default="as the main job takes for the model"),
+]
 Out = Annotated[Path, typer.Option(help="Folder.")]
 PAPER = "paper"
 """PDF and SVG for one and two columns, with tables for LaTeX and Markdown."""
@@ -119,6 +126,11 @@ def printed(module: str, subtitle: str, *given: Any) -> Print:
     return Print(
         lambda columns: drawing.figure(*given, columns=columns), drawing.brief(*given), caption
     )
+
+
+def dataset_name(dataset: str | None, model: str) -> str:
+    """The dataset that is asked for, or the one that the main job takes for the model."""
+    return default_dataset(model) if dataset is None else dataset
 
 
 def split(dataset: str, seed: int = 0, test: int = 24) -> DatasetSplit:

@@ -25,6 +25,7 @@ REFUSAL = "refusal"
 
 def main(
     model: output.Model = DEFAULT_MODEL,
+    dtype: output.Dtype = "auto",
     dataset: Annotated[
         str | None,
         typer.Option(help="Other prompts: embedded name or file.", show_default="the behaviour's"),
@@ -54,13 +55,13 @@ def main(
     chosen = output.checked(formats)
     check_budget(budget)  # before a model is loaded
     check_at_least("--steps", steps)
-    subject = Subject(_behaviour(behaviour, dataset), goal)
+    subject = Subject(_behaviour(behaviour, dataset, model), goal)
     parts = subject.behaviour.dataset.split(dev=16, test=test, seed=seed)
     if not 1 <= dev <= len(parts.dev.positive):
         raise UserError(
             f"--dev must be 1 to {len(parts.dev.positive)} prompts per class; got {dev}."
         )
-    loaded = ss_lens.load_model(model)
+    loaded = ss_lens.load_model(model, dtype=dtype)
     acts = ss_lens.capture(loaded, parts.train)
     made = all_ways(
         loaded,
@@ -97,11 +98,11 @@ def main(
             print(f"- {row['variant']}: {row['note']}")
 
 
-def _behaviour(name: str, dataset: str | None) -> ss_lens.Behaviour:
-    """The behaviour, on other prompts where they are named; refusal on the default dataset."""
+def _behaviour(name: str, dataset: str | None, model: str) -> ss_lens.Behaviour:
+    """The behaviour, on other prompts where they are named; refusal on the model's dataset."""
     found = ss_lens.load_behaviour(name)
-    if dataset is None and name == REFUSAL:
-        dataset = REFUSAL
+    if name == REFUSAL:
+        dataset = output.dataset_name(dataset, model)
     return found if dataset is None else found.with_dataset(ss_lens.load_dataset(dataset))
 
 

@@ -20,7 +20,8 @@ from ss_lens.models.load import DEFAULT_MODEL
 
 def main(
     model: output.Model = DEFAULT_MODEL,
-    dataset: output.Dataset = "refusal",
+    dtype: output.Dtype = "auto",
+    dataset: output.Dataset = None,
     dev: Annotated[int, typer.Option(help="Prompts per class that strengths are chosen on.")] = 8,
     test: Annotated[int, typer.Option(help="Prompts per class that are reported.")] = 24,
     budget: Annotated[
@@ -38,6 +39,7 @@ def main(
 ) -> None:
     """Refusal score of each operator at the same KL divergence from the unsteered model."""
     chosen = output.checked(formats, paper)
+    dataset = output.dataset_name(dataset, model)
     budgets = budget or [BUDGET]
     check_budgets(budgets)  # before a model is loaded
     parts = output.split(dataset, seed, test)
@@ -45,7 +47,7 @@ def main(
         raise UserError(
             f"--dev must be 1 to {len(parts.dev.positive)} prompts per class; got {dev}."
         )
-    loaded = ss_lens.load_model(model)
+    loaded = ss_lens.load_model(model, dtype=dtype)
     families = paper_families(ss_lens.capture(loaded, parts.train), step)
     table = measure(
         loaded, families, parts.dev.head(dev), parts.test, budgets, goal=goal, seed=seed

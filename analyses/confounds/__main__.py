@@ -19,7 +19,8 @@ from ss_lens.models.load import DEFAULT_MODEL
 
 def main(
     model: output.Model = DEFAULT_MODEL,
-    dataset: output.Dataset = "refusal",
+    dtype: output.Dtype = "auto",
+    dataset: output.Dataset = None,
     seed: Annotated[int, typer.Option(help="Of the split, the folds and the draws.")] = 0,
     out: output.Out = Path("runs/confounds"),
     paper: output.Paper = False,
@@ -27,8 +28,9 @@ def main(
 ) -> None:
     """Whether length and surface form tell the classes apart as well as the activations do."""
     chosen = output.checked(formats, paper)
+    dataset = output.dataset_name(dataset, model)
     train = output.split(dataset, seed).train
-    loaded = ss_lens.load_model(model)
+    loaded = ss_lens.load_model(model, dtype=dtype)
     counts = [len(ids) for ids in tokenize(loaded, (*train.positive, *train.negative))]
     table = measure(train, ss_lens.capture(loaded, train), token_counts=counts, seed=seed)
     subtitle = f"{model}; {dataset}: {len(train.positive)} + {len(train.negative)} prompts"

@@ -22,7 +22,8 @@ SCRIPT = Path(__file__).with_name("script.txt")
 
 def main(
     model: output.Model = DEFAULT_MODEL,
-    dataset: output.Dataset = "refusal",
+    dtype: output.Dtype = "auto",
+    dataset: output.Dataset = None,
     angle: Annotated[float, typer.Option(help="Degrees.")] = 180,
     script: Annotated[Path, typer.Option(help="The user's turns, one a line.")] = SCRIPT,
     turns: Annotated[int, typer.Option(help="How many of them.")] = 10,
@@ -34,13 +35,14 @@ def main(
 ) -> None:
     """Refusal score and norm over a conversation: steering off, always on, on the answer only."""
     chosen = output.checked(formats)
+    dataset = output.dataset_name(dataset, model)
     operator = ss_lens.RotateBy(angle)  # before a model is loaded
     said = read_lines(script)
     if not 1 <= turns <= len(said):
         raise UserError(f"--turns must be 1 to {len(said)}, the lines of {script}; got {turns}.")
     parts = output.split(dataset, seed)
     unseen = output.held_out(parts, probes)
-    loaded = ss_lens.load_model(model)
+    loaded = ss_lens.load_model(model, dtype=dtype)
     calibration = ss_lens.calibrate(ss_lens.capture(loaded, parts.train))
     table = measure(
         *(loaded, calibration, operator, said[:turns], unseen.positive), max_new_tokens=tokens

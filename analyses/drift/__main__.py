@@ -24,7 +24,8 @@ def main(
         list[str], typer.Option(help="Requests: NAME=FILE or NAME=FILE:COLUMN=VALUE; repeatable.")
     ],
     model: output.Model = DEFAULT_MODEL,
-    dataset: output.Dataset = "refusal",
+    dtype: output.Dtype = "auto",
+    dataset: output.Dataset = None,
     train: Annotated[int, typer.Option(help="Requests per source to calibrate on.")] = 24,
     test: Annotated[int, typer.Option(help="Requests per source to measure on.")] = 16,
     step: Annotated[float, typer.Option(help="Degrees between angles.")] = 45,
@@ -37,6 +38,7 @@ def main(
     DATASET is one source more, and its negative class is what all of them are contrasted with.
     """
     chosen = output.checked(formats)
+    dataset = output.dataset_name(dataset, model)
     if not 0 < step <= 180:
         raise UserError(f"--step must lie above 0° and be at most 180°; got {step:g}.")
     data = ss_lens.load_dataset(dataset)
@@ -47,7 +49,7 @@ def main(
                 f"{name} has {len(prompts)} prompts; expected at least {train} to calibrate on and "
                 f"{test} others to measure on. Ask for fewer with --train and --test."
             )
-    loaded = ss_lens.load_model(model)
+    loaded = ss_lens.load_model(model, dtype=dtype)
     negative = data.negative[:train]
     calibrations, halves = {}, {}
     for name, prompts in sources.items():

@@ -26,7 +26,8 @@ LOOK_ALIKES = Path(__file__).with_name("look_alikes.txt")
 
 def main(
     model: output.Model = DEFAULT_MODEL,
-    dataset: output.Dataset = "refusal",
+    dtype: output.Dtype = "auto",
+    dataset: output.Dataset = None,
     source: Annotated[
         list[str] | None,
         typer.Option(help="Requests: NAME=FILE or NAME=FILE:COLUMN=VALUE; may be repeated."),
@@ -47,6 +48,7 @@ def main(
 ) -> None:
     """What else moves at each angle: requests of several sources, capability, coherence, KL."""
     chosen = output.checked(formats)
+    dataset = output.dataset_name(dataset, model)
     if not 0 < step <= 180:
         raise UserError(f"--step must lie above 0° and be at most 180°; got {step:g}.")
     parts = output.split(dataset, seed)
@@ -63,7 +65,7 @@ def main(
         capability_items=capability,
     )
     angles = [step * i for i in range(int(360 // step)) if step * i < 360]
-    loaded = ss_lens.load_model(model)
+    loaded = ss_lens.load_model(model, dtype=dtype)
     train = ss_lens.capture(loaded, parts.train)
     random = [ss_lens.MatchedRandomPlane(seed=seed + i) for i in range(nulls)]
     items = measure(

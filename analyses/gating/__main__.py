@@ -18,7 +18,8 @@ from ss_lens.models.load import DEFAULT_MODEL
 
 def main(
     model: output.Model = DEFAULT_MODEL,
-    dataset: output.Dataset = "refusal",
+    dtype: output.Dtype = "auto",
+    dataset: output.Dataset = None,
     angle: Annotated[float, typer.Option(help="Degrees.")] = 180,
     rate: Annotated[float, typer.Option(help="False-positive rate on the negative class.")] = 0.1,
     prompts: Annotated[int, typer.Option(help="Per class, held out; and of each source.")] = 16,
@@ -31,12 +32,13 @@ def main(
 ) -> None:
     """Steering with and without a gate, on held-out prompts and on further sources."""
     chosen = output.checked(formats)
+    dataset = output.dataset_name(dataset, model)
     operator = ss_lens.RotateBy(angle)  # before a model is loaded
     parts = output.split(dataset, seed)
     unseen = output.held_out(parts, prompts)
     sources = {"positive": unseen.positive, "negative": unseen.negative}
     sources |= read_sources(source or (), most=prompts)
-    loaded = ss_lens.load_model(model)
+    loaded = ss_lens.load_model(model, dtype=dtype)
     calibration = ss_lens.calibrate(ss_lens.capture(loaded, parts.train))
     dev = ss_lens.capture(loaded, parts.dev)
     gate = ss_lens.Gate.from_dev(calibration, dev, false_positive_rate=rate)

@@ -19,7 +19,8 @@ from ss_lens.models.load import DEFAULT_MODEL
 
 def main(
     model: output.Model = DEFAULT_MODEL,
-    dataset: output.Dataset = "refusal",
+    dtype: output.Dtype = "auto",
+    dataset: output.Dataset = None,
     angle: Annotated[
         list[float] | None,
         typer.Option(help="Degrees, default 90 and 180; may be repeated."),
@@ -32,10 +33,11 @@ def main(
 ) -> None:
     """Log-odds of refusing openings and the likeliest tokens by layer, unsteered and steered."""
     chosen = output.checked(formats, paper)
+    dataset = output.dataset_name(dataset, model)
     angles = checked_angles(RotateBy, angle or ANGLES)  # before a model is loaded
     parts = output.split(dataset, seed)
     unseen = output.held_out(parts, prompts)
-    loaded = ss_lens.load_model(model)
+    loaded = ss_lens.load_model(model, dtype=dtype)
     calibration = ss_lens.calibrate(ss_lens.capture(loaded, parts.train))
     table = measure(loaded, calibration, unseen, angles, seed=seed)
     subtitle = (

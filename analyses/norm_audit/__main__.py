@@ -15,14 +15,16 @@ from ss_lens.models.load import DEFAULT_MODEL
 
 def main(
     model: output.Model = DEFAULT_MODEL,
-    dataset: output.Dataset = "refusal",
+    dtype: output.Dtype = "auto",
+    dataset: output.Dataset = None,
     out: output.Out = Path("runs/norm_audit"),
     paper: output.Paper = False,
     formats: output.Formats = None,
 ) -> None:
     """Norm, complement and phase under every operator, by dtype and basis; prints what follows."""
     chosen = output.checked(formats, paper)
-    acts = ss_lens.capture(ss_lens.load_model(model), output.split(dataset).train)
+    dataset = output.dataset_name(dataset, model)
+    acts = ss_lens.capture(ss_lens.load_model(model, dtype=dtype), output.split(dataset).train)
     calibration = ss_lens.calibrate(acts)
     table = measure(acts, calibration)
     n, sites = int(table["n"].iloc[0]), len(calibration.selected_sites)

@@ -18,7 +18,8 @@ from ss_lens.models.load import DEFAULT_MODEL
 
 def main(
     model: output.Model = DEFAULT_MODEL,
-    dataset: output.Dataset = "refusal",
+    dtype: output.Dtype = "auto",
+    dataset: output.Dataset = None,
     angle: Annotated[float, typer.Option(help="Degrees.")] = 180,
     prompts: Annotated[int, typer.Option(help="Per class, that no calibration has seen.")] = 8,
     draws: Annotated[int, typer.Option(help="Random planes per site.")] = DRAWS,
@@ -29,10 +30,11 @@ def main(
 ) -> None:
     """Change of the refusal score by each site alone, and by leaving it out, at one angle."""
     chosen = output.checked(formats, paper)
+    dataset = output.dataset_name(dataset, model)
     operator = ss_lens.RotateBy(angle)  # before a model is loaded
     parts = output.split(dataset, seed)
     unseen = output.held_out(parts, prompts)
-    loaded = ss_lens.load_model(model)
+    loaded = ss_lens.load_model(model, dtype=dtype)
     calibration = ss_lens.calibrate(ss_lens.capture(loaded, parts.train))
     table = measure(loaded, calibration, operator, unseen, draws=draws, seed=seed)
     subtitle = (

@@ -18,7 +18,8 @@ from ss_lens.models.load import DEFAULT_MODEL
 
 def main(
     model: output.Model = DEFAULT_MODEL,
-    dataset: output.Dataset = "refusal",
+    dtype: output.Dtype = "auto",
+    dataset: output.Dataset = None,
     draws: Annotated[int, typer.Option(help="Of each kind and size.")] = 400,
     seed: Annotated[int, typer.Option(help="Of the split and the draws.")] = 0,
     out: output.Out = Path("runs/stability"),
@@ -27,8 +28,9 @@ def main(
 ) -> None:
     """How a calibration changes with its prompts, with their number, and under shuffled labels."""
     chosen = output.checked(formats, paper)
+    dataset = output.dataset_name(dataset, model)
     train = output.split(dataset, seed).train
-    acts = ss_lens.capture(ss_lens.load_model(model), train)
+    acts = ss_lens.capture(ss_lens.load_model(model, dtype=dtype), train)
     found = measure(acts, n_resamples=draws, seed=seed)
     subtitle = (
         f"{model}; {dataset}: {acts.spec.n_positive} + {acts.spec.n_negative} prompts, "

@@ -28,6 +28,7 @@ def main(
         list[Path] | None, typer.Option(help="Multiple-choice .jsonl; may be repeated.")
     ] = None,
     model: output.Model = DEFAULT_MODEL,
+    dtype: output.Dtype = "auto",
     score: Annotated[str, typer.Option(help="Column of the sweep.")] = "refusal_score",
     goal: Annotated[
         str, typer.Option(help="raise or lower: what more turning should do.")
@@ -60,7 +61,7 @@ def main(
     else:
         features = {path.stem: read_questions(path) for path in questions or ()}
         angles = [low + step * i for i in range(int((high - low) // step) + 1)]
-        loaded = ss_lens.load_model(model)
+        loaded = ss_lens.load_model(model, dtype=dtype)
         scores = of_questions(
             *(loaded, features, ss_lens.RotateBy, angles),
             n_train=train,

@@ -16,7 +16,8 @@ from ss_lens.models.load import DEFAULT_MODEL
 
 def main(
     model: output.Model = DEFAULT_MODEL,
-    dataset: output.Dataset = "refusal",
+    dtype: output.Dtype = "auto",
+    dataset: output.Dataset = None,
     angle: Annotated[float, typer.Option(help="Degrees.")] = 180,
     site: Annotated[
         list[str] | None,
@@ -35,11 +36,12 @@ def main(
 ) -> None:
     """Each token of prompt and answer in the plane, unsteered and steered, a figure per prompt."""
     chosen = output.checked(formats)
+    dataset = output.dataset_name(dataset, model)
     operator = ss_lens.RotateBy(angle)  # before a model is loaded
     sites = None if site is None else [ss_lens.Site.parse(name) for name in site]
     parts = output.split(dataset, seed)
     unseen = output.held_out(parts, prompts)
-    loaded = ss_lens.load_model(model)
+    loaded = ss_lens.load_model(model, dtype=dtype)
     calibration = ss_lens.calibrate(ss_lens.capture(loaded, parts.train))
     table = measure(loaded, calibration, operator, unseen, sites, max_new_tokens=max_new_tokens)
     for key, rows in table.groupby(["prompt_class", "prompt_index"], sort=False):
