@@ -255,8 +255,10 @@ def _paired(row: Mapping[str, Any]) -> tuple[float, float]:
     A bootstrap of pairs that are all alike has no width, however few they are.
     """
     low, high = float(row["difference_low"]), float(row["difference_high"])
-    beyond = 3 / row["n_pairs"] if low == high else 0.0
-    return low - beyond, high + beyond
+    if low != high:
+        return low, high
+    beyond = 3 / row["n_pairs"]
+    return max(-1.0, low - beyond), min(1.0, high + beyond)  # of two rates
 
 
 def _level(row: Mapping[str, Any]) -> str:
