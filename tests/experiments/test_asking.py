@@ -132,7 +132,8 @@ def test_the_verdict_says_when_asking_does_as_well() -> None:
         "; asked for it in a system prompt, unsteered, the score on 16 dev prompts moves by -8.7 "
         "(opening mass 0.85), by the turn -8.5: asking the model does as well."
     )
-    assert said(asked_to(-1.0, 0.85)).endswith("by the turn -8.5: asking does less.")
+    assert said(asked_to(-5.0, 0.85)).endswith("asking the model does as well.")  # 0.4 nats apart
+    assert said(asked_to(-4.8, 0.85)).endswith("by the turn -8.5: asking does less.")
     assert said(asked_to(-5.6, 0.4)).endswith("asking moves it as far, and there the text breaks.")
     assert said(asked_to(0, 0).iloc[:0]).endswith(
         "; the model takes no system prompt, so asking it instead was not measured."

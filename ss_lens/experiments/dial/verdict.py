@@ -13,6 +13,9 @@ from ss_lens.experiments.dial.ways import METHOD, RANDOM, SAME
 BROKEN = 0.5
 """An opening mass below this share of the unsteered one: answers open like neither a refusal nor an
 answer, the text breaks, and the score says little."""
+ALIKE = 0.5
+"""Nats of the mean score on so few prompts that tell asking and turning apart; without an opening
+mass the score is a share or a number of the user's, and a tenth of the turn does."""
 _DIRECTION: dict[Sense, int] = {"weakened": -1, "strengthened": 1}
 
 
@@ -172,7 +175,8 @@ def _beside_asking(
         f"; asked for it in a system prompt, unsteered, the score on {there['n']} dev prompts "
         f"moves by {by[0]}{whole}, by the turn {by[1]}: "
     )
-    if change * direction < turned * direction:
+    alike = ALIKE if has_mass else abs(turned) / 10
+    if change * direction < turned * direction - alike:
         return f"{said}asking does less"
     if has_mass and mass < BROKEN * float(start["opening_mass"]):
         return f"{said}asking moves it as far, and there the text breaks"
