@@ -27,9 +27,9 @@ ON_CPU = {"per_class": 12, "rows": 16, "width": 48, "steps": 32}
 ON_GPU = {"per_class": 48, "rows": 16, "width": 512, "steps": 32}
 """Prompts per class; batch rows, tokens per row and decoding steps of the steered passes."""
 
-TITLE = """# Speed on a GPU
+TITLE = """# Speed on a {device}
 
-Ratios of one run on random weights of a named shape. A ratio below 1 is faster than its baseline.
+Ratios of one run{weights}. A ratio below 1 is faster than its baseline.
 Memory counts what lies above the weights. In brackets: rows and tokens of a batch.
 
 """
@@ -123,7 +123,11 @@ def main() -> None:
     )
     print(f"{subject.name}: {about}", flush=True)
     found: list[Figure] = []
-    before = arguments.out.read_text() if arguments.out and arguments.out.exists() else TITLE
+    title = TITLE.format(
+        device="GPU" if subject.on_cuda else "CPU",
+        weights=" on random weights of a named shape" if arguments.shape else "",
+    )
+    before = arguments.out.read_text() if arguments.out and arguments.out.exists() else title
     what = f"--shape {arguments.shape}" if arguments.shape else f"--model {arguments.model}"
     command = f"python -m benchmarks.speed {what} --device {arguments.device}"
 
