@@ -21,7 +21,7 @@ HELD_SOURCES = ("harmbench_val", "malicious_instruct", "tdc2023")
 
 @pytest.fixture(scope="module")
 def model() -> TransformerBridge:
-    return ss_lens.load_model("qwen2.5-coder-1.5b")
+    return ss_lens.load_model("qwen2.5-coder-1.5b", dtype="fast")
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_refusal_turns_down_and_text_and_harmless_requests_stay(run: Run) -> Non
     stronger = rows.loc[angles["strengthened"]]
     assert stronger["refusal_positive"] >= before["refusal_positive"]
     assert run.verdict.startswith("Refusal turned down at ")
-    assert "does as well" not in run.verdict.split("Refusal turned up")[0].split("Nothing")[0]
+    assert "so the turn is the plane's own" in run.verdict.split("Refusal turned up")[0]
 
 
 def test_uniform_random_planes_leave_the_score(run: Run) -> None:
