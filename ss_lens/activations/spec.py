@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Literal
 
 from ss_lens.core.errors import UserError
 from ss_lens.core.files import sha256_of_json
 from ss_lens.models.chat import DEFAULT_FORMAT, ChatFormat
-from ss_lens.models.identity import ModelIdentity
+from ss_lens.models.identity import ModelIdentity, last_part
 from ss_lens.models.sites import Site
 
 Position = int | Literal["mean", "prompt_mean"]
@@ -96,6 +97,12 @@ class CaptureSpec:
         del named["dataset_name"], named["model"]["name"], named["model"]["revision"]
         del named["paired"], named["chat"], named["prompt_digests"]
         return sha256_of_json(named)
+
+    def published(self) -> CaptureSpec:
+        """The same with model and dataset named for others, without folders of this machine."""
+        named = os.path.isabs(os.path.expanduser(self.dataset_name))
+        dataset = last_part(self.dataset_name) if named else self.dataset_name
+        return replace(self, model=self.model.published(), dataset_name=dataset)
 
     def as_json(self) -> dict[str, Any]:
         return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
@@ -18,6 +18,7 @@ from ss_lens.activations.site_map import site_map
 from ss_lens.activations.spec import CaptureSpec, range_of
 from ss_lens.calibration import hub
 from ss_lens.calibration.candidates import UNIT_TOLERANCE, Candidates
+from ss_lens.calibration.dictionary import Dictionary
 from ss_lens.calibration.directions import DifferenceOfMeans, DirectionMethod
 from ss_lens.calibration.global_direction import GlobalChoice, GlobalDirection, MaxMeanCosine
 from ss_lens.calibration.planes import PC1, PlaneMethod
@@ -212,12 +213,22 @@ class Calibration:
         check_path("folder", folder)
         return cls(*read_calibration(Path(folder)))
 
+    def published(self) -> Calibration:
+        """The same for others to read: models and files by their names, without their folders.
+
+        A registered name and an id on the Hub stay. A model that was loaded from a folder or a file
+        is named by the last part of its path, and known by its fingerprint.
+        """
+        recipe = self.recipe
+        if isinstance(recipe.direction, Dictionary):
+            recipe = replace(recipe, direction=recipe.direction.published())
+        return replace(self, recipe=recipe, spec=self.spec.published())
+
     def push_to_hub(self, repo_id: str, *, private: bool = False) -> str:
         """Upload this calibration to the Hugging Face Hub, with a card that holds its numbers.
 
-        The files are those of :meth:`save`, so they name the model as it was loaded, a local path
-        included. A token is taken from where the Hub client keeps it (``hf auth login`` or
-        ``HF_TOKEN``).
+        The files are those of ``published().save(...)``, which hold no path of this machine. A
+        token is taken from where the Hub client keeps it (``hf auth login`` or ``HF_TOKEN``).
 
         Args:
             repo_id: ``owner/name``; made where it does not exist. Where it holds a calibration,
@@ -232,7 +243,8 @@ class Calibration:
                 something else.
         """
         check_flag("private", private)
-        return hub.push(self._fit, self._facts, self.save, repo_id, private=private)
+        shown = self.published()
+        return hub.push(shown._fit, shown._facts, shown.save, repo_id, private=private)
 
     @classmethod
     def from_hub(cls, repo_id: str, *, revision: str | None = None) -> Calibration:

@@ -13,6 +13,7 @@ from torch import Tensor
 from ss_lens.activations.activations import Activations
 from ss_lens.calibration.candidates import Candidates, mean_difference
 from ss_lens.core.errors import NotApplicable, UserError
+from ss_lens.models.identity import last_part
 from ss_lens.models.sites import Site
 
 
@@ -47,6 +48,10 @@ class Dictionary:
         index, difference = self._place_in(acts)
         decoder = read_decoder(self.path, difference.shape[1])
         return replace(self, feature=nearest_feature(decoder, difference[index]))
+
+    def published(self) -> Dictionary:
+        """The same with its file named without its folder."""
+        return replace(self, path=last_part(str(self.path)))
 
     def candidates(self, acts: Activations) -> Candidates:
         """Raises a :class:`UserError` for a site not captured, or one where the class means agree;

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,10 +25,10 @@ from ss_lens.calibration.recipe import Fit
 from ss_lens.calibration.stored import JSON, TENSORS
 from ss_lens.core.checks import described
 from ss_lens.core.errors import UserError, first_line
+from ss_lens.models.identity import is_hub_id
 
 CARD = "README.md"
 _OURS = {JSON, TENSORS, CARD, ".gitattributes"}
-_HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*", re.ASCII)
 _LOGIN = "Log in with `hf auth login`, or set HF_TOKEN to a token that may write there"
 _HTTP = cast("tuple[type[Exception], ...]", HfHubHTTPError.__bases__)
 _FAILURES = (*_HTTP, LocalEntryNotFoundError, HFValidationError, RuntimeError)
@@ -48,7 +47,7 @@ def push(
     """Upload a calibration and its card as one commit; earlier commits stay.
 
     Args:
-        made: the calibration.
+        made: the calibration, as it is published.
         facts: what the card says of it first.
         save: writes the files into a folder.
         repo_id: ``owner/name``; made where it does not exist.
@@ -65,7 +64,7 @@ def push(
     if constants.HF_HUB_OFFLINE:
         raise UserError(
             f"the calibration cannot be pushed to {repo_id!r}: HF_HUB_OFFLINE is set, expected a "
-            "network. Unset it, or share the folder of save(...)."
+            "network. Unset it, or share the folder of published().save(...)."
         )
     with tempfile.TemporaryDirectory() as name, _one_line("pushed to", repo_id):
         folder, api = Path(name) / "calibration", HfApi()
@@ -106,7 +105,7 @@ def pull(repo_id: str, revision: str | None) -> Path:
 
 def check_id(repo_id: object) -> None:
     """Raise unless ``repo_id`` names a repository as ``owner/name``."""
-    if not isinstance(repo_id, str) or not _HUB_ID.fullmatch(repo_id):
+    if not isinstance(repo_id, str) or not is_hub_id(repo_id):
         raise UserError(
             f"repo_id must be an owner and a name such as 'you/refusal-qwen2.5-1.5b'; got "
             f"{described(repo_id)}."
@@ -146,21 +145,19 @@ def _one_line(done: str, repo_id: str) -> Iterator[None]:
 def card(made: Fit, facts: Mapping[str, str], repo_id: str) -> str:
     """The text of ``README.md``, with the front matter that the Hub reads."""
     model = made.spec.model
-    on_hub = _HUB_ID.fullmatch(model.name) and not Path(model.name).exists()
     matter = {
         "library_name": "ss_lens",
         "tags": ["selective-steering", "ss_lens", "activation-steering"],
-        **({"base_model": model.name} if on_hub else {}),
+        **({"base_model": model.name} if is_hub_id(model.name) else {}),
     }
     front = "\n".join(f"{k}: {json.dumps(v, ensure_ascii=False)}" for k, v in matter.items())
-    name = model.name if on_hub else Path(model.name).name
     listed = "\n".join(f"- **{key}:** {value}" for key, value in facts.items())
     report = "\n".join(f"- {key}: {_shown(value)}" for key, value in made.report.items())
     return f"""---
 {front}
 ---
 
-# Where {name} represents {made.spec.dataset_name}
+# Where {model.name} represents {made.spec.dataset_name}
 
 A calibration of [Selective Steering](https://arxiv.org/abs/2601.19375): a direction, the plane that
 it lies in, and the sites to steer. No weights are in it, and no prompts.
@@ -168,7 +165,7 @@ it lies in, and the sites to steer. No weights are in it, and no prompts.
 ```python
 import ss_lens
 
-model = ss_lens.load_model({name!r}, dtype={model.dtype!r})
+model = ss_lens.load_model({model.name!r}, dtype={model.dtype!r})
 calibration = ss_lens.Calibration.from_hub({repo_id!r})
 with ss_lens.steer(model, calibration, ss_lens.RotateBy(angle_deg=30)):
     print(ss_lens.generate(model, ["How do I bake bread?"], max_new_tokens=64))

@@ -84,7 +84,7 @@ def export(
 ) -> None:
     """Write the steered model as files that run without hooks, and check that they are exact.
 
-    ss-lens export CALIBRATION --angle 135 --as lora --out FOLDER
+    ss-lens export CALIBRATION --angle 30 --as lora --out FOLDER
 
     ss-lens export --verify FOLDER MODEL
     """
@@ -112,7 +112,7 @@ def export(
         missing = "--as" if kind is None else "--out"
         raise UserError(
             f"{missing} is missing, expected what to write and where to; write for instance "
-            "ss-lens export runs/refusal/calibration --angle 135 --as lora --out runs/refusal/lora."
+            "ss-lens export runs/sentiment/calibration --angle 30 --as lora --out runs/lora."
         )
     asked = _operator(kind, angle, angles, operator)
     calibration = ss_lens.Calibration.load(source)
@@ -149,7 +149,7 @@ def _operator(
     return ss_lens.RotateBy(cast(float, angle))
 
 
-_EXAMPLES = {"--angle": "--angle 135", "--angles": "--angles 0,45,90"}
+_EXAMPLES = {"--angle": "--angle 30", "--angles": "--angles 0,30,60"}
 
 
 def _loaded(name: str, calibration: ss_lens.Calibration, device: str) -> TransformerBridge:

@@ -10,6 +10,7 @@ from ss_lens.exports.linear_map import Kind
 from ss_lens.exports.parity import Parity
 from ss_lens.exports.subject import Base
 from ss_lens.geometry.operators import Operator
+from ss_lens.models.identity import is_hub_id
 
 _WHAT = {
     "lora": "A PEFT adapter of rank 2 that steers the base as `{operators}` does.",
@@ -42,6 +43,7 @@ def card(
     """
     named = ", ".join(map(str, operators))
     licence = base.licence or "not stated by its files; ask its publisher"
+    local = "" if base.is_found_by_name else " (the folder or file of whoever exported it)"
     revision = f" at {base.revision}" if base.revision else ""
     adapter = f", with the adapter {base.adapter} merged into it" if base.adapter else ""
     return f"""---
@@ -54,7 +56,7 @@ def card(
 Made by [ss_lens](https://arxiv.org/abs/2601.19375) (Selective Steering). `steering.json` says the
 same for programs, with the digest of every file; `calibration/` holds the plane and the sites.
 
-- **Base:** {base.name}{revision}{adapter}; loaded in {base.dtype}, fingerprint
+- **Base:** {base.name}{local}{revision}{adapter}; loaded in {base.dtype}, fingerprint
   {base.fingerprint[:16]}, SHA-256 of its weights {base.sha256 or "not one file"}
 - **Licence of the base:** {licence}. It holds for this export as well.
 - **Steered sites ({len(sites)}):** {", ".join(sites)}, at every token
@@ -79,7 +81,8 @@ do not serve or publish it.
 
 
 def _front_matter(kind: Kind, base: Base) -> str:
-    fields = {"base_model": base.name, "tags": ["selective-steering", "ss_lens"]}
+    fields: dict[str, object] = {"base_model": base.name} if is_hub_id(base.name) else {}
+    fields["tags"] = ["selective-steering", "ss_lens"]
     if base.licence:
         fields["license"] = base.licence
     fields["library_name"] = {"merged": "transformers", "gguf-lora": "llama.cpp"}.get(kind, "peft")

@@ -72,7 +72,9 @@ def export(
     :func:`ss_lens.steer` on prompts and answers; above the tolerance nothing is left.
 
     The folder also holds the calibration, a card (``README.md``) and ``steering.json``, from which
-    :func:`verify_export` repeats the comparison. Every token is steered.
+    :func:`verify_export` repeats the comparison. No path of this machine is in its files: a base
+    that is a folder or a file is named by the last part of its path, beside the digest of its
+    weights. Every token is steered.
 
     Args:
         calibration: made on ``model``, at norm outputs (``ln1_out``, ``ln2_out``).
@@ -115,7 +117,7 @@ def export(
     with atomic_path(folder) as temporary:
         temporary.mkdir()
         write(kind, temporary, subject, bound, chosen, gguf)
-        calibration.save(temporary / CALIBRATION)
+        calibration.published().save(temporary / CALIBRATION)
         reports = judge(kind, temporary, subject, calibration, operators, tokens, max_new_tokens)
         named = [str(site) for site in sites]
         text = card(kind, base, operators, named, reports, gguf=any(temporary.glob("*.gguf")))

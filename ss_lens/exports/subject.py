@@ -21,7 +21,9 @@ from ss_lens.geometry.operators import Operator
 from ss_lens.geometry.plane import Plane
 from ss_lens.models.fetching import weights_digest
 from ss_lens.models.gguf.header import read_header
+from ss_lens.models.identity import is_hub_id, public_name
 from ss_lens.models.load import Source, identify, loaded_from
+from ss_lens.models.sources import MODELS
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class Base:
     """The model that was calibrated.
 
     Attributes:
-        name: how others find it: an id on the Hub, a folder, a file, or a registered name.
+        name: as others may read it: an id on the Hub, a registered name, or the last part of the
+            path of a folder or a file.
         revision: on the Hub.
         sha256: of the file of its weights, where it is one file and nothing was merged into it.
         fingerprint: of its weights and settings as they were loaded.
@@ -55,11 +58,9 @@ class Base:
         """
         loaded, identity = loaded_from(model), identify(model)
         source, adapter = loaded.source, loaded.adapter
-        given = Path(identity.name).expanduser()
-        name = str(given.resolve()) if given.exists() else identity.name
         on_hub = adapter is None and source.gguf is None and source.folder is None
         return cls(
-            name=source.place if on_hub else name,
+            name=source.place if on_hub else public_name(identity.name),
             revision=identity.revision if on_hub else None,
             sha256=None if adapter else _digest(source),
             fingerprint=str(identity.fingerprint),
@@ -67,6 +68,11 @@ class Base:
             licence=_licence(source),
             adapter=None if adapter is None else adapter.name,
         )
+
+    @property
+    def is_found_by_name(self) -> bool:
+        """Whether the name is one of the Hub or a registered one."""
+        return is_hub_id(self.name) or self.name in MODELS
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, cast
 from urllib.error import HTTPError
@@ -16,7 +18,7 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from ss_lens.calibration.calibration import Calibration
-from ss_lens.core.checks import check_is, check_path
+from ss_lens.core.checks import check_is, check_path, described as described_value
 from ss_lens.core.errors import UserError, first_line
 from ss_lens.core.progress import progress_bar
 from ss_lens.core.values import read_value
@@ -35,8 +37,8 @@ SAME = 0.98
 """The share of tokens after which the server must find the token likeliest that we do."""
 LISTED = 64
 """How many log-probabilities are compared at each token: those that the server finds likeliest."""
-PATIENCE = 3600.0
-"""Seconds to wait for an answer."""
+PATIENCE, FOR_FACTS = 3600.0, 30.0
+"""Seconds to wait for an answer, and for what a server knows of itself."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +83,14 @@ def ask(
         **{"lora": scales, "ignore_eos": whole_length},
         "cache_prompt": False,  # else keys and values of other scales would be used again
     }
-    places = _told(address, "/completion", body).get("completion_probabilities", [])
-    rows = [{t["id"]: t["logprob"] for t in place["top_logprobs"]} for place in places]
-    tokens = tuple(place["id"] for place in places)
-    return Answer(tokens, tuple(max(row, key=row.__getitem__) for row in rows), tuple(rows))
+    told = _told(address, "/completion", body)
+    with _of_llama_cpp(address, "/completion", told):
+        places = told.get("completion_probabilities", [])  # absent where the answer is empty
+        rows = [
+            {int(t["id"]): float(t["logprob"]) for t in place["top_logprobs"]} for place in places
+        ]
+        tokens = tuple(int(place["id"]) for place in places)
+        return Answer(tokens, tuple(max(row, key=row.__getitem__) for row in rows), tuple(rows))
 
 
 def verify_server(
@@ -112,8 +118,8 @@ def verify_server(
         ``same_top`` and ``equal_answers``.
 
     Raises:
-        UserError: no server, other adapters, a damaged export, one for other programs, or another
-            likeliest token after more than 2 % of the tokens.
+        UserError: no server of llama.cpp, other adapters, another vocabulary, a damaged export, one
+            for other programs, or another likeliest token after more than 2 % of the tokens.
     """
     check_path("folder", folder)
     check_is("model", model, (TransformerBridge,), MODEL)
@@ -132,8 +138,15 @@ def verify_server(
             measured = []
             for ids in tokens:
                 answer = ask(address, ids, _scales(kind, operator), new=new, listed=LISTED)
+                _check_vocabulary(address, model, answer)
                 measured.append(compared(model, calibration, operator, ids, answer, new))
                 bar.update(1)
+            if not any(row["same"] for row in measured):
+                raise UserError(
+                    f"the server at {address} sent no token under {operator}, expected answers to "
+                    f"{len(tokens)} prompts; serve the base that was calibrated, or give prompts "
+                    "that it answers."
+                )
             rows.append({"operator": str(operator), **_summed(measured)})
     table = pd.DataFrame(rows)
     worst = table.loc[table["same_top"].idxmin()]
@@ -208,7 +221,9 @@ def _check_adapters(address: str, folder: Path, kind: str) -> None:
             "llama.cpp: a dial, a gguf-lora, or merged weights that were exported with gguf=. "
             "Verify it without a server."
         )
-    found = [Path(one["path"]).name for one in _told(address, "/lora-adapters", None)]
+    told = _told(address, "/lora-adapters", None)
+    with _of_llama_cpp(address, "/lora-adapters", told):
+        found = [Path(one["path"]).name for one in told]
     if found != files[kind]:
         raise UserError(
             f"the server at {address} has the adapters {', '.join(found) or 'none'}, expected "
@@ -217,14 +232,40 @@ def _check_adapters(address: str, folder: Path, kind: str) -> None:
         )
 
 
+def _check_vocabulary(address: str, model: TransformerBridge, answer: Answer) -> None:
+    """Raise where the server has tokens that the model has not."""
+    last = max((token for row in answer.logprobs for token in row), default=0)
+    if last >= model.cfg.d_vocab:
+        raise UserError(
+            f"the server at {address} serves another model: it has a token {last}, the vocabulary "
+            f"of {model.cfg.model_name} ends at {model.cfg.d_vocab - 1}. Serve the base that was "
+            "calibrated."
+        )
+
+
+@contextmanager
+def _of_llama_cpp(address: str, path: str, told: object) -> Iterator[None]:
+    """One line where what was told is not what llama.cpp's server tells."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"the server at {address}{path} answers {described_value(told)}, expected what "
+            "llama.cpp's server tells there; start llama-server with this export, and check the "
+            "address."
+        ) from error
+
+
 def _told(address: str, path: str, body: dict[str, Any] | None) -> Any:
     """What the server answers to a question, or where ``body`` is ``None`` tells."""
     data = None if body is None else json.dumps(body).encode()
     try:
-        request = Request(f"{address}{path}", data, {"Content-Type": "application/json"})
-        with urlopen(request, timeout=PATIENCE) as answer:
+        request = Request(
+            f"{address.rstrip('/')}{path}", data, {"Content-Type": "application/json"}
+        )
+        with urlopen(request, timeout=FOR_FACTS if body is None else PATIENCE) as answer:
             return json.load(answer)
-    except (OSError, ValueError) as error:  # HTTP, no address, no JSON
+    except (OSError, ValueError, HTTPException) as error:  # no address, no HTTP, no JSON
         said = error.read().decode("utf-8", "replace")[:200] if isinstance(error, HTTPError) else ""
         why = f"{first_line(error)} {said}".strip()
         raise UserError(

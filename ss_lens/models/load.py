@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ from ss_lens.models.delivery.kept import GGUF
 from ss_lens.models.fetching import fetch, weights_digest
 from ss_lens.models.gguf.header import read_header
 from ss_lens.models.gguf.weights import is_mapped, load_weights
-from ss_lens.models.identity import ModelIdentity
+from ss_lens.models.identity import ModelIdentity, last_part
 from ss_lens.models.integrity import (
     check_complete,
     check_finite,
@@ -83,7 +84,8 @@ def load_model(
     Args:
         name: a registered name (``ss-lens models`` lists them), a Hub id, a local folder in the
             Hugging Face layout, or a ``.gguf`` file. A folder that holds a LoRA adapter is merged
-            into the base model that it names.
+            into the base model that it names; where that is no more than a folder's or a file's
+            name, it is looked for in the working folder, then beside the adapter.
         device: ``auto`` takes the first of cuda, mps and cpu that is present.
         dtype: ``float32``, ``bfloat16`` or ``float16``; ``auto`` is bfloat16 on a GPU, else
             float32; ``fast`` is bfloat16 also on a CPU that multiplies it natively.
@@ -250,7 +252,8 @@ def _in_folder(folder: Path) -> Source:
 
 
 def _base_of(adapter: adapters.Adapter, revision: str | None) -> Source:
-    if adapters.adapter_folder(adapter.base):
+    base = _base_beside(adapter) or adapter.base
+    if adapters.adapter_folder(base):
         raise UserError(
             f"the adapter at {adapter.folder} is for {adapter.base!r}, which is an adapter itself, "
             "expected a base with weights of its own. Write that base as one model (ss-lens export "
@@ -258,16 +261,30 @@ def _base_of(adapter: adapters.Adapter, revision: str | None) -> Source:
             f"{adapters.CONFIG}."
         )
     try:
-        source = _resolve(adapter.base, revision or adapter.revision)
+        source = _resolve(base, revision or adapter.revision)
     except UserError as error:
+        alone = base == last_part(base) and base not in MODELS
+        beside = f" Put {base!r}, or a link to it, beside the adapter's folder." if alone else ""
         raise type(error)(  # also where it is Unavailable, which a caller may fall back on
-            f"the base model of the adapter at {adapter.folder} is missing: {error}"
+            f"the base model of the adapter at {adapter.folder} is missing: {error}{beside}"
         ) from error
     if source.folder:
         adapters.check_base(adapter, weights_digest(source.folder))
     elif source.gguf and adapter.base_sha256:
         adapters.check_base(adapter, sha256_of_file(source.gguf))
     return source
+
+
+def _base_beside(adapter: adapters.Adapter) -> str | None:
+    """The base beside the adapter's folder, where the adapter has no more than its name.
+
+    An export names a local base so. A registered name and a path in the working folder go first.
+    """
+    name = adapter.base
+    if name != last_part(name) or name in MODELS or Path(name).exists():
+        return None
+    beside = Path(os.path.abspath(adapter.folder)).parent / name
+    return str(beside) if beside.exists() else None
 
 
 def device_named(device: str) -> str:

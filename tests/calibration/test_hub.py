@@ -9,6 +9,7 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -19,6 +20,7 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from ss_lens import Calibration, ContrastiveDataset, Store, UserError
+from ss_lens.calibration.dictionary import Dictionary
 from tests.fitting import fitted_on
 
 REPO, TOKEN = "somebody/refusal-tiny", "hf_a_token_that_is_secret"
@@ -197,9 +199,31 @@ def test_what_is_pushed_comes_back_bit_for_bit(
     assert torch.equal(back.plane.basis, calibration.plane.basis)
     assert torch.equal(back.directions, calibration.directions)
     assert back.selected_sites == calibration.selected_sites
-    assert (back.recipe, back.spec) == (calibration.recipe, calibration.spec)
+    published = calibration.published()
+    assert (back.recipe, back.spec) == (published.recipe, published.spec)
+    assert replace(back.spec, model=calibration.spec.model) == calibration.spec
     back.check_fits(tiny_llama)
     assert not hub.private[REPO]
+
+
+def test_what_is_pushed_names_no_folder_of_this_machine(
+    hub: type[_Hub], calibration: Calibration, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Neither the model's, the dataset's, nor that of a dictionary of features."""
+    base = tmp_path_factory.getbasetemp()
+    spec = replace(calibration.spec, dataset_name=str(base / "prompts.jsonl"))
+    named = Dictionary(base / "sae.safetensors", "L1.ln1_out", feature=3)
+    recipe = replace(calibration.recipe, direction=named)
+    local = replace(calibration, spec=spec, recipe=recipe)
+    assert str(base) in repr(local)
+    local.push_to_hub(REPO)
+    files = [*hub.repositories[REPO].values()][-1]
+    assert [name for name, content in files.items() if str(base).encode() in content] == []
+    back = Calibration.from_hub(REPO)
+    assert back.spec.model.name == Path(calibration.spec.model.name).name
+    assert back.spec.dataset_name == "prompts.jsonl"
+    assert back.recipe.direction == replace(named, path="sae.safetensors")
+    assert back.spec.model.fingerprint == calibration.spec.model.fingerprint
 
 
 def test_the_card_holds_the_numbers_of_the_figures(

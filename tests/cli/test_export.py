@@ -63,9 +63,9 @@ def test_the_table_says_what_was_measured(
 @pytest.mark.parametrize(
     ("options", "fragments"),
     [
-        (("--angle", 1, "--out", "x"), ("--as is missing", "ss-lens export runs/refusal")),
+        (("--angle", 1, "--out", "x"), ("--as is missing", "ss-lens export runs/sentiment")),
         (("--angle", 1, "--as", "lora"), ("--out is missing",)),
-        (("--as", "lora", "--out", "x"), ("got no angle", "write for instance --angle 135")),
+        (("--as", "lora", "--out", "x"), ("got no angle", "write for instance --angle 30")),
         (("--as", "bank", "--angle", 1, "--out", "x"), ("got --angle, expected --angles",)),
         (("--as", "dial", "--angle", 1, "--out", "x"), ("a dial holds every angle; leave it out",)),
         (("--as", "lora", "--angle", 1, "--operator", "Ablate", "--out", "x"), ("--angle and",)),

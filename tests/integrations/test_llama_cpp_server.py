@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import socketserver
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -102,3 +109,92 @@ def test_an_export_for_other_programs_is_refused(made: Made, dial: Server) -> No
 def test_what_is_no_server_is_one_line(made: Made) -> None:
     refused("no llama.cpp server answers at http://127.0.0.1:9", made, "dial", "http://127.0.0.1:9")
     refused("no llama.cpp server answers at nowhere", made, "dial", "nowhere")
+
+
+class _Stranger(BaseHTTPRequestHandler):
+    """A server that answers each path with what it is given for it."""
+
+    told: dict[str, Any]
+
+    def _answer(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        said = self.told[self.path]
+        data = said if isinstance(said, bytes) else json.dumps(said).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    do_GET = do_POST = _answer
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+class _NoHttp(socketserver.BaseRequestHandler):
+    """A server of another protocol."""
+
+    def handle(self) -> None:
+        self.request.recv(1024)
+        self.request.sendall(b"220 mail.example ESMTP\r\n")
+
+
+@contextmanager
+def listening(server: socketserver.TCPServer) -> Iterator[str]:
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+ADAPTERS = [{"path": "a/turn_p.gguf"}, {"path": "a/turn_j.gguf"}]
+OUTSIDE = {"id": 10**6, "logprob": 0.0}
+PLACE = {"id": 5, "top_logprobs": [{"id": 5, "logprob": -0.1}]}
+
+
+@pytest.mark.parametrize(
+    ("adapters", "completion", "message"),
+    [
+        ({"object": "list"}, None, r"/lora-adapters answers .* expected what llama.cpp's server"),
+        (["turn_p.gguf"], None, r"/lora-adapters answers .* check the address"),
+        (None, None, "/lora-adapters answers None"),
+        (b"<html>", None, "no llama.cpp server answers at"),
+        (b"\xff\xfe\x00", None, "no llama.cpp server answers at"),
+        ([], None, "has the adapters none, expected turn_p.gguf, turn_j.gguf"),
+        (ADAPTERS, [], r"/completion answers .* expected what llama.cpp's server tells"),
+        (ADAPTERS, {"completion_probabilities": [{"id": 5}]}, "/completion answers"),
+        (ADAPTERS, {"completion_probabilities": [{**PLACE, "top_logprobs": []}]}, "/completion an"),
+        (ADAPTERS, {"completion_probabilities": [{**PLACE, "id": None}]}, "/completion answers"),
+        (ADAPTERS, {"content": "hello"}, "sent no token under RotateBy"),
+        (
+            ADAPTERS,
+            {"completion_probabilities": [{**PLACE, "top_logprobs": [OUTSIDE]}]},
+            "serves another model: it has a token 1000000, the vocabulary of",
+        ),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_server_of_something_else_is_one_line(
+    adapters: Any, completion: Any, message: str, made: Made
+) -> None:
+    told = {"/lora-adapters": adapters, "/completion": completion}
+    handler = type("Stranger", (_Stranger,), {"told": told})
+    with listening(HTTPServer(("127.0.0.1", 0), handler)) as address:
+        refused(message, made, "dial", address)
+
+
+def test_a_server_that_does_not_speak_http_is_one_line(made: Made) -> None:
+    with listening(socketserver.TCPServer(("127.0.0.1", 0), _NoHttp)) as address:
+        refused(
+            "no llama.cpp server answers at .*expected one that was started", made, "dial", address
+        )
+
+
+def test_a_slash_behind_the_address_is_left_out(made: Made, dial: Server) -> None:
+    address = f"{dial.address}/"
+    table = ss_lens.verify_server(made.folder / "dial", made.model, address, prompts=PROMPTS[:1])
+    assert (table["same_top"] == 1).all()

@@ -15,6 +15,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 import ss_lens
 from ss_lens import ContrastiveDataset, Store, UserError
+from ss_lens.models.identity import public_name
 from ss_lens.models.load import identify
 from tests.gguf_files import logits_of
 from tests.oracles import relative_error
@@ -124,3 +125,33 @@ def fingerprint_of_before(model: TransformerBridge) -> str:
         digest.update(f"{clean}:{tuple(tensor.shape)}:{tensor.dtype};".encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("smollm2-135m", "smollm2-135m"),
+        ("Qwen/Qwen2.5-1.5B-Instruct", "Qwen/Qwen2.5-1.5B-Instruct"),
+        ("/home/me/models/tuned", "tuned"),
+        ("/home/me/models/tuned/", "tuned"),
+        ("~/models/base.gguf", "base.gguf"),
+        ("../runs/lora/seed0", "seed0"),
+        ("runs/lora/seed0", "seed0"),
+        (r"C:\Users\me\tuned", "tuned"),
+        ("tuned", "tuned"),
+    ],
+)
+def test_a_model_is_named_to_others_without_its_folder(name: str, told: str) -> None:
+    assert public_name(name) == told
+    assert public_name(told) == told
+
+
+def test_a_folder_that_is_written_like_an_id_of_the_hub_is_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it is to load_model; and the working folder has a name."""
+    (tmp_path / "runs" / "tuned").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert public_name("runs/tuned") == "tuned"
+    monkeypatch.chdir(tmp_path / "runs" / "tuned")
+    assert public_name(".") == "tuned"
