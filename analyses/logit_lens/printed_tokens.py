@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-from html import unescape
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, findfont, get_font
 
 from analyses import style
 from analyses.logit_lens.figures import names_of, ways
 from analyses.printed import sheet
+from analyses.printed.letters import LACKING_TOLD, drawable, in_ascii, on_shade
 from analyses.printed.tables import negative
-from analyses.tokens import legible
 
 CAPTION = (
     "The token of the highest mean probability at the last token of the prompt, by layer. Shade: "
-    "log-odds of refusing against complying openings. ▯ stands for a letter that the font lacks."
+    f"log-odds of refusing against complying openings. {LACKING_TOLD}"
 )
 MOST = 40
 """Layers that are shown; of more, so many evenly up to the last."""
 LONGEST = {1: 8, 2: 12}
-DARK = 0.77
-"""Where on the scale letters turn white."""
-LACKING = "▯"
 
 
 @sheet.in_print
@@ -97,29 +91,9 @@ def _cells(
         score, cmap=shades, norm=norm, aspect="auto", origin="lower", interpolation="nearest"
     )
     for (row, column), token in np.ndenumerate(tokens):
-        place = norm(score[row, column])
-        colour = "white" if place > DARK else "black"
+        colour = on_shade(float(norm(score[row, column])))
         text = drawable(str(token), longest)
         axes.text(column, row, text, ha="center", va="center", fontsize=6, color=colour)
-
-
-def drawable(token: str, longest: int) -> str:
-    """A token as a figure shows it, cut, without letters that the font lacks.
-
-    >>> drawable(" sorry", 12), drawable("好", 12)
-    ('·sorry', '▯')
-    """
-    known = get_font(findfont(FontProperties(family="DejaVu Sans")))
-    shown = "".join(
-        letter if letter != "$" and known.get_char_index(ord(letter)) else LACKING
-        for letter in unescape(legible(token))
-    )
-    return shown if len(shown) <= longest else f"{shown[: longest - 1]}…"
-
-
-def _in_ascii(text: str) -> str:
-    """What LaTeX's own fonts have: of other letters only those that tables know how to write."""
-    return "".join(sign if sign.isascii() or sign in "·⏎⇥…" else LACKING for sign in text)
 
 
 def brief(table: pd.DataFrame) -> pd.DataFrame:
@@ -127,7 +101,7 @@ def brief(table: pd.DataFrame) -> pd.DataFrame:
     named = table.assign(way=names_of(table))
     named["column"] = named["prompt_class"] + ", " + named["way"]
     named["text"] = [
-        f"{_in_ascii(drawable(str(token), LONGEST[2]))} ({p:.2f})"
+        f"{in_ascii(drawable(str(token), LONGEST[2]))} ({p:.2f})"
         for token, p in zip(named["top_1"], named["p_1"], strict=True)
     ]
     wide = named.pivot(index="layer", columns="column", values="text")

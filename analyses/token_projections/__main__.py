@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -32,10 +33,11 @@ def main(
     ] = ANSWER_TOKENS,
     seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
     out: output.Out = Path("runs/token_projections"),
+    paper: output.Paper = False,
     formats: output.Formats = None,
 ) -> None:
     """Each token of prompt and answer in the plane, unsteered and steered, a figure per prompt."""
-    chosen = output.checked(formats)
+    chosen = output.checked(formats, paper)
     dataset = output.dataset_name(dataset, model)
     operator = ss_lens.RotateBy(angle)  # before a model is loaded
     sites = None if site is None else [ss_lens.Site.parse(name) for name in site]
@@ -48,7 +50,8 @@ def main(
         label, index = cast("tuple[str, int]", key)
         name = f"token_projections_{label}_{index}"
         subtitle = f"{model}; {dataset}, {label} test prompt {index}; rotate_by {angle:g}°"
-        output.save(out, name, rows, figure(rows, subtitle), chosen)
+        make = partial(output.printed, "token_projections.printed", subtitle, rows)
+        output.save(out, name, rows, figure(rows, subtitle), chosen, make)
 
 
 if __name__ == "__main__":

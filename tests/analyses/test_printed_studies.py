@@ -26,6 +26,7 @@ from analyses.printed.tables import PAGE, columns_that_fit, latex, latex_parts, 
 from analyses.site_effects import printed as site_effects
 from analyses.site_effects.conditions import ALL, LEFT_OUT, ONLY, RANDOM
 from analyses.stability import printed_planes, printed_sites
+from analyses.token_projections import printed as token_projections
 from tests.analyses.drawn import check_legend, check_texts, legend_of, mark, texts
 
 CLASSES = ("positive", "negative")
@@ -173,6 +174,28 @@ def lens_table(layers: int = 28, n: int = 16) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def token_table(n_sites: int = 3, n_prompt: int = 24, n_answer: int = 8) -> pd.DataFrame:
+    """Tokens that turn evenly through the circle, the steered ones by a half turn more."""
+    rows = []
+    for i, condition in enumerate(("unsteered", "steered")):
+        for site in sites(n_sites)[:n_sites]:
+            for position in range(n_prompt + n_answer - 2 * i):  # a steered answer is shorter
+                angle = (30.0 * position + 180 * i) % 360
+                size = 0.1 * (position % 5)
+                rows.append(
+                    {
+                        "prompt_class": "negative", "prompt_index": 0, "condition": condition,
+                        "site": site, "steered_site": True, "position": position,
+                        "token": TOKENS[(position + i) % len(TOKENS)],
+                        "is_prompt": position < n_prompt, "norm": 10.0,
+                        "cos_1": size * math.cos(math.radians(angle)),
+                        "cos_2": size * math.sin(math.radians(angle)), "in_plane_norm": 10 * size,
+                        "angle_deg": angle if size else math.nan,
+                    }
+                )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
 USUAL: dict[str, Callable[[int], Figure]] = {
     "norm_audit": lambda n: norm_audit.figure(audit_table(), n),
     "stability_sites": lambda n: printed_sites.figure(site_table(), n),
@@ -182,6 +205,7 @@ USUAL: dict[str, Callable[[int], Figure]] = {
     "site_effects": lambda n: site_effects.figure(effect_table(), n),
     "logit_lens": lambda n: logit_lens.figure(lens_table(), n),
     "logit_lens_tokens": lambda n: printed_tokens.figure(lens_table(), n),
+    "token_projections": lambda n: token_projections.figure(token_table(), n),
 }
 UNUSUAL: dict[str, Callable[[int], Figure]] = {
     "audit of two": lambda n: norm_audit.figure(audit_table(SETTINGS[:2]), n),
@@ -197,6 +221,12 @@ UNUSUAL: dict[str, Callable[[int], Figure]] = {
     "lens, one prompt": lambda n: logit_lens.figure(lens_table(4, 1), n),
     "lens, 80 layers": lambda n: logit_lens.figure(lens_table(80), n),
     "tokens, 80 layers": lambda n: printed_tokens.figure(lens_table(80), n),
+    "projections, one site": lambda n: token_projections.figure(token_table(1, 5, 2), n),
+    "projections, a long prompt": lambda n: token_projections.figure(token_table(3, 300, 8), n),
+    "projections, 40 sites": lambda n: token_projections.figure(token_table(40), n),
+    "projections of nothing": lambda n: token_projections.figure(
+        token_table().assign(cos_1=0.0, cos_2=0.0, in_plane_norm=0.0, angle_deg=math.nan), n
+    ),
 }
 BOTH = pytest.mark.parametrize("columns", [1, 2])
 
@@ -248,6 +278,21 @@ def test_a_letter_that_the_font_lacks_is_a_box_and_no_warning() -> None:
     assert {"·▯▯", "·désolé", "<|im_end|>", "⏎⏎", "▯x▯"} <= shown
 
 
+def test_tokens_are_turned_by_the_same_angle_in_every_panel_and_the_last_ones_are_kept() -> None:
+    table = token_table(2, 300, 8)
+    panels = token_projections.figure(table).axes[:2]
+    arrows = [[text.get_text() for text in panel.texts] for panel in panels]
+    kept = table.query("position >= 308 - @token_projections.MOST")
+    counts = kept.groupby("condition", sort=False).size().tolist()
+    assert [*map(len, arrows)] == counts == [128, 124]  # each token at both sites
+    opposite = {"": "", **dict(zip("→↗↑↖←↙↓↘", "←↙↓↘→↗↑↖", strict=True))}
+    still = [[a for a in row if a] for row in zip(*[iter(arrows[0])] * 2, strict=True)]
+    turned = [[a for a in row if a] for row in zip(*[iter(arrows[1])] * 2, strict=True)]
+    assert [[opposite[a] for a in row] for row in still[: len(turned)]] == turned
+    (edge,) = {line.get_ydata()[0] for panel in panels for line in panel.get_lines()}  # type: ignore[index]
+    assert edge == 299.5
+
+
 def test_the_audit_puts_no_change_on_the_line_of_zero() -> None:
     panel = USUAL["norm_audit"](2).axes[0]
     x = np.concatenate([np.asarray(line.get_xdata(), float) for line in panel.get_lines()[:4]])
@@ -264,6 +309,7 @@ BRIEF = {
     "site_effects": lambda: site_effects.brief(effect_table()),
     "logit_lens": lambda: logit_lens.brief(lens_table()),
     "logit_lens_tokens": lambda: printed_tokens.brief(lens_table()),
+    "token_projections": lambda: token_projections.brief(token_table()),
 }
 
 
