@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,9 @@ import typer
 from plotly.subplots import make_subplots
 
 from analyses import null_bands, output, style
+from analyses.spoken import Spoken
 from ss_lens import UserError
+from ss_lens.behaviours.measures import REFUSAL, Measures
 from ss_lens.experiments.ablation import FULL, HEADINGS, AblationResult, load_ablations
 
 LEVEL = style.LEVEL
@@ -115,25 +118,39 @@ def forest(
     return style.layout(drawn, title, subtitle, height=height, narrowest=130 + 170 * widest)
 
 
-def angle_means(scan: pd.DataFrame) -> pd.DataFrame:
-    """Mean ``refusal_score`` and ``opening_mass`` per ``prompt_class``, ``variant``, ``draw`` and
+def angle_means(scan: pd.DataFrame, measures: Measures = REFUSAL) -> pd.DataFrame:
+    """Mean score and ``opening_mass`` per ``prompt_class``, ``variant``, ``draw`` and
     ``angle_deg``, over prompts.
 
     Draws stay apart: a random plane has no orientation, so an angle in one draw has nothing to do
     with the same angle in another, and their mean would flatten every curve.
+
+    Args:
+        scan: a row per prompt.
+        measures: what the columns are called. The score keeps its name; a score of answers has no
+            opening mass.
     """
     keys = ["prompt_class", "variant", "draw", "angle_deg"]
-    return (
-        scan.groupby(keys, sort=False)
-        .agg({"refusal_score": "mean", "opening_mass": "mean"})
-        .reset_index()
-    )
+    columns = [name for name in (measures.score, measures.mass) if name is not None]
+    means = scan.groupby(keys, sort=False)[columns].mean().reset_index()
+    if measures.mass is None:
+        return means.assign(opening_mass=math.nan)
+    return means.rename(columns={measures.mass: "opening_mass"})
 
 
-def turned(scan: pd.DataFrame) -> pd.DataFrame:
-    """The rows of variants with more than one angle."""
-    angles = scan.groupby("variant")["angle_deg"].nunique()
-    return scan.loc[scan["variant"].isin(angles.index[angles > 1])]
+def turned(means: pd.DataFrame, score: str = "refusal_score") -> pd.DataFrame:
+    """The rows of variants with more than one angle, each curve once.
+
+    A variant at one angle of another, like the full method turned by 90°, has the very curve of
+    that other, and would show it a second time.
+    """
+    keys = [name for name in ("prompt_class", "draw", "angle_deg") if name in means]
+    kept: dict[tuple[object, ...], pd.DataFrame] = {}
+    for _, rows in means.groupby("variant", sort=False):
+        if rows["angle_deg"].nunique() > 1:
+            ordered = rows.sort_values(keys)[[*keys, score]]
+            kept.setdefault(tuple(ordered.itertuples(index=False, name=None)), rows)
+    return pd.concat(list(kept.values())) if kept else means.iloc[:0]
 
 
 def polar(
@@ -142,8 +159,9 @@ def polar(
     *,
     variants: Sequence[str] | None = None,
     bands: pd.DataFrame | None = None,
+    measures: Measures = REFUSAL,
 ) -> go.Figure:
-    """The mean refusal score at each angle on dev, around the circle; one panel per class.
+    """The mean score at each angle on dev, around the circle; one panel per class.
 
     A variant with several draws has a curve for each, all alike.
 
@@ -152,6 +170,7 @@ def polar(
         subtitle: what was measured.
         variants: which to draw; all unless told.
         bands: of random controls on positive prompts, from :func:`analyses.null_bands.bands`.
+        measures: what the behaviour's columns are called.
 
     Raises:
         UserError: a variant that was not scanned.
@@ -162,7 +181,8 @@ def polar(
             f"{unknown[0]!r} was not scanned; draw one or more of {', '.join(scanned)}."
         )
     looks = style.series(variants or scanned)
-    means = angle_means(scan.query("variant in @wanted", local_dict={"wanted": [*looks]}))
+    wanted, score = scan.loc[scan["variant"].isin([*looks])], measures.score
+    means = angle_means(wanted, measures)
     labels = [*dict.fromkeys(means["prompt_class"])]
     drawn = make_subplots(
         rows=1,
@@ -182,7 +202,7 @@ def polar(
             drawn.add_trace(
                 go.Scatterpolar(
                     theta=closed["angle_deg"],
-                    r=closed["refusal_score"],
+                    r=closed[score],
                     mode="lines+markers",
                     name=variant,
                     legendgroup=variant,
@@ -195,7 +215,7 @@ def polar(
                 col=labels.index(label) + 1,
             )
     drawn.update_annotations(yshift=24)  # clear of the tick at 90°
-    low, high = float(means["refusal_score"].min()), float(means["refusal_score"].max())
+    low, high = float(means[score].min()), float(means[score].max())
     if bands is not None:
         low = min(low, float(bands["refusal_score_low"].min()))
         high = max(high, float(bands["refusal_score_high"].max()))
@@ -204,7 +224,7 @@ def polar(
         radialaxis={"range": [low - room, high + room], "angle": 90, "tickangle": 90, "nticks": 5},
         angularaxis={"direction": "counterclockwise", "dtick": 45},
     )
-    title = "Refusal score (nats) against the angle, on dev"
+    title = f"{measures.heading[:1].upper()}{measures.heading[1:]} against the angle, on dev"
     wide = 360 * len(labels)
     return style.layout(drawn, title, subtitle, height=500, clear=16, narrowest=wide)
 
@@ -218,7 +238,7 @@ def main(
     """Draw the forest plot of each class, and the angle response on dev around the circle."""
     chosen, place = output.checked(formats, paper), out or folder / "figures"
     result = load_ablations(folder)
-    config = result.config
+    config, measures = result.config, result.config.measures
     seen = f"{config.model}; {config.dataset}: {config.test} prompts per class"
     table = measure(result)
     for label in dict.fromkeys(table["prompt_class"]):
@@ -228,9 +248,12 @@ def main(
         make = partial(output.printed, "forest", *of_print)
         output.save(place, f"ablations_{label}", rows, drawn, chosen, make)
     subtitle = f"{config.model}; {config.dataset}: {config.dev} dev prompts per class"
-    drawn = polar(result.scan, subtitle)
-    means = angle_means(result.scan)
-    make = partial(output.printed, "angle_curves", subtitle, turned(means), FULL)
+    drawn = polar(result.scan, subtitle, measures=measures)
+    means = angle_means(result.scan, measures)
+    shown = turned(means, measures.score)
+    words = (f"{word} prompts" for word in measures.words.values())
+    spoken = Spoken(measures.score, "" if measures.mass is None else " (nats)", *words)
+    make = partial(output.printed, "angle_curves", subtitle, shown, FULL, None, spoken)
     output.save(place, "angle_polar", means, drawn, chosen, make)
 
 

@@ -15,29 +15,35 @@ from matplotlib.patches import Patch
 
 from analyses import null_bands, style
 from analyses.printed import sheet
+from analyses.spoken import REFUSAL, Spoken
 
 CAPTION = (
-    "Mean refusal score against the angle on dev prompts, a panel per variant and a curve per "
-    "draw. The circle closes: 360° repeats 0°."
+    "Mean score against the angle on dev prompts, a panel per variant and a curve per draw. A "
+    "variant that is another at one angle has no panel. The circle closes: 360° repeats 0°."
 )
 PER_ROW = {1: 2, 2: 4}
 GHOST = {"color": "0.6", "linewidth": 2.2}
-CLASS_NAMES = {"positive": "harmful prompts", "negative": "harmless prompts"}
 
 
 @sheet.in_print
 def figure(
-    means: pd.DataFrame, reference: str, bands: pd.DataFrame | None = None, columns: int = 2
+    means: pd.DataFrame,
+    reference: str,
+    bands: pd.DataFrame | None = None,
+    spoken: Spoken = REFUSAL,
+    columns: int = 2,
 ) -> Figure:
-    """A panel per variant, with the full method on harmful prompts behind each.
+    """A panel per variant, with the full method on positive prompts behind each.
 
     Args:
-        means: ``variant``, ``prompt_class``, ``draw``, ``angle_deg``, ``refusal_score``,
+        means: ``variant``, ``prompt_class``, ``draw``, ``angle_deg``, the score,
             ``opening_mass``: one row per variant, class, draw and angle.
         reference: the variant that stands, grey, behind the others.
         bands: of random controls on harmful prompts, from :func:`analyses.null_bands.bands`.
+        spoken: what the score and the classes are called.
         columns: of the page, one or two.
     """
+    score = spoken.score
     variants = [*dict.fromkeys(means["variant"])]
     across = min(PER_ROW[columns], len(variants))
     down = math.ceil(len(variants) / across)
@@ -53,8 +59,8 @@ def figure(
             axes.fill_between(corners["angle_deg"], *ends, color=colour, alpha=0.3, linewidth=0)
         for _, rows in behind.groupby("draw"):
             ghost = _closed(rows)
-            axes.plot(ghost["angle_deg"], ghost["refusal_score"], **GHOST)
-        crossed |= _curves(axes, means.loc[means["variant"] == variant])
+            axes.plot(ghost["angle_deg"], ghost[score], **GHOST)
+        crossed |= _curves(axes, means.loc[means["variant"] == variant], score)
         sheet.level(axes, 0)
         axes.set_title(textwrap.fill(variant, 26))
         axes.set_xticks((0, 180, 360))
@@ -68,30 +74,30 @@ def figure(
             axes.tick_params(axis="x", labelbottom=True)
             axes.set_xlabel("θ (degrees)")
         if i % across == 0:
-            axes.set_ylabel("score (nats)")
+            axes.set_ylabel(f"score{spoken.unit}")
     entries: list[tuple[Artist, str]] = [
-        (sheet.key(style.CLASS_LOOKS[label]), CLASS_NAMES[label])
+        (sheet.key(style.CLASS_LOOKS[label]), getattr(spoken, str(label)))
         for label in dict.fromkeys(means["prompt_class"])
     ]
     if not behind.empty:
-        entries.append((Line2D([], [], **GHOST), f"{reference}, harmful prompts"))
+        entries.append((Line2D([], [], **GHOST), f"{reference}, {spoken.positive}"))
     for (name, band), colour in zip(kinds, null_bands.COLOURS, strict=False):
         key = Patch(facecolor=colour, alpha=0.3, linewidth=0)
         entries.append((key, null_bands.told(str(name), int(band["draws"].iloc[0]))))
     if crossed:
         entries.append((sheet.CROSS_KEY, sheet.CROSS_TEXT))
-    entries.append((sheet.LEVEL_KEY, "0 nats"))
+    entries.append((sheet.LEVEL_KEY, "0 nats" if spoken.unit else "0"))
     sheet.legend(drawn, entries)
     return drawn
 
 
-def _curves(axes: Axes, rows: pd.DataFrame) -> bool:
+def _curves(axes: Axes, rows: pd.DataFrame, score: str) -> bool:
     """A curve per class and draw; whether any value is crossed out."""
     crossed = False
     for label, look in style.CLASS_LOOKS.items():
         for _, of_draw in rows.loc[rows["prompt_class"] == label].groupby("draw"):
             of_draw = _closed(of_draw)
-            x, y = of_draw["angle_deg"], of_draw["refusal_score"]
+            x, y = of_draw["angle_deg"], of_draw[score]
             every = max(1, len(of_draw) // 8)
             sheet.curve(axes, x, y, look, markersize=2.4, markevery=every, linewidth=0.8)
             crossed |= sheet.crosses(axes, x, y, of_draw["opening_mass"])
@@ -103,27 +109,32 @@ def _closed(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([rows, rows.loc[rows["angle_deg"] == 0].assign(angle_deg=360.0)])
 
 
-def brief(means: pd.DataFrame, reference: str, bands: pd.DataFrame | None = None) -> pd.DataFrame:
+def brief(
+    means: pd.DataFrame,
+    reference: str,
+    bands: pd.DataFrame | None = None,
+    spoken: Spoken = REFUSAL,
+) -> pd.DataFrame:
     """Per variant and class, the least score at any angle and where: of the lowest draw.
 
     Of random controls it is the lower end of their band.
     """
-    rows = []
+    rows, score, unit = [], spoken.score, spoken.unit
     for _, group in means.groupby(["variant", "prompt_class"], sort=False):
         variant, label = str(group["variant"].iloc[0]), str(group["prompt_class"].iloc[0])
-        known = group.dropna(subset=["refusal_score"])
+        known = group.dropna(subset=[score])
         if known.empty:
             continue
-        least = known.loc[known["refusal_score"].idxmin()]
+        least = known.loc[known[score].idxmin()]
         rows.append(
             {
                 "variant": f"{variant} (the full method)" if variant == reference else variant,
-                "prompts": CLASS_NAMES[label],
+                "prompts": getattr(spoken, label),
                 "draws": known["draw"].nunique(),
-                "least score (nats)": f"{least['refusal_score']:+.2f}",
+                f"least score{unit}": f"{least[score]:+.2f}",
                 "at θ (°)": f"{least['angle_deg']:g}",
-                "opening mass there": f"{least['opening_mass']:.2f}",
-                "most score (nats)": f"{np.nanmax(known['refusal_score']):+.2f}",
+                **({"opening mass there": f"{least['opening_mass']:.2f}"} if unit else {}),
+                f"most score{unit}": f"{np.nanmax(known[score]):+.2f}",
             }
         )
     for null, band in [] if bands is None else bands.groupby("null", sort=False):
@@ -131,7 +142,7 @@ def brief(means: pd.DataFrame, reference: str, bands: pd.DataFrame | None = None
         rows.append(
             {
                 "variant": f"{null} ({null_bands.SHARE})",
-                "prompts": CLASS_NAMES["positive"],
+                "prompts": spoken.positive,
                 "draws": int(least["draws"]),
                 "least score (nats)": f"{least['refusal_score_low']:+.2f}",
                 "at θ (°)": f"{least['angle_deg']:g}",

@@ -135,6 +135,17 @@ def test_the_polar_plot_draws_all_variants_unless_some_are_named() -> None:
         ablations.polar(scan_table(draws), variants=["variant 99"])
 
 
+def test_a_variant_that_is_another_at_one_angle_has_no_curve_of_its_own() -> None:
+    scan = scan_table({"full method": 1, "random plane": 2})
+    again = scan[scan["variant"] == "full method"].assign(variant="rotate by 90°")
+    apart = again.assign(variant="apart", refusal_score=again["refusal_score"] + 1)
+    lone = again.query("angle_deg == 0").assign(variant="Ablate")
+    means = ablations.angle_means(pd.concat([scan, again, apart, lone], ignore_index=True))
+    kept = ablations.turned(means)
+    assert [*dict.fromkeys(kept["variant"])] == ["full method", "random plane", "apart"]
+    assert len(kept) == len(ablations.angle_means(scan)) + len(ablations.angle_means(apart))
+
+
 def test_the_heatmap_of_a_consensus_has_no_cross() -> None:
     acts = made_up()
     crosses = []

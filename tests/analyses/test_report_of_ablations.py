@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from analyses.ablations import main as draw_ablations
 from analyses.report import gather, page
 from analyses.report.contents import Contents
 from analyses.report.sources.ablations import beside, curves, said
-from analyses.report.sources.run_facts import ablate_command, ablations_of
+from analyses.report.sources.run_facts import (
+    ablate_command,
+    ablations_of,
+    behaviour_given,
+    run_command,
+)
 from ss_lens import RunConfig, UserError
 from ss_lens.experiments.ablation import FULL, AblationConfig, AblationResult, _save
 from ss_lens.models.chat import ChatFormat
@@ -24,8 +32,13 @@ ANGLES = (0.0, 90.0, 180.0)
 CONFIG = AblationConfig("folder/made-up", angles_deg=ANGLES, dev=2, test=2, draws=4)
 
 
-def made_ablation(folder: Path, config: AblationConfig = CONFIG) -> AblationResult:
-    """All sites turn twice as far as the full method and collapse; random planes do nothing."""
+def made_ablation(
+    folder: Path, config: AblationConfig = CONFIG, names: Mapping[str, str] | None = None
+) -> AblationResult:
+    """All sites turn twice as far as the full method and collapse; random planes do nothing.
+
+    ``names`` are what another behaviour calls the score and the opening mass.
+    """
     rows, scan = [], []
     for factor, variant in zip((1.0, 2.0, 0.0), VARIANTS, strict=True):
         for label in ("positive", "negative"):
@@ -63,7 +76,9 @@ def made_ablation(folder: Path, config: AblationConfig = CONFIG) -> AblationResu
         columns=["variant", "draw", "problem"],
     )
     made_sweep(folder)
-    result = AblationResult(config, pd.DataFrame(rows), pd.DataFrame(scan), choices, problems)
+    table = pd.DataFrame(rows).replace({"metric": {**(names or {})}})
+    scanned = pd.DataFrame(scan).rename(columns={**(names or {})})
+    result = AblationResult(config, table, scanned, choices, problems)
     _save(result, folder / "ablations")
     return result
 
@@ -156,3 +171,37 @@ def test_the_command_of_a_runs_ablations_has_its_split_and_its_format() -> None:
         "ss-lens ablate --model m --dataset path/to/mine.jsonl --out runs/ablations --dev 4 "
         "--seed 3 --max-new-tokens 48 --system 'Be kind.'"
     )
+
+
+def test_the_commands_name_the_precision_and_the_behaviour_where_they_are_others() -> None:
+    config, folder = RunConfig(dev=4), Path("runs/a")
+    line = run_command(config, "m", "words", folder, behaviour_given("mine"), "bfloat16")
+    assert line == (
+        "ss-lens run --model m --behaviour path/to/mine.yaml --out runs/a --dev 4 --dtype bfloat16"
+    )
+    asked = ablations_of(config, "m", "words", "bfloat16")
+    assert ablate_command(asked, "b", behaviour_given("language")) == (
+        "ss-lens ablate --model m --behaviour language --out b --dev 4 --max-new-tokens 48 "
+        "--dtype bfloat16"
+    )
+    assert "--dtype" not in run_command(config, "m", "refusal", folder, behaviour_given(None))
+
+
+def test_an_ablation_of_another_behaviour_is_reported_and_drawn_in_its_own_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(CONFIG, behaviour="language")
+    names = {"refusal_score": "behaviour_score", "opening_mass": "behaviour_mass"}
+    made_ablation(tmp_path, config, names)
+    report = gather(tmp_path)
+    assert "in the language score of positive prompts (nats)" in report.verdict[0].headline
+    assert report.measures[0].column == "behaviour_score"
+    assert {*report.classes.values()} == {"positive", "negative"}
+    assert report.series[-1].name == f"{FULL}, negative prompts"
+    assert "positive (2)" in report.tables[0].rows["prompts"].tolist()
+    assert "--behaviour language" in report.commands[0].line
+    monkeypatch.setattr("sys.stdout", StringIO())
+    draw_ablations(tmp_path, paper=True)
+    written = (tmp_path / "figures" / "paper" / "angle_polar.md").read_text("utf-8")
+    assert "positive prompts" in written
+    assert "behaviour_score" in (tmp_path / "figures" / "angle_polar.csv").read_text("utf-8")

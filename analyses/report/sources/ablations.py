@@ -10,20 +10,20 @@ import pandas as pd
 
 from analyses.ablations import angle_means
 from analyses.report.contents import (
-    DIAL_MEASURES,
-    REFUSAL_CLASSES,
     Command,
     Contents,
     Role,
     Said,
     Series,
     Table,
+    dial_measures,
 )
 from analyses.report.sources import variants
 from analyses.report.sources.run_facts import ablate_command
 from analyses.report.sources.sweep import of_sweep
 from analyses.report.sources.variants import LEVEL
 from ss_lens import UserError
+from ss_lens.behaviours.measures import REFUSAL, Measures
 from ss_lens.experiments.ablation import (
     FULL,
     HEADINGS,
@@ -31,13 +31,6 @@ from ss_lens.experiments.ablation import (
     AblationResult,
     load_ablations,
 )
-
-_HARMLESS = f"{FULL}, harmless prompts"
-_TOLD = (
-    ("refusal_score", "in the refusal score of harmful prompts (nats)", "{:+.1f}"),
-    ("collapsed", "in the share of answers to them that collapse", "{:+.2f}"),
-)
-"""The metrics that the verdict is about, what they are called there, and how they are written."""
 
 
 def is_ablation(folder: Path) -> bool:
@@ -52,20 +45,21 @@ def of_ablations(folder: Path, *, keep_answers: bool = False) -> Contents:
         UserError: what the folder holds is damaged.
     """
     result, swept = load_ablations(folder), of_sweep(folder, keep_answers=keep_answers)
-    config = result.config
-    series, drawn = curves(result.scan)
+    config, measures = result.config, result.config.measures
+    asked = dial_measures(measures.score, measures.heading)
+    series, drawn = curves(result.scan, measures)
     chosen = result.choices.query("variant == @FULL and chosen")["angle_deg"]
     return replace(
         swept,
         title=f"{Path(config.model).name} · {Path(config.dataset).name} · ablations",
         subtitle="The full method beside variants that each lack one part of it; curves are of dev "
         "prompts, answers of test prompts at each variant’s own angle",
-        classes=REFUSAL_CLASSES,
-        verdict=said(result.table),
+        classes={str(label): word for label, word in measures.words.items()},
+        verdict=said(result.table, measures),
         notes=(*swept.notes, *_problems(result.problems)),
         series=series,
         curves=drawn,
-        measures=DIAL_MEASURES,
+        measures=asked if measures.mass else asked[:1],
         start_deg=float(chosen.iloc[0]),
         tables=(*level_tables(result), choice_table(result.choices)),
         commands=(
@@ -78,10 +72,14 @@ def of_ablations(folder: Path, *, keep_answers: bool = False) -> Contents:
     )
 
 
-def said(table: pd.DataFrame) -> tuple[Said, ...]:
-    """How many variants differ from the full method, and which, by two metrics."""
+def said(table: pd.DataFrame, measures: Measures = REFUSAL) -> tuple[Said, ...]:
+    """How many variants differ from the full method, and which, by score and by collapse."""
+    word, (score, unit, _) = measures.words["positive"], measures.heading.partition(" (nats)")
     found = []
-    for metric, words, form in _TOLD:
+    for metric, words, form in (
+        (measures.score, f"in the {score} of {word} prompts{unit}", "{:+.1f}"),
+        ("collapsed", "in the share of answers to them that collapse", "{:+.2f}"),
+    ):
         of_metric = table.loc[(table["metric"] == metric) & (table["variant"] != FULL)]
         here = of_metric.loc[of_metric["prompt_class"] == "positive"]
         if here.empty:
@@ -98,34 +96,40 @@ def said(table: pd.DataFrame) -> tuple[Said, ...]:
     return tuple(found)
 
 
-def curves(scan: pd.DataFrame) -> tuple[tuple[Series, ...], pd.DataFrame]:
-    """A curve per variant on harmful dev prompts, and the full method on harmless ones.
+def curves(
+    scan: pd.DataFrame, measures: Measures = REFUSAL
+) -> tuple[tuple[Series, ...], pd.DataFrame]:
+    """A curve per variant on positive dev prompts, and the full method on negative ones.
 
     Args:
         scan: of :class:`ss_lens.experiments.ablation.AblationResult`.
+        measures: what its columns are called.
     """
+    columns = dial_measures(measures.score, measures.heading)
+    still = f"{FULL}, {measures.words['negative']} prompts"
     counted = {
         str(label): int(rows["prompt_index"].nunique())
         for label, rows in scan.groupby("prompt_class")
     }
-    means = angle_means(scan)
+    means = angle_means(scan, measures)
     means["n"] = means["prompt_class"].map(counted)
-    parts = variants.curves(means.query("prompt_class == 'positive'"), FULL)
+    parts = variants.curves(means.query("prompt_class == 'positive'"), FULL, columns)
     harmless = means.query("prompt_class == 'negative' and variant == @FULL")
-    parts += [part.assign(series=_HARMLESS) for part in variants.curves(harmless, FULL)]
+    parts += [part.assign(series=still) for part in variants.curves(harmless, FULL, columns)]
     drawn = pd.concat(parts, ignore_index=True)
     series = []
     for name in dict.fromkeys(drawn["series"]):
-        still = name == _HARMLESS
-        role: Role = "harmless" if still else variants.role(name, drawn, FULL)
-        series.append(Series(name, role, "negative" if still else "positive"))
+        beside = name == still
+        role: Role = "harmless" if beside else variants.role(name, drawn, FULL)
+        series.append(Series(name, role, "negative" if beside else "positive"))
     return tuple(series), drawn
 
 
 def level_tables(result: AblationResult) -> tuple[Table, ...]:
     """What each variant does on test."""
     table = result.table.assign(angle_deg=result.table["angles_deg"].str.replace(", ", "; "))
-    return (variants.levels(table, "Ablations", HEADINGS, f"the {FULL}"),)
+    words = {str(label): word for label, word in result.config.measures.words.items()}
+    return (variants.levels(table, "Ablations", HEADINGS, f"the {FULL}", words),)
 
 
 def choice_table(choices: pd.DataFrame) -> Table:

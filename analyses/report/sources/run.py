@@ -69,17 +69,20 @@ def of_run(folder: Path, store: Store | None = None) -> Contents:
     model = calibration.spec.model.name if calibration else "MODEL"
     dataset = identity["dataset"]["name"]
     kept = identity.get("behaviour")
-    behaviour = None if kept is None else str(kept["behaviour"])
-    command = run_facts.run_command(config, model, dataset, folder, behaviour)
-    asked = run_facts.ablations_of(config, model, dataset)
-    ablating = run_facts.ablate_command(asked, str(folder.parent / "ablations"))
+    behaviour = run_facts.behaviour_given(None if kept is None else str(kept["behaviour"]))
+    dtype = calibration.spec.model.dtype if calibration else run_facts.USUAL_DTYPE
+    command = run_facts.run_command(config, model, dataset, folder, behaviour, dtype)
+    asked = run_facts.ablations_of(config, model, dataset, dtype)
+    ablating = run_facts.ablate_command(asked, str(folder.parent / "ablations"), behaviour)
     told = [*run_facts.about_version(identity), *run_facts.about_dataset(identity)]
     if run is None:
         told.insert(0, _UNFINISHED.format(command=command))
     contents = Contents(
         title=f"{model} · {dataset}",
         subtitle="Selective Steering: the dial of the main job, its controls, answers to test",
-        configuration=run_facts.configuration(config, calibration),
+        configuration=run_facts.configuration(
+            config, calibration, "harmful" if kept is None else "positive"
+        ),
         provenance=run_facts.provenance(identity, calibration),
         commands=(
             Command("the run, resumed where it stopped", command),
@@ -184,7 +187,7 @@ def _with_results(contents: Contents, run: Run) -> tuple[Contents, list[str]]:
         ),
         scores=shown,
         still=(HEADINGS[METHOD, "positive"],),
-        tables=(score_table(run.scores, run.measures), *choice_table(run.choices)),
+        tables=(score_table(run.scores, run.measures), *choice_table(run.choices, run.measures)),
     )
     if run.dial.empty:
         told.append(

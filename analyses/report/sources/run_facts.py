@@ -16,6 +16,8 @@ from ss_lens.experiments.ablation import AblationConfig
 from ss_lens.experiments.dial.config import RunConfig
 from ss_lens.models.chat import DATE, DEFAULT_FORMAT, ChatFormat
 
+USUAL_DTYPE = "float32"
+"""What the commands load a model in on a CPU unless told."""
 _OPTIONS = {
     "rule": "--rule",
     "dev": "--dev",
@@ -27,7 +29,12 @@ _OPTIONS = {
 
 
 def run_command(
-    config: RunConfig, model: str, dataset: str, folder: Path, behaviour: str | None = None
+    config: RunConfig,
+    model: str,
+    dataset: str,
+    folder: Path,
+    behaviour: str | None = None,
+    dtype: str = USUAL_DTYPE,
 ) -> str:
     """``ss-lens run`` with each option that is not the default.
 
@@ -35,40 +42,44 @@ def run_command(
     'ss-lens run --model smollm2-135m --dataset refusal --out runs/a --dev 4'
     """
     usual = RunConfig()
-    what = ["--dataset", given(dataset)]
-    if behaviour is not None:
-        known = behaviour in BEHAVIOURS
-        what = ["--behaviour", behaviour if known else f"path/to/{behaviour}.yaml"]
+    what = _asked(given(dataset), behaviour)
     words = ["ss-lens", "run", "--model", model, *what, "--out", str(folder)]
     if config.angles_deg != usual.angles_deg:
         words += ["--angles", ",".join(f"{angle:g}" for angle in config.angles_deg)]
     for name, option in _OPTIONS.items():
         if getattr(config, name) != getattr(usual, name):
             words += [option, str(getattr(config, name))]
-    words += _chat_options(config.chat)
+    words += [*_chat_options(config.chat), *_dtype_option(dtype)]
     if config.keep_answers:
         words.append("--keep-answers")
     return shlex.join(words)
 
 
-def ablate_command(config: AblationConfig, folder: str) -> str:
+def ablate_command(config: AblationConfig, folder: str, behaviour: str | None = None) -> str:
     """``ss-lens ablate`` with each option that is not the default.
+
+    Args:
+        config: what is ablated.
+        folder: where its results lie.
+        behaviour: in place of the configuration's, where only its name is known.
 
     >>> ablate_command(AblationConfig("smollm2-135m", dev=4), "runs/ablations")
     'ss-lens ablate --model smollm2-135m --dataset refusal --out runs/ablations --dev 4'
     """
     usual = AblationConfig(config.model)
-    words = ["ss-lens", "ablate", "--model", config.model, "--dataset", config.dataset]
-    words += ["--out", folder]
+    what = _asked(config.dataset, behaviour or config.behaviour)
+    words = ["ss-lens", "ablate", "--model", config.model, *what, "--out", folder]
     if config.angles_deg != usual.angles_deg:
         words += ["--angles", ",".join(f"{angle:g}" for angle in config.angles_deg)]
     for name, option in _OPTIONS.items():
         if name != "rule" and getattr(config, name) != getattr(usual, name):
             words += [option, str(getattr(config, name))]
-    return shlex.join([*words, *_chat_options(config.chat)])
+    return shlex.join([*words, *_chat_options(config.chat), *_dtype_option(config.dtype)])
 
 
-def ablations_of(config: RunConfig, model: str, dataset: str) -> AblationConfig:
+def ablations_of(
+    config: RunConfig, model: str, dataset: str, dtype: str = USUAL_DTYPE
+) -> AblationConfig:
     """The ablations of a run's calibration: the same split, chat format and number of tokens."""
     return AblationConfig(
         model=model,
@@ -79,12 +90,27 @@ def ablations_of(config: RunConfig, model: str, dataset: str) -> AblationConfig:
         seed=config.seed,
         max_new_tokens=config.max_new_tokens,
         chat=config.chat,
+        dtype=dtype,
     )
 
 
 def given(dataset: str) -> str:
     """A dataset as a command takes it: of a file, a run knows the name and not the folder."""
     return dataset if dataset in EMBEDDED else f"path/to/{dataset}"
+
+
+def behaviour_given(behaviour: str | None) -> str | None:
+    """A behaviour as a command takes it: of a file, a run knows the behaviour's name alone."""
+    return behaviour if behaviour in (None, *BEHAVIOURS) else f"path/to/{behaviour}.yaml"
+
+
+def _asked(dataset: str, behaviour: str | None) -> list[str]:
+    """What is followed: refusal on a dataset, or another behaviour on its own prompts."""
+    return ["--dataset", dataset] if behaviour is None else ["--behaviour", behaviour]
+
+
+def _dtype_option(dtype: str) -> list[str]:
+    return [] if dtype in (USUAL_DTYPE, "auto") else ["--dtype", dtype]
 
 
 def _chat_options(chat: ChatFormat) -> list[str]:
@@ -112,8 +138,16 @@ def about_dataset(identity: dict[str, Any]) -> list[str]:
     ]
 
 
-def configuration(config: RunConfig, calibration: Calibration | None) -> dict[str, str]:
-    """What was asked for, and what the calibration made of it."""
+def configuration(
+    config: RunConfig, calibration: Calibration | None, word: str = "harmful"
+) -> dict[str, str]:
+    """What was asked for, and what the calibration made of it.
+
+    Args:
+        config: of the run.
+        calibration: where there is one already.
+        word: what the positive prompts are called.
+    """
     said = ", ".join(f"{name}={value}" for name, value in config.chat.as_json().items())
     found = {
         "angles": ", ".join(f"{angle:g}°" for angle in config.angles_deg),
@@ -121,7 +155,7 @@ def configuration(config: RunConfig, calibration: Calibration | None) -> dict[st
         "prompts per class": f"dev {config.dev}, test {config.test}, seed {config.seed}",
         "new tokens": str(config.max_new_tokens),
         "random planes": f"{config.draws} of each kind",
-        "answers to harmful prompts": "kept in full" if config.keep_answers else "first six words",
+        f"answers to {word} prompts": "kept in full" if config.keep_answers else "first six words",
         "chat template": "default" if config.chat == DEFAULT_FORMAT else said,
     }
     if calibration is None:

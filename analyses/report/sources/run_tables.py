@@ -43,7 +43,7 @@ def score_table(scores: pd.DataFrame, measures: Measures = REFUSAL) -> Table:
     )
 
 
-def choice_table(choices: pd.DataFrame) -> tuple[Table, ...]:
+def choice_table(choices: pd.DataFrame, measures: Measures = REFUSAL) -> tuple[Table, ...]:
     """The angles that were tried on dev for each sense; none in runs of earlier versions."""
     if choices.empty:
         return ()
@@ -51,7 +51,7 @@ def choice_table(choices: pd.DataFrame) -> tuple[Table, ...]:
         {
             "sense": row["sense"],
             "angle": f"{row['angle_deg']:g}°",
-            "dev score (nats)": _signed(row["score"]),
+            "dev score (nats)" if measures.mass else "dev score": _signed(row["score"]),
             "collapsed": _text(row["collapsed"]),
             "chosen": "chosen" if row["chosen"] else "too much text collapsed",
             **({"of resamples": f"{row['share']:.0%}"} if "share" in row else {}),
@@ -68,9 +68,9 @@ def choice_table(choices: pd.DataFrame) -> tuple[Table, ...]:
 
 
 def rate(row: dict[Any, Any], label: str, stem: str = "refusal") -> str:
-    """The rate of a behaviour with its interval."""
-    low, high = row[f"{stem}_{label}_low"], row[f"{stem}_{label}_high"]
-    return f"{row[f'{stem}_{label}']:.2f} [{low:.2f}, {high:.2f}]"
+    """The rate of a behaviour with its interval; a dash where no answer has a value."""
+    values = [row[f"{stem}_{label}{end}"] for end in ("", "_low", "_high")]
+    return "–" if any(map(math.isnan, values)) else "{:.2f} [{:.2f}, {:.2f}]".format(*values)
 
 
 def _text(value: float | None) -> str:

@@ -3,35 +3,37 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from analyses.ablations import turned
 from analyses.paper.page import WITHOUT_ANGLE
-from analyses.report.contents import DIAL_MEASURES, REFUSAL_CLASSES, Role, Table
+from analyses.report.contents import DIAL_MEASURES, REFUSAL_CLASSES, Measure, Role, Table
 from ss_lens.stats.bootstrap import CONFIDENCE
 
 LEVEL = 0.05
 """Of the p-values after Holm."""
 
 
-def curves(scan: pd.DataFrame, method: str) -> list[pd.DataFrame]:
-    """A table for each variant with more than one angle, of one class of prompts.
+def curves(
+    scan: pd.DataFrame, method: str, measures: Sequence[Measure] = DIAL_MEASURES
+) -> list[pd.DataFrame]:
+    """A table for each variant with more than one angle, of one class of prompts, each curve once.
 
     Args:
         scan: one row per variant, draw and angle: ``variant``, ``draw``, ``angle_deg``, ``n``, and
             the means over prompts of the dial's measures. Several draws have a range, 2.5 % to
             97.5 % of them.
         method: the variant whose values at 0 degrees are those of the unsteered model.
+        measures: what is drawn.
     """
-    columns = [measure.column for measure in DIAL_MEASURES]
-    angles = scan.groupby("variant")["angle_deg"].nunique()
-    turned = scan["variant"].isin(angles.index[angles > 1])
+    columns = [measure.column for measure in measures]
     start = scan.loc[(scan["variant"] == method) & (scan["angle_deg"] == 0)]
     parts = []
-    for name, rows in scan.loc[turned].groupby("variant", sort=False):
+    for name, rows in turned(scan, columns[0]).groupby("variant", sort=False):
         groups = rows.groupby("angle_deg")
         made = groups.agg(n=("n", "first"), draws=("draw", "size"))
         for column in columns:
@@ -54,7 +56,13 @@ def role(name: str, drawn: pd.DataFrame, method: str) -> Role:
     return "random" if (of_name > 1).any() or "random" in name or "shuffled" in name else "variant"
 
 
-def levels(table: pd.DataFrame, title: str, shown: Mapping[str, str], method: str) -> Table:
+def levels(
+    table: pd.DataFrame,
+    title: str,
+    shown: Mapping[str, str],
+    method: str,
+    classes: Mapping[str, str] = REFUSAL_CLASSES,
+) -> Table:
     """A row per variant and class; a star where it differs from the method (Holm's p < 0.05).
 
     Args:
@@ -63,6 +71,7 @@ def levels(table: pd.DataFrame, title: str, shown: Mapping[str, str], method: st
         title: of the section.
         shown: the headings of the metrics, in their order.
         method: what the others are compared with.
+        classes: what the positive and the negative prompts are called.
     """
     rows, measured = [], {*table["metric"]}
     heads = {name: head for name, head in shown.items() if name in measured}
@@ -74,7 +83,7 @@ def levels(table: pd.DataFrame, title: str, shown: Mapping[str, str], method: st
         rows.append(
             {
                 "variant": variant,
-                "prompts": f"{REFUSAL_CLASSES[label]} ({int(here['n'].max())})",
+                "prompts": f"{classes[label]} ({int(here['n'].max())})",
                 "angle": _angle(first["angle_deg"], str(first.get("operator", ""))),
                 **{head: _interval(by_metric.get(name)) for name, head in heads.items()},
             }
