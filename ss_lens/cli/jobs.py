@@ -74,9 +74,10 @@ def run(
     followed = subjects.behaviour(behaviour, given)
     subjects.note_behaviour(followed)
     by_model = given is None and followed is None
-    data = options.dataset(None, model) if given is None else given
-    data = data if followed is None else followed.dataset
-    asked = data if followed is None else followed
+    if followed is None:
+        asked = data = options.dataset(None, model) if given is None else given
+    else:
+        asked, data = followed, followed.dataset
     try:
         check_run_dir(folder, data, config, followed)
     except UserError:

@@ -25,6 +25,7 @@ def test_the_main_job_takes_a_behaviour(
     done = ss("run", *where, *sizes, "--rule", "uniform", "--angles", "0,90")
     assert done.code == 0, done.err
     assert "behaviour pirate, on" in done.err
+    assert "the default for" not in done.err  # a behaviour brings its prompts
     assert "mean pirate score in nats (opening mass)" in done.out
     assert "refus" not in done.out
     assert (tmp_path / "run" / "report.html").exists() or "report" not in done.out
