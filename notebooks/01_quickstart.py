@@ -27,7 +27,7 @@
 # **Which model?** The default is a model of 135 million parameters that was *taught* to refuse. It shows
 # that the machinery works; random planes move it as far as the method does, so its dial proves nothing
 # about the method. For a behaviour that visibly turns, set `SS_LENS_NOTEBOOK_MODEL=qwen2.5-coder-1.5b`
-# before starting Jupyter: an aligned model, which needs 11 GB of memory. Only the name changes.
+# before starting Jupyter: an aligned model, which needs 10 GB of memory. Only the name changes.
 
 # %%
 import os

@@ -19,9 +19,8 @@
 # same twelve requests, once in a formal tone and once in a casual one. The question is whether the
 # model's *own tone* can be turned by what it makes of the user's.
 #
-# Nothing here is about refusal. What the package scores for you is refusal and the state of the text;
-# for a behaviour of your own you read the texts, count something in them, or add a score (the last
-# section says how).
+# Nothing here is about refusal. With a word on how its answers are scored, the two lists become a
+# *behaviour*: a value that everything takes which follows refusal unless told otherwise.
 
 # %%
 import os
@@ -32,6 +31,7 @@ import ss_lens
 from analyses import confounds
 from analyses.run_figures import sign_agreement
 from analyses.widget import StoredDial
+from ss_lens.behaviours import Behaviour, Openings, Phrases
 from ss_lens.models.sources import DEFAULT_MODEL
 from ss_lens.scoring.coherence import coherence
 
@@ -82,6 +82,38 @@ model = ss_lens.load_model(name)
 data = ss_lens.load_dataset(positive=formal, negative=casual, paired=True)
 parts = data.split(dev=held_out, test=held_out, seed=0)
 data
+
+# %% [markdown]
+# ## How an answer is scored
+#
+# Two ways, and one is enough. *Openings* say how answers begin on either side; they are compared by
+# log-odds of the first token, in one pass and without an answer, so that angles can be chosen by them.
+# *Phrases* read the answer itself. In a file, `tone.yaml`, the same is what `ss-lens run --behaviour
+# tone.yaml` takes.
+
+# %%
+tone = Behaviour(
+    "formality",
+    data,
+    openings=Openings(
+        positive=("Certainly", "Dear", "To", "It is", "I would"),
+        negative=("Hey", "Sure", "Oh", "Yeah", "So"),
+    ),
+    shown=Phrases(
+        positive=("certainly", "please", "kindly", "would", "recommend", "therefore", "one should"),
+        negative=("hey", "yeah", "cool", "gonna", "you're", "it's", "don't", "let's", "awesome"),
+    ),
+)
+tone
+
+# %% [markdown]
+# The unsteered model, asked formally and casually. Above zero it is about to open formally. The
+# opening mass is the probability that either kind of opening has: where it is small, as it is for
+# openings that the model hardly uses, the score says little.
+
+# %%
+asked = {label: tone.score(model, getattr(parts.test, label)) for label in ("positive", "negative")}
+pd.concat(asked, names=["prompts"]).reset_index("prompts").round(3)
 
 # %% [markdown]
 # ## Could something simpler tell them apart?
@@ -149,16 +181,17 @@ answers.query("prompt == @questions[0] and operator == 'RotateTo'")[
 ].style.set_properties(**left)
 
 # %% [markdown]
-# ## Count something
+# ## Read them by rule
 #
-# A crude score of casual writing: contractions and exclamation marks, in counts per answer. Beside it the
-# package's own scores of text, without which a count says little: an answer that loops or is cut short
-# has no tone. Two questions prove nothing; the column shows how you would look at two hundred.
+# The behaviour's phrases on every answer: from −1, casual words alone, to 1, formal ones alone. Beside it
+# the scores of text, without which a count says little: an answer that loops or is cut short has no tone.
+# Two questions prove nothing; the column shows how you would look at two hundred.
 
 # %%
-casualness = answers["response"].str.count(r"['’](?:s|re|ll|ve|d|m|t)\b|!")
-scored = answers.assign(casual=casualness).join(coherence(answers["response"].tolist()))
-columns = ["casual", "repetition", "compression_ratio"]
+texts = answers["response"].tolist()
+read = tone.read(answers["prompt"].tolist(), texts)
+scored = answers.assign(formal=read["text_score"].to_numpy()).join(coherence(texts))
+columns = ["formal", "repetition", "compression_ratio"]
 scored.groupby(["operator", "angle_deg"], dropna=False)[columns].mean().round(2)
 
 # %% [markdown]
@@ -173,12 +206,11 @@ StoredDial(answers)
 # %% [markdown]
 # ## What is not here
 #
-# * `ss-lens run`, the ablations and the choice of an angle (`05_choosing_an_angle`) score *refusal*
-#   unless told otherwise. On a dataset of your own they report what refusal does, which is not your
-#   behaviour.
-# * A score that sweeps measure, angles are chosen by and tables print is one module in
-#   `ss_lens/scoring/` (CONTRIBUTING.md shows a whole one, of a few lines). Scores are found among the
-#   modules of that folder: a notebook cannot add one.
+# * The whole job: `ss_lens.run_main_job(model, tone, "runs/tone")`, or `ss-lens run --behaviour tone.yaml`,
+#   chooses angles on dev by the openings, answers test prompts there, compares with random planes and
+#   with system prompts, and writes a report. It needs more prompts than twelve.
+# * A judge in place of phrases, multiple choice, and what turns which way:
+#   [a behaviour of your own](../docs/how-to/own-behaviour.md).
 # * The controls are one argument away and matter as much as for refusal: the same questions with
 #   `plane=ss_lens.RandomPlane(seed=0)`, which should not turn the tone, and if it does, neither did you.
 
