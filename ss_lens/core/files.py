@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from platformdirs import user_cache_path
 
 from ss_lens.core.errors import UserError
-from ss_lens.core.replace import leftovers, new_holder, put_in_place, remove_leftovers
+from ss_lens.core.replace import leftovers, new_holder, outside, put_in_place, remove_leftovers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -167,7 +167,7 @@ def disk_errors(place: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        message = _refusal(error, place)
+        message = _refusal(error, outside(place))
         if message is None:
             raise
         raise UserError(message) from error

@@ -39,6 +39,13 @@ def new_holder(target: Path) -> Path:
     return Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
 
 
+def outside(path: Path) -> Path:
+    """The place that a user knows: of what lies in a holder, the folder around the holder."""
+    parts = path.parts
+    held = next((i for i, part in enumerate(parts) if _HOLDER.fullmatch(part)), len(parts))
+    return Path(*parts[:held])
+
+
 def put_in_place(new: Path, target: Path) -> None:
     """Let ``new``, which lies in its holder, take the name of ``target``, for good.
 

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ss_lens.core.errors import Unavailable
+from ss_lens.core.replace import outside
 
 _ROOT = Path("/")
 
@@ -59,8 +60,8 @@ def check_disk(needed: int, folder: Path, what: str, *, instead: str = ANOTHER_H
     free = shutil.disk_usage(there).free
     if free < needed:
         raise Unavailable(
-            f"{what} needs {in_gb(needed)} of disk, and {in_gb(free)} are free under {folder}; "
-            f"free some space, or {instead}."
+            f"{what} needs {in_gb(needed)} of disk, and {in_gb(free)} are free under "
+            f"{outside(folder)}; free some space, or {instead}."
         )
 
 

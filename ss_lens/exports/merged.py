@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ss_lens.core.errors import UserError, first_line
+from ss_lens.core.replace import outside
 from ss_lens.core.resources import check_disk, check_memory
 from ss_lens.exports.gguf_lora import check_architecture, row_order, stem_of
 from ss_lens.exports.plain import logits_of, plain_copy
@@ -61,7 +62,7 @@ def write_merged(folder: Path, subject: Subject, operator: Operator, dtype: torc
             merged.save_pretrained(folder, max_shard_size=SHARD)
     except SafetensorError as error:  # how its writer reports a full disk
         raise UserError(
-            f"the merged model cannot be written to {folder.parent} ({first_line(error)}); free "
+            f"the merged model cannot be written to {outside(folder)} ({first_line(error)}); free "
             "some space, or choose a folder on another disk."
         ) from error
     loaded_from(subject.model).tokenizer().save_pretrained(folder)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import pandas as pd
 import torch
@@ -13,7 +13,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ss_lens.activations.capture import check_unhooked
 from ss_lens.calibration.calibration import Calibration
-from ss_lens.core.checks import check_at_least, check_is, check_path
+from ss_lens.core.checks import check_at_least, check_is, check_path, described as shown
 from ss_lens.core.errors import UserError
 from ss_lens.core.files import sha256_of_file
 from ss_lens.core.sealed import read_sealed_json
@@ -168,6 +168,7 @@ def described(folder: Path) -> dict[str, Any]:
             f"the export at {folder} has format {content.get('format')!r}, this version reads "
             f"{FORMAT}; export it again."
         )
+    _check_layout(folder, content)
     for name, digest in content["files"].items():
         path = folder / name
         if not path.is_file() or sha256_of_file(path) != digest:
@@ -177,3 +178,20 @@ def described(folder: Path) -> dict[str, Any]:
                 "Copy it again, or export it again."
             )
     return content
+
+
+def _check_layout(folder: Path, content: Mapping[str, Any]) -> None:
+    """Raise unless what is read of ``steering.json`` has the form that :func:`export` gives it."""
+    operators, files, most = (content.get(k) for k in ("operators", "files", "max_new_tokens"))
+    texts = isinstance(operators, list) and all(isinstance(text, str) for text in operators)
+    for name, fits, expected in (
+        ("kind", content.get("kind") in get_args(Kind), f"one of {', '.join(get_args(Kind))}"),
+        ("operators", texts and bool(operators), "a list of operators"),
+        ("files", isinstance(files, dict) and bool(files), "the SHA-256 of each file by its name"),
+        ("max_new_tokens", type(most) is int and most > 0, "a whole number of at least 1"),
+    ):
+        if not fits:
+            raise UserError(
+                f"the export at {folder} is of another layout: {name} in {JSON} is "
+                f"{shown(content.get(name))}, expected {expected}; export it again."
+            )

@@ -60,6 +60,11 @@ def load_errors(name: str, place: str, fallback: str) -> Iterator[None]:
         what = first_line(error) if plain else f"{type(error).__name__}: {first_line(error)}"
         if isinstance(error, MemoryError | torch.OutOfMemoryError):
             remedy = "It does not fit into the memory: load it in bfloat16, or on another device."
+        elif isinstance(error, ImportError):
+            remedy = (
+                "It needs a package that is not here, as quantised weights do: install it, or name "
+                "a model in float32, bfloat16 or float16."
+            )
         elif Path(place).is_dir():
             remedy = "Its files are damaged or incomplete: copy or fetch them again."
         else:

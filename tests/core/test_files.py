@@ -84,6 +84,21 @@ def test_a_full_disk_is_one_clear_error_that_names_the_remedy(tmp_path: Path, co
     assert names_in(tmp_path) == []
 
 
+def test_a_full_disk_below_a_folder_that_is_being_made_names_the_place_around_it(
+    tmp_path: Path,
+) -> None:
+    """The user knows nothing of the hidden folder that is written first."""
+
+    def fill() -> None:
+        with atomic_path(tmp_path / "folder") as temporary:
+            temporary.mkdir()
+            write_half_and_raise(temporary / "file.txt", OSError(errno.ENOSPC, "no room"))
+
+    with pytest.raises(UserError, match=f"no space left under {tmp_path}; what"):
+        fill()
+    assert names_in(tmp_path) == []
+
+
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.EPERM])
 def test_a_place_that_cannot_be_written_is_one_clear_error(tmp_path: Path, code: int) -> None:
     with pytest.raises(UserError, match="cannot be written"), disk_errors(tmp_path):

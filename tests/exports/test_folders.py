@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 import ss_lens
 from ss_lens import Calibration, RotateBy, UserError
 from ss_lens.core.files import sha256_of_file
+from ss_lens.core.sealed import write_sealed_json
 from ss_lens.exports.export import plane_digest
 from ss_lens.exports.linear_map import Kind
 from ss_lens.exports.peft_folder import read_factors
@@ -244,6 +245,51 @@ def test_a_damaged_export_is_one_line(damage: str, llama: Ready, tmp_path: Path)
     with pytest.raises(UserError, match=message) as caught:
         ss_lens.verify_export(tmp_path / "out", llama.model, prompts=PROMPTS)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"kind": "onnx"}, "kind in steering.json is 'onnx', expected one of lora, merged"),
+        ({"operators": []}, "operators in steering.json is .* expected a list of operators"),
+        ({"operators": None}, "operators in steering.json is None"),
+        ({"operators": [3]}, "operators in steering.json is"),
+        ({"operators": ["Frob()"]}, "unknown operator 'Frob"),
+        ({"files": None}, "files in steering.json is None, expected the SHA-256 of each file"),
+        ({"files": {}}, "files in steering.json is"),
+        ({"max_new_tokens": "x"}, "max_new_tokens in steering.json is 'x', expected a whole"),
+        ({"max_new_tokens": True}, "max_new_tokens in steering.json is True"),
+        ({"format": 9}, "has format 9, this version reads 1; export it again"),
+    ],
+    ids=str,
+)
+def test_a_description_of_another_layout_is_one_line(
+    changed: dict[str, Any], message: str, llama: Ready, tmp_path: Path
+) -> None:
+    """Whole and sealed, as another program or version might write it."""
+    exported(llama, tmp_path / "out")
+    path = tmp_path / "out" / "steering.json"
+    content = json.loads(path.read_text())
+    del content["sha256"]
+    write_sealed_json(path, {**content, **changed})
+    with pytest.raises(UserError, match=message) as caught:
+        ss_lens.verify_export(tmp_path / "out", llama.model, prompts=PROMPTS)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_each_file_of_an_export_is_held_to_its_digest(
+    kind: Kind, llama: Ready, tmp_path: Path
+) -> None:
+    """Cut or gone; the card alone may be edited."""
+    whole = exported(llama, tmp_path / "whole", kind).folder
+    for name in sorted((FILES[kind] | ALWAYS) - {"README.md"}):
+        for damage in (Path.unlink, lambda path: os.truncate(path, path.stat().st_size // 2)):
+            out = shutil.copytree(whole, tmp_path / "out")
+            damage(out / name)
+            with pytest.raises(UserError, match="steering.json" if name in ALWAYS else name):
+                ss_lens.verify_export(out, llama.model, prompts=PROMPTS)
+            shutil.rmtree(out)
 
 
 def test_an_adapter_that_was_trained_is_no_export(llama: Ready) -> None:

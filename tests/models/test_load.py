@@ -308,3 +308,17 @@ def test_names_that_no_path_can_have_are_one_clear_line(tmp_path: Path) -> None:
     for name in ("n" * 300, str(loop), "a\0b", "~nobody-of-that-name/model"):
         with pytest.raises(UserError, match=r"the model .* cannot be looked up \(.*check the name"):
             ss_lens.load_model(name)
+
+
+def test_quantised_weights_without_their_package_are_not_called_damaged(
+    tiny_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_folders["llama"], tmp_path / "quantised")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4, "group_size": 32}
+    (folder / "config.json").write_text(json.dumps(config))
+    message = "needs a package that is not here, as quantised weights do: install it, or name a"
+    with pytest.raises(UserError, match=message) as caught:
+        ss_lens.load_model(folder)
+    assert "damaged" not in str(caught.value)
+    assert "\n" not in str(caught.value)
