@@ -99,5 +99,6 @@ from .steering.positions import (
     LastPrompt as LastPrompt,
     PromptOnly as PromptOnly,
 )
+from .steering.prompt_sites import PromptSites as PromptSites
 from .steering.steer import steer as steer, steer_all as steer_all
 from .steering.trace import Trace as Trace

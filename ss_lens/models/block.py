@@ -130,11 +130,15 @@ def kept_apart(model: TransformerBridge) -> int | None:
     """
     found = [block.evenly for block in _OPEN.get(model, [])]
     stated = [evenly for evenly in found if evenly is not None]
-    points = {id(point): point for point in model.hook_dict.values()}
-    hooks = sum(len(point.fwd_hooks) for point in points.values())
-    if len(stated) < len(found) or hooks != sum(evenly.hooks for evenly in stated):
+    if len(stated) < len(found) or hooks_on(model) != sum(evenly.hooks for evenly in stated):
         return None
     return max((evenly.keep for evenly in stated), default=1)
+
+
+def hooks_on(model: TransformerBridge) -> int:
+    """How many hooks act on the passes of the model, whoever placed them."""
+    points = {id(point): point for point in model.hook_dict.values()}
+    return sum(len(point.fwd_hooks) for point in points.values())
 
 
 class _DeferredInterrupt:

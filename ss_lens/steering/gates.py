@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from numbers import Real
 
@@ -14,13 +15,17 @@ from transformer_lens.model_bridge import TransformerBridge
 from ss_lens.activations.activations import Activations
 from ss_lens.activations.spec import range_of
 from ss_lens.calibration.calibration import Calibration
+from ss_lens.calibration.separation import auroc
 from ss_lens.core.checks import check_is
 from ss_lens.core.errors import UserError
 from ss_lens.models.identity import ModelIdentity
 from ss_lens.models.load import identify, is_identified_by
 from ss_lens.models.sites import Site
+from ss_lens.steering.dev import check_dev, check_given
 
 UNIT_TOLERANCE = 1e-4
+LEAST_OPENED, LEAST_AUC = 0.5, 0.8
+"""A gate that opens for fewer positive dev prompts, or ranks classes worse, is warned of."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,7 @@ class GateFit:
         false_positive_rate: at most so often a new prompt of the negative class opens the gate.
         n_positive, n_negative: dev prompts.
         opened_positive, opened_negative: how many of them open the gate.
+        auc: how often a positive dev prompt projects higher than a negative one.
     """
 
     model: ModelIdentity
@@ -42,6 +48,7 @@ class GateFit:
     n_negative: int
     opened_positive: int
     opened_negative: int
+    auc: float | int
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -121,18 +128,16 @@ class Gate:
             UserError: no dev activations, those of another model, of another token or of prompts
                 that were fitted on; too few negative ones for the rate; a site that the
                 calibration or the dev activations lack.
+
+        Warns:
+            UserWarning: on dev it opens for fewer than half of the positive prompts, or its AUC is
+                below 0.8, so that it would leave alone much of what is to be steered.
         """
-        check_is("calibration", calibration, (Calibration,), "a calibration from ss_lens.calibrate")
-        check_is(
-            "dev",
-            dev,
-            (Activations,),
-            "activations of held-out prompts, ss_lens.capture(model, parts.dev): the threshold of "
-            "a gate is set on a dev set",
-        )
+        check_given(calibration, dev, "the threshold of a gate is set on a dev set")
         check_is("site", site, (Site, type(None)), "a site such as Site(12, 'ln1_out'), or None")
         chosen = calibration.selected_sites[0] if site is None else site
-        _check_dev(calibration, dev, chosen)
+        _check_direction(calibration, chosen)
+        check_dev(calibration, dev, [chosen], "a gate")
         direction = calibration.directions[calibration.sites.index(chosen)]
         positive, negative = (part @ direction for part in dev.at(chosen))
         threshold = _threshold(negative, false_positive_rate)
@@ -144,7 +149,9 @@ class Gate:
             n_negative=len(negative),
             opened_positive=int((positive > threshold).sum()),
             opened_negative=int((negative > threshold).sum()),
+            auc=float(auroc(positive.unsqueeze(1), negative.unsqueeze(1))),
         )
+        _warn_where_apart_too_little(chosen, fit)
         return cls(chosen, direction, threshold, fit)
 
     def check_fits(self, model: TransformerBridge) -> None:
@@ -171,37 +178,27 @@ def check_gate(when: object) -> None:
     check_is("when", when, (Gate, type(None)), "a gate from ss_lens.Gate.from_dev(...), or None")
 
 
-def _check_dev(calibration: Calibration, dev: Activations, site: Site) -> None:
-    mine, theirs = calibration.spec, dev.spec
+def _check_direction(calibration: Calibration, site: Site) -> None:
     if site not in calibration.sites or site in calibration.candidates.excluded:
         why = "found no direction" if site in calibration.sites else "has no site"
         raise UserError(
             f"the calibration {why} at {site}, so a gate has no direction there; it has "
             f"{range_of(calibration.sites)}. Choose a site that has one, and steer from there on."
         )
-    if site not in theirs.sites:
-        raise UserError(
-            f"the dev activations were not captured at {site}; captured are "
-            f"{range_of(theirs.sites)}. Capture dev with the streams of the calibration."
-        )
-    if mine.model.fingerprint != theirs.model.fingerprint:
-        raise UserError(
-            f"the dev activations are of {theirs.model.name!r}, the calibration is of "
-            f"{mine.model.name!r}, with other weights. Capture dev on the calibration's model."
-        )
-    if theirs.position != -1:
-        raise UserError(
-            f"the dev activations were captured at position {theirs.position!r}, and a gate reads "
-            "the last token of the prompt. Capture dev at position -1."
-        )
-    shared = theirs.shared_prompts(mine)
-    if theirs.dataset_digest == mine.dataset_digest or shared:
-        count = len(shared) or theirs.n_prompts
-        raise UserError(
-            f"{count} of the {theirs.n_prompts} dev prompts are those that the calibration was "
-            "fitted on, and a rate measured on them is too low; expected others. Take the dev part "
-            "of dataset.split(...)."
-        )
+
+
+def _warn_where_apart_too_little(site: Site, fit: GateFit) -> None:
+    share = fit.opened_positive / fit.n_positive
+    if share >= LEAST_OPENED and fit.auc >= LEAST_AUC:
+        return
+    warnings.warn(
+        f"the gate at {site} separates the classes badly: on dev it opens for "
+        f"{fit.opened_positive} of {fit.n_positive} positive prompts ({share:.0%}) at a "
+        f"false-positive rate of {fit.false_positive_rate:g}, with an AUC of {fit.auc:.2f}; "
+        f"expected at least {LEAST_OPENED:.0%} and {LEAST_AUC:g}. Choose another site=, steer from "
+        "a later site on, or state a higher rate.",
+        stacklevel=3,
+    )
 
 
 def _threshold(negative: Float[Tensor, "prompt"], rate: float | int) -> float:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
 from functools import partial
 from typing import get_args
 
@@ -19,9 +20,11 @@ from ss_lens.geometry.operators import Operator
 from ss_lens.models.block import Block, Evenly
 from ss_lens.models.load import device_of
 from ss_lens.models.sites import Site
+from ss_lens.steering.choosing import Choosing
 from ss_lens.steering.edits import MAX_OVERLAP, Edit, check_overlaps, places
 from ss_lens.steering.gates import Gate, check_gate
 from ss_lens.steering.gating import Gating
+from ss_lens.steering.hooks import Change, Hook, edit_hooks, reading_hooks
 from ss_lens.steering.positions import (
     ALL_POSITIONS,
     AllPositions,
@@ -30,10 +33,8 @@ from ss_lens.steering.positions import (
     Positions,
     Watch,
 )
+from ss_lens.steering.prompt_sites import PromptSites, check_prompt_sites
 from ss_lens.steering.trace import Trace
-
-Change = Callable[[Tensor], Tensor]
-Hook = tuple[str, Callable[..., Tensor | None]]
 
 
 def steer(
@@ -43,6 +44,7 @@ def steer(
     *,
     positions: Positions = ALL_POSITIONS,
     when: Gate | None = None,
+    sites: PromptSites | None = None,
     trace: Trace | None = None,
 ) -> AbstractContextManager[TransformerBridge]:
     """Apply ``operator`` in the calibration's plane, at its selected sites, inside the block.
@@ -67,19 +69,33 @@ def steer(
         when: steers only the rows whose prompt opens this gate, see :class:`ss_lens.Gate`; the
             others stay bit for bit as they arrive. Decided in the pass that holds the end of the
             prompts, and kept for the passes that continue its KV cache.
+        sites: steers each row at those of the calibration's sites that suit its prompt, see
+            :class:`ss_lens.PromptSites`; at the others it stays bit for bit as it arrives. Each
+            pass over prompts runs twice: first to read them without the edit, by which the sites
+            are chosen, and then steered. No other hook may act on the model meanwhile, so nothing
+            is swept or captured inside the block.
         trace: records what happens to each token; see :class:`ss_lens.Trace`.
 
     Raises:
         UserError: an argument of another type; the calibration is for another model, width or
             dtype; a gate for another model, or one that reads behind the first steered site;
-            another thread steers the model; inside the block, a pass of another thread, or one
-            whose prompt or padding cannot be distinguished, where ``positions``, ``when`` or
-            ``trace`` need it.
+            per-prompt sites of another calibration, or with :class:`ActAdd`; another thread steers
+            the model; inside the block, a pass of another thread, or one whose prompt or padding
+            cannot be distinguished, where ``positions``, ``when``, ``sites`` or ``trace`` need it,
+            or another hook where ``sites`` are chosen.
     """
     _check_model(model)
     _check_edit("", calibration, operator)
-    pair = (calibration, operator)
-    return steer_all(model, [pair], positions=positions, when=when, trace=trace)
+    check_prompt_sites(sites)
+    if sites is not None:
+        sites.check_fits(calibration)
+        if operator.needs_length:
+            raise UserError(
+                f"{type(operator).__name__} acts at one site of the calibration, so there is none "
+                "to choose by prompt; expected an operator that acts at all of them, such as "
+                "Add. Take that, or leave sites= out."
+            )
+    return _block(model, [(calibration, operator)], MAX_OVERLAP, positions, when, sites, trace)
 
 
 def steer_all(
@@ -133,31 +149,66 @@ def steer_all(
     check_is("max_overlap", max_overlap, (float, int), "a cosine between 0 and 1, such as 0.1")
     if not 0 <= max_overlap <= 1:
         raise UserError(f"max_overlap is a cosine between 0 and 1; got {max_overlap}.")
+    return _block(model, edits, float(max_overlap), positions, when, None, trace)
+
+
+@dataclass(frozen=True, eq=False)
+class _Followed:
+    """Who follows the passes, so that an edit knows which tokens of which rows are its own."""
+
+    watch: Watch | None
+    gating: Gating | None
+    choosing: Choosing | None
+    trace: Trace | None
+
+    @property
+    def is_reading(self) -> bool:
+        return self.choosing is not None and self.choosing.is_reading
+
+
+def _block(
+    model: TransformerBridge,
+    edits: Sequence[tuple[Calibration, Operator]],
+    max_overlap: float,
+    positions: Positions,
+    when: Gate | None,
+    sites: PromptSites | None,
+    trace: Trace | None,
+) -> Block:
+    """The block of :func:`steer` and :func:`steer_all`, whose own arguments are checked."""
     check_is("positions", positions, get_args(Positions), _POSITIONS)
     check_gate(when)
     check_is("trace", trace, (Trace, type(None)), "a ss_lens.Trace(), or None")
     bound: list[Edit] = []
     fired: set[Site] = set()
-    plain = isinstance(positions, AllPositions) and trace is None and when is None
+    plain = isinstance(positions, AllPositions) and (when, sites, trace) == (None, None, None)
     watch = None if plain else Watch(model.original_model, positions)
     gating = None if when is None or watch is None else Gating(when, watch, trace)
+    choosing = None if sites is None or watch is None else Choosing(sites, model, watch, trace)
+    followed = _Followed(watch, gating, choosing, trace)
 
     def place_hooks(block: Block, stack: ExitStack) -> None:
         bound.extend(_bound(model, edits, traced=trace is not None))
-        check_overlaps(bound, float(max_overlap))
+        check_overlaps(bound, max_overlap)
         hooks: list[Hook] = []
         if when is not None and gating is not None:
             when.check_fits(model)
             _check_order(when, bound, positions)
             if bound:
-                hooks += _reading_hooks(when.site, gating, block)
+
+                def ask(h: Tensor) -> None:
+                    if not followed.is_reading:
+                        gating.read(h)
+
+                hooks += reading_hooks(when.site, ask, block)
                 stack.enter_context(gating.following(model.original_model))
         for edit in bound:
             for site in edit.sites:
-                change = _change(edit, site, fired, block, watch, gating, trace)
-                mid = site.stream == "resid_mid"
-                hooks += _mid_hooks(site, change) if mid else [_hook(site, change)]
-        if when is None and trace is None and all(e.operator.rows is None for e in bound):
+                hooks += edit_hooks(site, _change(edit, site, fired, block, followed))
+        if choosing is not None and hooks:
+            choosing.n_hooks = len(hooks)
+            stack.enter_context(choosing.following(model.original_model))
+        if (when, sites, trace) == (None, None, None) and _is_even(bound):
             keep = positions.k if isinstance(positions, LastPrompt) else 1
             block.evenly = Evenly(len(hooks), keep)
         if trace is not None:
@@ -167,8 +218,12 @@ def steer_all(
         if hooks:
             stack.enter_context(model.hooks(fwd_hooks=hooks))
 
-    warn = partial(_warn_of_silence, bound, fired, watch, gating, positions)
+    warn = partial(_warn_of_silence, bound, fired, followed, positions)
     return Block(model, place_hooks, "steering", after=warn)
+
+
+def _is_even(bound: Sequence[Edit]) -> bool:
+    return all(edit.operator.rows is None for edit in bound)
 
 
 _PAIR = "a pair (calibration, operator)"
@@ -213,11 +268,7 @@ def _bound(
 
 
 def _warn_of_silence(
-    bound: Sequence[Edit],
-    fired: set[Site],
-    watch: Watch | None,
-    gating: Gating | None,
-    positions: Positions,
+    bound: Sequence[Edit], fired: set[Site], followed: _Followed, positions: Positions
 ) -> None:
     silent = [str(site) for edit in bound for site in edit.sites if site not in fired]
     if fired and silent:
@@ -226,26 +277,25 @@ def _warn_of_silence(
             "before them.",
             stacklevel=3,
         )
-    decided = gating is not None and gating.keeps_any  # for an answer that is yet to come
+    deciders = (followed.gating, followed.choosing)
+    # For an answer that is yet to come.
+    decided = any(one.keeps_any for one in deciders if one is not None)
+    watch, choosing = followed.watch, followed.choosing
     if watch is not None and watch.passes and not watch.selected_any and not decided:
+        passes = watch.passes - (0 if choosing is None else choosing.readings)
         warnings.warn(
-            f"{positions!r} selected no token in {watch.passes} forward passes, so nothing was "
+            f"{positions!r} selected no token in {passes} forward passes, so nothing was "
             "steered; without a KV cache every token counts as prompt.",
             stacklevel=3,
         )
 
 
-def _change(
-    edit: Edit,
-    site: Site,
-    fired: set[Site],
-    block: Block,
-    watch: Watch | None,
-    gating: Gating | None,
-    trace: Trace | None,
-) -> Change:
+def _change(edit: Edit, site: Site, fired: set[Site], block: Block, followed: _Followed) -> Change:
     """What the hook at ``site`` does to the stream."""
     operator, plane = edit.operator, edit.plane
+    watch, gating, choosing, trace = (
+        *(followed.watch, followed.gating, followed.choosing, followed.trace),
+    )
 
     def everywhere(h: Tensor) -> Tensor:
         block.check_thread()
@@ -257,10 +307,15 @@ def _change(
 
     def selectively(h: Tensor) -> Tensor:
         block.check_thread()
+        if choosing is not None and choosing.is_reading:
+            choosing.read(site, h)
+            return h
         fired.add(site)
         tokens, selected = watch.now
         if gating is not None:
             selected = gating.restricted(tokens, selected)
+        if choosing is not None:
+            selected = choosing.restricted(site, tokens, selected)
         new = h if selected is False or operator.is_identity else operator.apply(h, plane)
         if isinstance(selected, Tensor):
             new = torch.where(selected.unsqueeze(-1), new, h)
@@ -269,50 +324,3 @@ def _change(
         return new
 
     return selectively
-
-
-def _hook(site: Site, change: Change) -> Hook:
-    return site.hook_name, lambda h, hook: change(h)
-
-
-def _reading_hooks(site: Site, gating: Gating, block: Block) -> list[Hook]:
-    """Let the gate read the stream at ``site``, before an edit there."""
-
-    def read(h: Tensor) -> Tensor:
-        block.check_thread()
-        gating.read(h)
-        return h
-
-    if site.stream != "resid_mid":
-        return [_hook(site, read)]
-    block_input: list[Tensor] = []
-
-    def remember(x: Tensor, hook: object) -> None:
-        block_input[:] = [x]
-
-    def look(a: Tensor, hook: object) -> None:
-        read(block_input.pop() + a)
-
-    return [(site.block_input_hook_name, remember), (site.attn_out_hook_name, look)]
-
-
-def _mid_hooks(site: Site, change: Change) -> list[Hook]:
-    """Edit the stream between attention and MLP.
-
-    TransformerLens' ``hook_resid_mid`` reaches the MLP's input alone. With the block's input x and
-    what attention adds, a, returning a + f(x + a) − (x + a) from attention puts f(x + a) on the
-    stream itself, for the MLP and for everything after it.
-    """
-    block_input: list[Tensor] = []
-
-    def remember(x: Tensor, hook: object) -> None:
-        block_input[:] = [x]
-
-    def replace(a: Tensor, hook: object) -> Tensor:
-        mid = block_input.pop() + a
-        return a + (change(mid) - mid)
-
-    return [
-        (site.block_input_hook_name, remember),
-        (site.attn_out_hook_name, replace),
-    ]

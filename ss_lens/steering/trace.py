@@ -51,6 +51,17 @@ class _Asked:
     is_open: Bool[np.ndarray, "row"]
 
 
+@dataclass(frozen=True, eq=False)
+class _Chosen:
+    """What the sites weighed of the prompts of one pass, and which were chosen."""
+
+    forward_pass: int
+    rows: tuple[int, ...]
+    sites: tuple[Site, ...]
+    weights: Float[np.ndarray, "row site"]
+    is_steered: Bool[np.ndarray, "row site"]
+
+
 class Trace:
     """Records, inside ``steer(..., trace=trace)``, every token that reaches a steered site.
 
@@ -64,6 +75,7 @@ class Trace:
     def __init__(self) -> None:
         self._records: list[_Record] = []
         self._asked: list[_Asked] = []
+        self._chosen: list[_Chosen] = []
         self._tokens: PassTokens | None = None
         self._of_pass: dict[str, np.ndarray] = {}
         self._passes = 0
@@ -130,6 +142,19 @@ class Trace:
             self._begin(tokens)
         found, opened = projection.detach().double().cpu().numpy(), is_open.cpu().numpy()
         self._asked.append(_Asked(self._passes - 1, site, tokens.rows, found, threshold, opened))
+
+    def record_sites(
+        self,
+        tokens: PassTokens,
+        sites: tuple[Site, ...],
+        weights: Float[Tensor, "row site"],
+        is_steered: Bool[Tensor, "row site"],
+    ) -> None:
+        """Keep at which sites the prompts of a pass are steered."""
+        if tokens is not self._tokens:
+            self._begin(tokens)
+        weighed, chosen = weights.detach().double().cpu().numpy(), is_steered.cpu().numpy()
+        self._chosen.append(_Chosen(self._passes - 1, tokens.rows, sites, weighed, chosen))
 
     def _begin(self, tokens: PassTokens) -> None:
         rows = torch.tensor(tokens.rows, device=tokens.index.device)
@@ -203,6 +228,25 @@ class Trace:
             **{"projection": float, "threshold": float, "is_open": bool},
         }
         return pd.DataFrame(rows, columns=columns).astype(kinds)
+
+    def sites(self) -> pd.DataFrame:
+        """One row per prompt and site that was weighed (``steer(..., sites=...)``), in that order.
+
+        Columns:
+            ``forward_pass``, ``row``: as in :meth:`frame`.
+            ``site``: one of those that are chosen from.
+            ``weight``: see :class:`ss_lens.PromptSites`, in nats.
+            ``is_steered``: whether the prompt and its answer are steered there.
+        """
+        rows = [
+            (one.forward_pass, row, str(site), one.weights[i, j], one.is_steered[i, j])
+            for one in self._chosen
+            for i, row in enumerate(one.rows)
+            for j, site in enumerate(one.sites)
+        ]
+        columns = ["forward_pass", "row", "site", "weight", "is_steered"]
+        kinds = {"forward_pass": int, "row": int, "site": "str", "weight": float}
+        return pd.DataFrame(rows, columns=columns).astype({**kinds, "is_steered": bool})
 
 
 def moved(trace: pd.DataFrame) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 import ss_lens
 from ss_lens import (
+    Activations,
     AllPositions,
     Calibration,
     Gate,
@@ -32,6 +34,7 @@ from ss_lens.models import forward
 from ss_lens.models.chat import tokenize
 from ss_lens.scoring.refusal_score import refusal_score
 from ss_lens.steering.positions import Positions
+from tests.conftest import made_activations
 from tests.fitting import Fitted, padded
 from tests.oracles import HuggingFaceOracle, dense_rotation, everywhere
 
@@ -42,6 +45,8 @@ PROMPTS = (
     *("w60 w61", "w15 w16 w17 w18"),
 )
 TINY = ("llama", "gpt2", "gemma3")
+HARDLY_APART = pytest.mark.filterwarnings("ignore:the gate at .* separates the classes badly")
+"""The tiny models do not tell the classes of their prompts apart, and a gate on them says so."""
 LATER = ss_lens.Explicit(sites="L0.ln2_out,L1.ln1_out,L2.ln2_out")
 
 
@@ -329,6 +334,7 @@ def parts(tiny_data: ss_lens.ContrastiveDataset) -> ss_lens.datasets.contrastive
     return tiny_data.split(dev=4, test=2, seed=0)
 
 
+@HARDLY_APART
 def test_a_threshold_from_dev_opens_for_a_stated_share_of_the_negative_prompts(
     tiny_llama: TransformerBridge, parts: ss_lens.datasets.contrastive.DatasetSplit
 ) -> None:
@@ -352,6 +358,53 @@ def test_a_threshold_from_dev_opens_for_a_stated_share_of_the_negative_prompts(
     assert trace.gates()["is_open"].sum() in (1, 2)  # the threshold is itself one of them
 
 
+def projected(positive: Sequence[float], negative: Sequence[float]) -> Activations:
+    """Dev activations whose projections on the first axis are given, at one site."""
+    axis = torch.eye(4)[0]
+    sides = [torch.tensor(side).reshape(-1, 1, 1) * axis for side in (positive, negative)]
+    return made_activations(*sides, (Site(0, "ln1_out"),))
+
+
+@pytest.mark.parametrize(
+    ("positive", "negative", "rate", "told"),
+    [
+        ([5.0] * 10, [0.0] * 9, 0.1, None),
+        # Half of the positive prompts open it, and no negative one outranks them.
+        ([5.0] * 5 + [1.0] * 5, [float(n) / 10 for n in range(8)] + [3.0], 0.1, None),
+        ([5.0] * 4 + [1.0] * 6, [0.0] * 8 + [3.0], 0.1, (4, 10, "40%", "0.93")),
+        # A high rate opens it for most, and yet it ranks the classes badly.
+        ([2.0, 2.0, 2.0, 0.0], [1.0, 1.0, 3.0], 0.75, (3, 4, "75%", "0.50")),
+    ],
+)
+def test_a_gate_that_separates_badly_on_dev_says_so_in_one_line(
+    positive: list[float],
+    negative: list[float],
+    rate: float,
+    told: tuple[int, int, str, str] | None,
+) -> None:
+    fitted_on = projected([4.0, 4.5, 5.0], [-1.0, -1.5, -0.5])
+    along, other = ss_lens.AtSite(Site(0, "ln1_out")), ss_lens.RandomSecond(seed=0)
+    calibration = ss_lens.calibrate(fitted_on, choice=along, plane=other, rule="uniform")
+    dev = projected(positive, negative)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        gate = Gate.from_dev(calibration, dev, false_positive_rate=rate)
+    assert gate.fit is not None
+    if told is None:
+        assert caught == []
+        return
+    (warning,) = caught
+    opened, n, share, auc = told
+    assert warning.category is UserWarning
+    assert str(warning.message) == (
+        f"the gate at L0.ln1_out separates the classes badly: on dev it opens for {opened} of {n} "
+        f"positive prompts ({share}) at a false-positive rate of {rate:g}, with an AUC of {auc}; "
+        "expected at least 50% and 0.8. Choose another site=, steer from a later site on, or state "
+        "a higher rate."
+    )
+    assert f"{gate.fit.auc:.2f}" == auc
+
+
 @pytest.mark.parametrize(("n", "rate"), [(19, 0.05), (40, 0.1), (99, 0.25)])
 def test_the_stated_rate_is_that_of_new_prompts(n: int, rate: float) -> None:
     """For uniform projections the rate of new ones is 1 − t, with mean rank / (n + 1)."""
@@ -367,6 +420,7 @@ def test_the_stated_rate_is_that_of_new_prompts(n: int, rate: float) -> None:
     assert mean <= rate + 0.004
 
 
+@HARDLY_APART
 def test_bad_gates_are_refused_in_one_line(
     tiny_models: dict[str, TransformerBridge],
     parts: ss_lens.datasets.contrastive.DatasetSplit,

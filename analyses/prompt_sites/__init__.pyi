@@ -1,0 +1,3 @@
+from .conclusions import findings as findings
+from .figures import figure as figure
+from .measures import measure as measure
