@@ -81,7 +81,8 @@ class Subject:
     ) -> pd.DataFrame:
         """``score`` in nats and ``opening_mass`` of each prompt, in one pass."""
         found = self.behaviour.score(model, prompts, chat=chat)
-        return found.rename(columns={self.measures.score: "score"})
+        names = {self.measures.score: "score", str(self.measures.mass): "opening_mass"}
+        return found.rename(columns=names)
 
     def texts(
         self, prompts: Sequence[str], answers: Sequence[str], scores: pd.Series | None = None

@@ -166,7 +166,8 @@ class Behaviour:
             chat: what else enters the chat template.
 
         Returns:
-            One row per prompt: the columns ``measures.score`` in nats and ``opening_mass``.
+            One row per prompt: the columns ``measures.score`` in nats and ``measures.mass``, as a
+            sweep calls them.
 
         Raises:
             UserError: it has neither openings nor questions, or what the pass objects to.
@@ -177,7 +178,8 @@ class Behaviour:
                 "that are read; use read(prompts, answers), or give it openings."
             )
         found = first_token_scores(model, prompts, self.openings, batch_size=batch_size, chat=chat)
-        return found.rename(columns={"score": self.measures.score, "mass": "opening_mass"})
+        names = {"score": self.measures.score, "mass": str(self.measures.mass)}
+        return found.rename(columns=names)
 
     def read(self, prompts: Sequence[str], answers: Sequence[str]) -> pd.DataFrame:
         """Whether each answer shows it: ``shown`` (1, 0 or missing) and ``text_score``.
