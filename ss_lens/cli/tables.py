@@ -36,6 +36,7 @@ def print_sweep(result: SweepResult, folder: Path, as_json: bool) -> None:
                 "choices": choices,
                 "problems": _records(problems),
                 "refused_by": result.refused_by,
+                "shown_by": result.shown_by,
             }
         )
         return
@@ -53,6 +54,8 @@ def print_sweep(result: SweepResult, folder: Path, as_json: bool) -> None:
     console.print_rows([*keys, *shown.values()], rows, as_json=False)
     if result.refused_by:
         console.line(f"refused: by {result.refused_by}")
+    if result.shown_by:
+        console.line(f"shown: by {result.shown_by}")
     for made in result.choices:
         named = ", ".join(_text(getattr(made.arm, name)) for name in told)
         console.line(f"chosen on dev{f' for {named}' if named else ''}: {made.choice}")

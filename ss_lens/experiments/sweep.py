@@ -13,6 +13,7 @@ import pandas as pd
 from ss_lens.activations.store import Store
 from ss_lens.behaviours.behaviour import Behaviour
 from ss_lens.behaviours.files import load_behaviour
+from ss_lens.behaviours.readers import JudgedBy
 from ss_lens.core.checks import check_is, check_path
 from ss_lens.core.errors import UserError
 from ss_lens.core.files import atomic_path, check_replaceable
@@ -39,7 +40,7 @@ from ss_lens.experiments.worker import (
     unsteered_table,
 )
 from ss_lens.geometry.strengths import reduced
-from ss_lens.judges.agreement.known import refused_by
+from ss_lens.judges.agreement.known import judged_by, refused_by
 from ss_lens.scoring.refusal import BY_PHRASES, counts_by_phrases
 from ss_lens.scoring.registry import ANSWERS, ROW, columns_of
 
@@ -73,6 +74,8 @@ class SweepResult:
             commas), their number ``n_sites``, and the ``problem`` of an arm that could not be
             calibrated and has no rows in ``table``.
         choices: the angle of each arm, where the configuration asks for one.
+        shown_by: the judge that says ``shown``, and its measured agreement with people when the
+            sweep was run; empty where no judge does.
     """
 
     config: SweepConfig
@@ -80,6 +83,7 @@ class SweepResult:
     groups: pd.DataFrame
     choices: tuple[ArmChoice, ...]
     unsteered: pd.DataFrame
+    shown_by: str = ""
 
     def __repr__(self) -> str:
         return in_lines(self._title, self._facts)
@@ -114,6 +118,7 @@ class SweepResult:
             "unsteered": f"{len(self.unsteered)} rows",
             "chosen on dev": listed([f"{c.choice}" for c in self.choices], most=2) or "nothing",
             "refused by": self.refused_by or "not measured",
+            **({"shown by": self.shown_by} if self.shown_by else {}),
             "not computed": listed(problems["problem"].tolist(), most=2) or "nothing",
         }
 
@@ -156,6 +161,8 @@ def run_sweep(
     check_is("behaviour", behaviour, (Behaviour, type(None)), made)
     store = Store() if store is None else store
     bench = _bench(config, store, bench, behaviour)
+    followed = _named_behaviour(config) if bench is None else bench.behaviour
+    shown_by = _shown_by(config, followed)  # before the slow part, which may fail at its rubric
     cells = CellStore.claim(folder)
     _check_result(cells)  # before the slow part
     groups = config.groups()
@@ -177,7 +184,8 @@ def run_sweep(
             groups, outcomes = (*groups, *later), outcomes + outcomes_later
             choices = _choices(config, table)
     unsteered = _unsteered(config, groups, outcomes, cells)
-    result = SweepResult(config, table, _group_table(groups, outcomes), choices, unsteered)
+    found = _group_table(groups, outcomes)
+    result = SweepResult(config, table, found, choices, unsteered, shown_by)
     _save(result, cells)
     return result
 
@@ -218,6 +226,7 @@ def load_sweep(folder: Path | str) -> SweepResult:
             for made in values["choices"]
         ),
         found["unsteered"] if "unsteered" in found else table.iloc[:0].filter(UNSTEERED_COLUMNS),
+        values.get("shown_by", ""),  # earlier versions did not say
     )
 
 
@@ -254,12 +263,23 @@ def _bench(
                 f"{config.cluster!r}, whose processes cannot have it; write it into a YAML file "
                 "and name it in the configuration, or sweep without a cluster."
             )
-        named = None if config.behaviour is None else load_behaviour(config.behaviour)
-        check_behaviour(config.scores, named)
+        check_behaviour(config.scores, _named_behaviour(config))
         return None
     bench = Workbench(config, store, behaviour) if bench is None else bench
     check_behaviour(config.scores, bench.behaviour)
     return bench
+
+
+def _named_behaviour(config: SweepConfig) -> Behaviour | None:
+    return None if config.behaviour is None else load_behaviour(config.behaviour)
+
+
+def _shown_by(config: SweepConfig, behaviour: Behaviour | None) -> str:
+    """The judge that reads the answers, with its κ; empty where none does."""
+    shown = None if behaviour is None else behaviour.shown
+    if "behaviour_shown" not in config.scores or not isinstance(shown, JudgedBy):
+        return ""
+    return judged_by(shown.judge)
 
 
 def _finished(
@@ -424,6 +444,7 @@ def _save(result: SweepResult, cells: CellStore) -> None:
                     "choices": choices,
                     "tables": digests,
                     "refused_by": result.refused_by,
+                    "shown_by": result.shown_by,
                 },
             )
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -15,9 +17,12 @@ from ss_lens import ContrastiveDataset, RunConfig, Store, UserError
 from ss_lens.behaviours.behaviour import Behaviour
 from ss_lens.behaviours.questions import KEYS
 from ss_lens.behaviours.readers import Function
+from ss_lens.cli.tables import print_sweep
 from ss_lens.experiments.config import SweepConfig
 from ss_lens.experiments.dial.folder import load_run
 from ss_lens.experiments.main_run import run_main_job
+from ss_lens.judges import Opinion, verdict_table
+from ss_lens.judges.agreement.known import Known
 from ss_lens.scoring.behaviours.openings import Openings, first_token_scores
 from tests.experiments.sweeping import Asked
 
@@ -71,6 +76,76 @@ def test_a_sweep_measures_the_behaviour_in_place_of_refusal(
     shows = [float(any("a" <= letter <= "m" for letter in text)) for text in table["response"]]
     assert table["shown"].tolist() == shows
     assert ss_lens.load_sweep(tmp_path / "sweep").table["shown"].tolist() == shows
+
+
+def test_the_score_of_a_behaviour_has_the_columns_of_its_sweep(
+    asked: Asked, opened: Path, tiny: TransformerBridge, tmp_path: Path, store: Store
+) -> None:
+    behaviour = ss_lens.load_behaviour(opened)
+    grid = {name: value for name, value in asked["grid"].items() if name != "dataset"}
+    scores = {"scores": ["behaviour_score"], "behaviour": str(opened)}
+    swept = ss_lens.run_sweep(
+        SweepConfig(**{**asked, "grid": grid, **scores}), tmp_path / "sweep", store=store
+    ).unsteered
+    table = behaviour.score(tiny, swept["prompt"].tolist())
+    assert [*table] == ["behaviour_score", "behaviour_mass"]
+    for name in table:
+        assert table[name].to_numpy() == pytest.approx(swept[name].to_numpy(), abs=1e-4)
+    refusal = ss_lens.load_behaviour("refusal")
+    assert [*refusal.score(tiny, swept["prompt"].tolist()[:1])] == ["refusal_score", "opening_mass"]
+
+
+class Oracle:
+    """Says ``harmful`` of answers that hold an e."""
+
+    def __repr__(self) -> str:
+        return "Oracle()"
+
+    def __call__(self, prompts: Sequence[str], answers: Sequence[str]) -> pd.DataFrame:
+        return verdict_table([Opinion("harmful" if "e" in text else "safe") for text in answers])
+
+
+def test_a_sweep_that_a_judge_reads_carries_its_name_and_its_agreement(
+    asked: Asked,
+    tiny_data: ContrastiveDataset,
+    tmp_path: Path,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = yaml_of(tmp_path, tiny_data, "judge: HarmBench()\n")
+    monkeypatch.setattr("ss_lens.behaviours.readers.read_judge", lambda text: Oracle())
+    grid = {name: value for name, value in asked["grid"].items() if name != "dataset"}
+    config = SweepConfig(**{**asked, "grid": grid, "behaviour": str(path)})
+    result = ss_lens.run_sweep(config, tmp_path / "sweep", store=store)
+    assert result.shown_by == "HarmBench(), κ not measured"
+    assert result.table["shown"].tolist() == ["e" in text for text in result.table["response"]]
+    assert ss_lens.load_sweep(tmp_path / "sweep").shown_by == result.shown_by
+    assert "shown by" in repr(result)
+    measured = Known("HarmBench()", 0.71, 0.62, 0.79, 675, "XSTest")
+    monkeypatch.setattr("ss_lens.judges.agreement.known.known", lambda judge: measured)
+    again = ss_lens.run_sweep(config, tmp_path / "sweep", store=store)
+    said = "HarmBench(), κ with people 0.71 [0.62, 0.79] on 675 answers (XSTest)"
+    assert again.shown_by == ss_lens.load_sweep(tmp_path / "sweep").shown_by == said
+    print_sweep(again, tmp_path / "sweep", as_json=True)
+    assert json.loads(capsys.readouterr().out)["shown_by"] == said
+    print_sweep(again, tmp_path / "sweep", as_json=False)
+    assert "shown: by HarmBench(), κ with people 0.71" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_sweep_without_a_judge_names_none_and_one_of_earlier_versions_neither(
+    asked: Asked, opened: Path, tmp_path: Path, store: Store
+) -> None:
+    grid = {name: value for name, value in asked["grid"].items() if name != "dataset"}
+    config = SweepConfig(**{**asked, "grid": grid, "behaviour": str(opened)})
+    assert ss_lens.run_sweep(config, tmp_path / "sweep", store=store).shown_by == ""
+    path = tmp_path / "sweep" / "result" / "sweep.json"
+    values = json.loads(path.read_text())
+    for name in ("sha256", "shown_by"):
+        values.pop(name, None)
+    del values["tables"]
+    path.write_text(json.dumps(values))
+    assert ss_lens.load_sweep(tmp_path / "sweep").shown_by == ""
 
 
 def test_the_angle_is_chosen_by_the_behaviours_score(

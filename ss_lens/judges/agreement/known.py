@@ -97,6 +97,16 @@ def refused_by(by_phrases: bool) -> str:
     return name if found is None else str(found)
 
 
+def judged_by(judge: str) -> str:
+    """A judge and its measured agreement with people, or that none was measured.
+
+    Args:
+        judge: as :func:`known` takes it.
+    """
+    found = known(judge)
+    return f"{judge}, κ not measured" if found is None else str(found)
+
+
 def _home() -> Path:
     return cache_root() / "judges"
 
