@@ -14,8 +14,9 @@ from analyses.drift.conclusions import findings
 from analyses.drift.figures import figure, geometry_figure
 from analyses.drift.geometry import compare
 from analyses.drift.measures import measure
+from analyses.null_bands import matched_planes
 from analyses.prompt_sources import read_sources
-from ss_lens import Calibration, ContrastiveDataset, UserError
+from ss_lens import Activations, ContrastiveDataset, UserError
 from ss_lens.models.load import DEFAULT_MODEL
 
 
@@ -29,6 +30,9 @@ def main(
     train: Annotated[int, typer.Option(help="Requests per source to calibrate on.")] = 24,
     test: Annotated[int, typer.Option(help="Requests per source to measure on.")] = 16,
     step: Annotated[float, typer.Option(help="Degrees between angles.")] = 45,
+    draws: Annotated[
+        int, typer.Option(help="Random planes for a band; each costs as a calibration does.")
+    ] = 0,
     seed: Annotated[int, typer.Option(help="Of the bootstrap and the random planes.")] = 0,
     out: output.Out = Path("runs/drift"),
     formats: output.Formats = None,
@@ -41,6 +45,8 @@ def main(
     dataset = output.dataset_name(dataset, model)
     if not 0 < step <= 180:
         raise UserError(f"--step must lie above 0° and be at most 180°; got {step:g}.")
+    if draws < 0 or draws == 1:
+        raise UserError(f"--draws must be 0, or 2 and more for a band; got {draws}. Write 99.")
     data = ss_lens.load_dataset(dataset)
     sources = {dataset: data.positive, **read_sources(source, most=train + test)}
     for name, prompts in (*sources.items(), (f"{dataset}, negative", data.negative)):
@@ -51,17 +57,23 @@ def main(
             )
     loaded = ss_lens.load_model(model, dtype=dtype)
     negative = data.negative[:train]
-    calibrations, halves = {}, {}
+    calibrations, halves, nulls = {}, {}, []
     for name, prompts in sources.items():
-        calibrations[name] = _calibrated(loaded, name, prompts[:train], negative)
+        acts = _captured(loaded, name, prompts[:train], negative)
+        calibrations[name] = ss_lens.calibrate(acts)
+        if name == dataset:
+            nulls = matched_planes(acts, calibrations[name], draws, seed)
         halves[name] = [
-            _calibrated(loaded, f"{name}, half {i}", prompts[:train][i::2], negative[i::2])
+            ss_lens.calibrate(
+                _captured(loaded, f"{name}, half {i}", prompts[:train][i::2], negative[i::2])
+            )
             for i in (0, 1)
         ]
     measured = {name: prompts[train : train + test] for name, prompts in sources.items()}
     angles = [step * i for i in range(int(360 // step)) if step * i < 360]
     geometry = compare(calibrations, halves, seed=seed)
-    dial = measure(loaded, calibrations, ss_lens.RotateBy, measured, angles, seed=seed)
+    operator = ss_lens.RotateBy
+    dial = measure(loaded, calibrations, operator, measured, angles, nulls=nulls, seed=seed)
     subtitle = f"{model}; {train} requests to calibrate on and {test} to measure on; rotate_by"
     output.save(out, "drift", dial, figure(dial, subtitle), chosen)
     output.save(out, "drift_geometry", geometry, geometry_figure(geometry, subtitle), chosen)
@@ -69,11 +81,11 @@ def main(
         print(f"- {finding}")
 
 
-def _calibrated(
+def _captured(
     model: TransformerBridge, name: str, positive: tuple[str, ...], negative: tuple[str, ...]
-) -> Calibration:
+) -> Activations:
     data = ContrastiveDataset(name, tuple(positive), tuple(negative))
-    return ss_lens.calibrate(ss_lens.capture(model, data))
+    return ss_lens.capture(model, data)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from analyses import style
+from analyses import null_bands, style
 from analyses.drift.geometry import BETWEEN, WITHIN
 from analyses.grouped import groups
 
@@ -22,7 +22,8 @@ def findings(geometry: pd.DataFrame, dial: pd.DataFrame) -> list[str]:
             f"random planes come no nearer than {row['random_1_deg']:.0f}° in 95 % of draws; "
             f"{row['n_both']} sites in common of {row['n_first']} and {row['n_second']}."
         )
-    for (source,), rows in groups(dial, ["measured_on"]):
+    random = null_bands.null_rows(dial)
+    for (source,), rows in groups(dial.loc[~random], ["measured_on"]):
         own = rows.loc[rows["calibrated_on"] == source]
         reference = (own if len(own) else rows).sort_values("change").iloc[0]
         at_angle = rows.loc[rows["angle_deg"] == reference["angle_deg"]]
@@ -31,10 +32,17 @@ def findings(geometry: pd.DataFrame, dial: pd.DataFrame) -> list[str]:
             f"{row['change_high']:+.2f}]{' (low opening mass)' * _says_little(row)}"
             for row in at_angle.to_dict("records")
         ]
-        said.append(
+        text = (
             f"On {reference['n']} prompts of {source}, at {reference['angle_deg']:g}°, the score "
             f"changes by (nats, by source of the calibration): {'; '.join(parts)}."
         )
+        nulls = dial.loc[random & (dial["measured_on"] == source)]
+        for row in nulls.loc[nulls["angle_deg"] == reference["angle_deg"]].to_dict("records"):
+            text += (
+                f" {row['draws']} random planes of equal energy change it by {row['change']:+.2f}, "
+                f"95 % of them by {row['change_low']:+.2f} to {row['change_high']:+.2f}."
+            )
+        said.append(text)
     return said
 
 

@@ -6,12 +6,22 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from analyses import style
+from analyses import null_bands, style
 from analyses.drift.geometry import BETWEEN
 
 
 def figure(dial: pd.DataFrame, subtitle: str = "") -> go.Figure:
-    """A panel per source measured on, a line per source calibrated on; bands are 95 % intervals."""
+    """A panel per source measured on, a line per source calibrated on; bands are 95 % intervals.
+
+    Of random planes the band is that of most of their draws, and there is no line.
+    """
+    random = null_bands.null_rows(dial)
+    nulls = dial.loc[random].rename(
+        columns={
+            **{"calibrated_on": "null", "low": "refusal_score_low", "high": "refusal_score_high"},
+        }
+    )
+    dial = dial.loc[~random]
     names = [*dict.fromkeys(dial["measured_on"])]
     across = min(2, len(names))
     drawn = make_subplots(
@@ -26,6 +36,8 @@ def figure(dial: pd.DataFrame, subtitle: str = "") -> go.Figure:
     looks, crossed = style.series(dial["calibrated_on"]), style.Crosses()
     for place, name in enumerate(names):
         row, col = place // across + 1, place % across + 1
+        found = nulls.loc[nulls["measured_on"] == name]
+        null_bands.draw(drawn, found, row=row, col=col, in_legend=place == 0)
         for made_on, look in looks.items():
             rows = dial.loc[(dial["measured_on"] == name) & (dial["calibrated_on"] == made_on)]
             rows = rows.sort_values("angle_deg")

@@ -10,10 +10,11 @@ import typer
 import ss_lens
 from analyses import output
 from analyses.entanglement.conclusions import findings
-from analyses.entanglement.figures import figure, front_figure
+from analyses.entanglement.figures import angle_figure, figure, front_figure
 from analyses.entanglement.front import front
 from analyses.entanglement.matrix import matrix
 from analyses.entanglement.measures import Asked, measure
+from analyses.null_bands import matched_planes
 from analyses.prompt_sources import read_sources, spread
 from analyses.steerability.questions import read_questions
 from ss_lens import UserError
@@ -67,20 +68,15 @@ def main(
     angles = [step * i for i in range(int(360 // step)) if step * i < 360]
     loaded = ss_lens.load_model(model, dtype=dtype)
     train = ss_lens.capture(loaded, parts.train)
-    random = [ss_lens.MatchedRandomPlane(seed=seed + i) for i in range(nulls)]
-    items = measure(
-        loaded,
-        ss_lens.calibrate(train),
-        ss_lens.RotateBy,
-        asked,
-        angles,
-        nulls=[ss_lens.calibrate(train, plane=plane) for plane in random],
-    )
+    calibration = ss_lens.calibrate(train)
+    random = matched_planes(train, calibration, nulls, seed)
+    items = measure(loaded, calibration, ss_lens.RotateBy, asked, angles, nulls=random)
     table, points = matrix(items, seed=seed), front(items, "positive", goal, seed=seed)
     subtitle = (
         f"{model}; {dataset}: {prompts} prompts per source; rotate_by; effect: {goal} refusal"
     )
     output.save(out, "entanglement", table, figure(table, subtitle), chosen)
+    output.save(out, "entanglement_angles", table, angle_figure(table, subtitle), chosen)
     output.save(out, "entanglement_front", points, front_figure(points, subtitle), chosen)
     for finding in findings(table, points):
         print(f"- {finding}")

@@ -1,4 +1,4 @@
-"""The matrix drawn as a map of changes, and the front of effect against cost."""
+"""The matrix as a map of changes and as curves over the angle; the front of effect and cost."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from analyses import style
-from analyses.entanglement.measures import MASS, OWN
+from analyses import null_bands, style
+from analyses.entanglement.measures import DIVERGENCE, MASS, OWN, REQUESTS
+from ss_lens.experiments.dial.ways import MATCHED
 
 
 def figure(matrix: pd.DataFrame, subtitle: str = "") -> go.Figure:
@@ -57,6 +58,61 @@ def figure(matrix: pd.DataFrame, subtitle: str = "") -> go.Figure:
     height = 200 + 34 * len(names)
     title = "What else moves (in brackets: change not told from zero)"
     return style.layout(drawn, title, subtitle, height=height, narrowest=110 * len(heads))
+
+
+def angle_figure(matrix: pd.DataFrame, subtitle: str = "") -> go.Figure:
+    """The change of each source's score, and the divergence, over the angle.
+
+    These are what random planes are measured by as well; their band is that of most of the draws.
+    """
+    measured = matrix.loc[matrix["kind"].isin((REQUESTS, DIVERGENCE)) & matrix["angle_deg"].notna()]
+    names = [*dict.fromkeys(measured["row"])]
+    units = measured.drop_duplicates("row").set_index("row")["unit"]
+    across = min(2, len(names))
+    down = -(-len(names) // across)
+    drawn = make_subplots(
+        rows=down,
+        cols=across,
+        subplot_titles=[f"{name} ({units[name]})" for name in names],
+        horizontal_spacing=0.1,
+        vertical_spacing=0.3 / down,
+    )
+    crossed, colour = style.Crosses(), style.CLASS_COLOURS["negative"]
+    for place, name in enumerate(names):
+        row, col = place // across + 1, place % across + 1
+        here = measured.loc[measured["row"] == name]
+        nulls = here.loc[here["plane"] != OWN].assign(null=MATCHED)
+        if len(nulls):
+            found = null_bands.bands(nulls, ("change",))
+            null_bands.draw(drawn, found, "change", row=row, col=col, in_legend=place == 0)
+        own = here.loc[here["plane"] == OWN].sort_values("angle_deg")
+        x = own["angle_deg"].to_numpy()
+        low, high = own["change_low"].to_numpy(), own["change_high"].to_numpy()
+        drawn.add_trace(style.band(x, low, high, colour, name), row=row, col=col)
+        drawn.add_trace(
+            go.Scatter(
+                x=x,
+                y=own["change"],
+                mode="lines+markers",
+                name="calibration",
+                legendgroup="calibration",
+                showlegend=place == 0,
+                line={"color": colour, "width": 1.5},
+                marker={"size": 6, "color": colour},
+                hovertemplate="%{x:g}°: %{y:+.3f}<extra></extra>",
+            ),
+            row=row,
+            col=col,
+        )
+        of_mass = matrix.loc[(matrix["row"] == f"{name}: opening mass") & (matrix["plane"] == OWN)]
+        if len(of_mass):
+            mass = own["angle_deg"].map(of_mass.set_index("angle_deg")["mean"])
+            crossed.draw(drawn, own["angle_deg"], own["change"], mass, row=row, col=col)
+        style.level(drawn, 0, row=row, col=col)
+    style.explain(drawn, style.BAND, "95 % interval")
+    drawn.update_xaxes(title_text="angle (degrees)", row=down)
+    height = 160 + 240 * down
+    return style.layout(drawn, "What moves with the angle: changes", subtitle, height=height)
 
 
 def front_figure(front: pd.DataFrame, subtitle: str = "") -> go.Figure:

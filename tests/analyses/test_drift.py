@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from transformer_lens.model_bridge import TransformerBridge
@@ -12,6 +14,7 @@ from transformer_lens.model_bridge import TransformerBridge
 import ss_lens
 from analyses.drift import compare, figure, findings, geometry_figure, measure
 from analyses.drift.geometry import BETWEEN, WITHIN
+from analyses.null_bands import SHARE, matched_planes
 from analyses.site_effects.measures import at_sites
 from ss_lens import Calibration, ContrastiveDataset, Plane, RotateBy, UserError, steer
 from ss_lens.scoring.refusal_score import refusal_score
@@ -113,6 +116,50 @@ def test_the_dial_is_measured_on_each_source_under_each_calibration(
     shown = [t.name for t in drawn.data if t.showlegend and t.name.startswith("calibrated")]
     assert shown == ["calibrated on x", "calibrated on y"]
     assert geometry_figure(geometry).data[0].y == ("x – y", "x, two halves")
+
+
+def test_random_planes_are_a_band_of_their_draws_on_each_source(
+    model: TransformerBridge, calibration: Calibration, tiny_data: ContrastiveDataset
+) -> None:
+    acts = ss_lens.capture(model, tiny_data)
+    nulls = matched_planes(acts, calibration, 4, seed=2)
+    prompts = {"x": tiny_data.positive[:4], "z": tiny_data.negative[:3]}
+    table = measure(model, {"x": calibration}, RotateBy, prompts, [0, 90], nulls=nulls)
+    own = table[table["draws"] == 1].drop(columns="draws").reset_index(drop=True)
+    alone = measure(model, {"x": calibration}, RotateBy, prompts, [0, 90]).drop(columns="draws")
+    pd.testing.assert_frame_equal(own, alone)
+    for source, some in prompts.items():
+        before = refusal_score(model, some)["refusal_score"]
+        means = []
+        for null in nulls:
+            with steer(model, null, RotateBy(90)):
+                means.append((refusal_score(model, some)["refusal_score"] - before).mean())
+        here = (table["draws"] == 4) & (table["measured_on"] == source)
+        row = table[here & (table["angle_deg"] == 90)].iloc[0]
+        assert row["calibrated_on"] == "random planes, equal energy"
+        assert row["change"] == pytest.approx(np.mean(means), abs=1e-4)
+        ends = np.quantile(means, (0.025, 0.975))
+        assert (row["change_low"], row["change_high"]) == pytest.approx(ends, abs=1e-4)
+        assert row["n"] == len(some)
+    drawn = figure(table, "made up")
+    assert [t.name for t in drawn.data].count(f"{row['calibrated_on']}: {SHARE} of 4 draws") == 2
+    assert "calibrated on random planes, equal energy" not in {t.name for t in drawn.data}
+    said = findings(compare({"a": calibration, "b": calibration}), table)[1]
+    assert "4 random planes of equal energy change it by" in said
+    with pytest.raises(UserError, match="one random plane makes no band; got 1"):
+        measure(model, {"x": calibration}, RotateBy, prompts, [0], nulls=nulls[:1])
+
+
+def test_matched_planes_steer_the_sites_of_the_calibration_with_its_energy(
+    model: TransformerBridge, calibration: Calibration, tiny_data: ContrastiveDataset
+) -> None:
+    acts = ss_lens.capture(model, tiny_data)
+    some = at_sites(calibration, calibration.sites[2:4])
+    nulls = matched_planes(acts, some, 3, seed=5)
+    assert [null.selected_sites for null in nulls] == [some.selected_sites] * 3
+    assert len({float(null.plane.b1[0]) for null in nulls}) == 3
+    for null in nulls:
+        assert null.report["energy"] == pytest.approx(null.report["target_energy"], rel=0.05)
 
 
 def test_calibrations_that_cannot_be_compared_are_refused(

@@ -13,6 +13,7 @@ from transformer_lens.model_bridge import TransformerBridge
 import ss_lens
 from analyses.entanglement import (
     Asked,
+    angle_figure,
     figure,
     findings,
     front,
@@ -22,6 +23,7 @@ from analyses.entanglement import (
 )
 from analyses.entanglement.__main__ import LOOK_ALIKES
 from analyses.entanglement.front import undominated
+from analyses.null_bands import SHARE
 from analyses.steerability import Question
 from ss_lens import ContrastiveDataset, RotateBy, UserError, steer
 from ss_lens.datasets.readers import read_lines
@@ -139,6 +141,31 @@ def test_an_angle_is_beyond_the_nulls_where_it_beats_every_random_plane_there() 
     assert "within the random planes, at KL 0.100, capability +0%" in said[0]
     assert "beyond the random planes, at KL 0.400, capability -25%" in said[1]
     assert "harmful -4.00" in said[1]
+
+
+def test_the_curves_over_the_angle_have_the_band_of_the_random_planes() -> None:
+    def null(effect: float, place: int) -> pd.DataFrame:
+        requests = {angle: [2.0 - effect] * 4 for angle in (45.0, 90.0, 180.0)}
+        kl = {angle: [effect] * 4 for angle in (45.0, 90.0, 180.0)}
+        return items_of({"harmful": requests, "KL": kl}, f"random {place}")
+
+    effects = (0.1, 0.2, 0.3, 0.5)
+    items = pd.concat([MADE, *(null(e, i) for i, e in enumerate(effects))], ignore_index=True)
+    drawn = angle_figure(matrix(items), "made up")
+    assert [a.text for a in drawn.layout.annotations[:2]] == [
+        "harmful (nats)",
+        "KL (nats per token)",
+    ]
+    bands = [t for t in drawn.data if t.name == f"random planes, equal energy: {SHARE} of 4 draws"]
+    for found, sign in zip(bands, (-1, 1), strict=True):
+        ends = np.quantile(sign * np.array(effects), (0.975, 0.025))
+        assert [*found.y] == pytest.approx([ends[0]] * 3 + [ends[1]] * 3)
+    assert [t.showlegend for t in bands] == [True, False]
+    (own,) = [t for t in drawn.data if t.name == "calibration" and t.showlegend]
+    assert [*own.x] == [45, 90, 180]
+    assert [*own.y] == pytest.approx([-1, -4, -3.975])
+    alone = angle_figure(matrix(MADE))
+    assert not any("random planes" in str(t.name) for t in alone.data)
 
 
 def test_no_front_is_larger_than_its_points_and_none_on_it_is_beaten() -> None:
