@@ -18,7 +18,8 @@ from ss_lens.models.load import DEFAULT_MODEL
 
 def main(
     model: output.Model = DEFAULT_MODEL,
-    dataset: output.Dataset = "refusal",
+    dtype: output.Dtype = "auto",
+    dataset: output.Dataset = None,
     angle: Annotated[float, typer.Option(help="Degrees.")] = 180,
     k: Annotated[int, typer.Option("--k", help="Sites per prompt.")] = 8,
     rule: Annotated[str, typer.Option(help="Sites to choose from: site, block …")] = "site",
@@ -32,12 +33,13 @@ def main(
 ) -> None:
     """Steering at sites that are chosen for each prompt, and at as many fixed ones."""
     chosen = output.checked(formats)
+    dataset = output.dataset_name(dataset, model)
     operator = ss_lens.RotateBy(angle)  # before a model is loaded
     parts = output.split(dataset, seed)
     unseen = output.held_out(parts, prompts)
     sources = {"positive": unseen.positive, "negative": unseen.negative}
     sources |= read_sources(source or (), most=prompts)
-    loaded = ss_lens.load_model(model)
+    loaded = ss_lens.load_model(model, dtype=dtype)
     calibration = ss_lens.calibrate(ss_lens.capture(loaded, parts.train), rule=rule)
     dev = ss_lens.capture(loaded, parts.dev)
     sites = ss_lens.PromptSites.from_dev(calibration, dev, k=k)
