@@ -444,7 +444,7 @@ def _save(result: SweepResult, cells: CellStore) -> None:
                     "choices": choices,
                     "tables": digests,
                     "refused_by": result.refused_by,
-                    "shown_by": result.shown_by,
+                    **({"shown_by": result.shown_by} if result.shown_by else {}),
                 },
             )
 

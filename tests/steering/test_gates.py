@@ -383,8 +383,9 @@ def test_a_gate_that_separates_badly_on_dev_says_so_in_one_line(
     told: tuple[int, int, str, str] | None,
 ) -> None:
     fitted_on = projected([4.0, 4.5, 5.0], [-1.0, -1.5, -0.5])
-    along, other = ss_lens.AtSite(Site(0, "ln1_out")), ss_lens.RandomSecond(seed=0)
-    calibration = ss_lens.calibrate(fitted_on, choice=along, plane=other, rule="uniform")
+    along, other = ss_lens.AtSite("L0.ln1_out"), ss_lens.RandomSecond(seed=0)
+    methods = {"choice": along, "plane": other, "rule": "uniform", "streams": ("ln1_out",)}
+    calibration = ss_lens.calibrate(fitted_on, **methods)
     dev = projected(positive, negative)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
