@@ -129,7 +129,8 @@ def _shared(trace: Trace, sites: PromptSites) -> pd.Series:
     """By prompt, the share of its sites that are among the fixed ones."""
     fixed = [str(site) for site in sites.by_prior]
     chosen = trace.sites().query("is_steered").drop_duplicates(["row", "site"])
-    return chosen["site"].isin(fixed).groupby(chosen["row"]).agg("mean").sort_index()
+    is_fixed = chosen.assign(shared=chosen["site"].isin(fixed))
+    return is_fixed.groupby("row").agg(shared=("shared", "mean"))["shared"].sort_index()
 
 
 def _summary(table: pd.DataFrame, seed: int, name: str) -> dict[str, object]:

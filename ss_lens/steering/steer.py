@@ -195,12 +195,7 @@ def _block(
             when.check_fits(model)
             _check_order(when, bound, positions)
             if bound:
-
-                def ask(h: Tensor) -> None:
-                    if not followed.is_reading:
-                        gating.read(h)
-
-                hooks += reading_hooks(when.site, ask, block)
+                hooks += reading_hooks(when.site, partial(_ask, gating, followed), block)
                 stack.enter_context(gating.following(model.original_model))
         for edit in bound:
             for site in edit.sites:
@@ -220,6 +215,12 @@ def _block(
 
     warn = partial(_warn_of_silence, bound, fired, followed, positions)
     return Block(model, place_hooks, "steering", after=warn)
+
+
+def _ask(gating: Gating, followed: _Followed, h: Tensor) -> None:
+    """Show the gate a pass, unless it is the one that sites are read in."""
+    if not followed.is_reading:
+        gating.read(h)
 
 
 def _is_even(bound: Sequence[Edit]) -> bool:
