@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
 import re
 from pathlib import Path
@@ -30,7 +31,11 @@ FETCHED = re.compile(
 
 
 def on_config(config: Any) -> Any:
-    """Put all pages of a folder where the navigation names the folder."""
+    """Put all pages of a folder where the navigation names the folder.
+
+    Notebooks that are run show what they found and not how far they were.
+    """
+    os.environ["TQDM_DISABLE"] = "1"
     config.nav = [
         {
             title: _pages_of(place) if place.endswith("/") else place

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from tqdm import tqdm
@@ -14,9 +15,9 @@ def progress_bar(total: int, what: str, unit: str) -> tqdm:
     """A bar on standard error; silent when that is neither a terminal nor a notebook's output.
 
     It appears once the work has taken :data:`AFTER_SECONDS`. Bytes (``unit="B"``) are shown as MB
-    and GB.
+    and GB. Where tqdm's own variable ``TQDM_DISABLE`` is set there is none.
     """
-    in_notebook = "ipykernel" in sys.modules
+    seen = "ipykernel" in sys.modules or sys.stderr.isatty()
     return tqdm(
         total=total,
         desc=what,
@@ -25,5 +26,5 @@ def progress_bar(total: int, what: str, unit: str) -> tqdm:
         delay=AFTER_SECONDS,
         leave=False,
         dynamic_ncols=True,
-        disable=not (sys.stderr.isatty() or in_notebook),
+        disable=not seen or "TQDM_DISABLE" in os.environ,
     )

@@ -48,6 +48,15 @@ def test_a_bar_is_shown_to_a_person_alone(seen: bool, monkeypatch: pytest.Monkey
         assert bar.disable is not seen
 
 
+def test_a_bar_is_hidden_where_the_variable_of_tqdm_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    with progress.progress_bar(10, "work", "step") as bar:
+        assert bar.disable
+
+
 def test_work_that_is_soon_over_shows_no_bar_and_other_work_the_time_left(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
