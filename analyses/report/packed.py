@@ -17,6 +17,10 @@ DIGITS = 4
 """Significant digits of the numbers on the page."""
 
 
+TRUTHS = ("shown",)
+"""Scores that are stored as 0 and 1, since an answer may have none."""
+
+
 def packed(contents: Contents) -> dict[str, Any]:
     """JSON values that the page's script draws; a number that is not finite becomes ``None``."""
     curves, samples = contents.curves, contents.samples
@@ -150,7 +154,8 @@ def _moved(contents: Contents) -> dict[str, list[Any]] | None:
 
 def _column(values: pd.Series) -> dict[str, Any]:
     """Truth values as 0 and 1, so that the page prints them as words."""
-    kind = "truth" if values.map(lambda value: isinstance(value, bool | np.bool_)).all() else "mean"
+    are_bools = values.map(lambda value: isinstance(value, bool | np.bool_)).all()
+    kind = "truth" if are_bools or values.name in TRUTHS else "mean"
     return {"kind": kind, "of": _numbers(values)}
 
 

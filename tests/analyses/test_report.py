@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from analyses.report.sources import notes
 from analyses.report.sources.run import curves, said
 from analyses.report.sources.site_map import in_plane_share, measure
 from ss_lens import Activations, ContrastiveDataset, Plane, RunConfig, Site, Store, UserError
+from ss_lens.core.files import sha256_of_file
 from ss_lens.core.sealed import write_sealed_json
 from ss_lens.experiments.config import SweepConfig
 from ss_lens.experiments.dial.ways import METHOD, SAME, UNIFORM
@@ -179,7 +181,7 @@ def test_an_unfinished_run_says_what_is_missing_and_which_command_makes_it(
     (folder / "tables.json").unlink()
     made = gather(folder, store=store)
     assert "not finished: the dial, the choice of angles, the answers" in made.notes[0]
-    assert f"ss-lens run --model {made.title.split(' · ')[0]} " in made.notes[0]
+    assert re.search(rf"ss-lens run --model \S*{made.title.split(' · ')[0]} ", made.notes[0])
     assert f"--out {folder}" in made.notes[0]
     assert made.sites is not None
     assert 'id="map"' in page(made)
@@ -217,6 +219,29 @@ def test_parts_of_two_versions_or_two_runs_are_said_to_be_mixed(
     ss_lens.calibrate(acts, rule="uniform").save(folder / "calibration", overwrite=True)
     notes = gather(folder, store=store).notes
     assert any("two runs were mixed" in note for note in notes)
+
+
+def test_scores_of_a_run_that_are_no_numbers_are_counted_and_the_others_are_kept(
+    changeable: tuple[Path, Store],
+) -> None:
+    folder, store = changeable
+    for name, column in (("responses.csv", "refusal_score"), ("dial.csv", "opening_mass")):
+        table = pd.read_csv(folder / name, keep_default_na=name == "dial.csv")
+        table.loc[table.index[:1], column] = np.nan
+        table.to_csv(folder / name, index=False)
+    scores = pd.read_csv(folder / "scores.csv")
+    scores.loc[1:, [name for name in scores if name.startswith("refusal_")]] = np.nan
+    scores.to_csv(folder / "scores.csv", index=False)
+    told = json.loads((folder / "tables.json").read_text())
+    digests = {name: sha256_of_file(folder / name) for name in told if name.endswith(".csv")}
+    write_sealed_json(folder / "tables.json", {"verdict": told["verdict"], **digests})
+    made = gather(folder, store=store)
+    n = len(made.samples)
+    assert any(f"in the answers are not numbers: refusal_score (1) of {n}" in a for a in made.notes)
+    assert any("in the dial are not numbers: opening_mass (1) of" in a for a in made.notes)
+    assert made.samples["refusal_score"].notna().sum() == n - 1
+    assert "–" in made.tables[0].rows["refused [95 %]"].tolist()
+    assert not re.search(r"\bnan\b", page(made).partition("<script>")[0])
 
 
 def test_a_run_of_an_earlier_version_has_answers_and_says_what_it_lacks(

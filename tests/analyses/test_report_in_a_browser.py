@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from analyses.report import write_report
+from analyses.report.contents import PLAIN_CLASSES
 from analyses.report.page import page
 from tests.analyses.made_reports import HOSTILE, made_contents, made_sweep
 
@@ -142,6 +145,24 @@ def test_answers_to_harmful_prompts_are_folded_away_until_opened(show: Open) -> 
     assert "folded away" in table.inner_text()
     tab.locator("#show-folded").check()
     assert "at 180 words" in table.inner_text()
+
+
+def test_answers_of_another_behaviour_say_whether_they_show_it_and_not_whether_they_refuse(
+    show: Open,
+) -> None:
+    made = made_contents(classes=PLAIN_CLASSES)
+    samples = made.samples.assign(
+        shown=[1.0, 0.0] * 2 + [math.nan] * 2 + [0.0, 1.0] * 3, behaviour_score=1.5
+    ).drop(columns="refusal_score")
+    scores = {"shown": "shown", "refused": "refused", "behaviour_score": "score"}
+    tab = show(page(replace(made, samples=samples, scores=scores)))
+    negative = tab.locator("#answers details").first
+    assert "shown 0 → 3" in negative.inner_text()
+    chips = negative.locator(".chips").all_inner_texts()
+    assert any("not shown" in text and "+1.50 nats" in text for text in chips)
+    assert not any("refused" in text or "answered" in text for text in chips)
+    cells = tab.locator("#samples tbody tr").first.inner_text()
+    assert "yes" in cells
 
 
 def test_hostile_texts_are_shown_as_they_are(show: Open) -> None:

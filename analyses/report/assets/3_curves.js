@@ -50,7 +50,7 @@ function drawPanel(panel, width) {
   if (measure.level !== null) known.push(measure.level);
   let [low, high] = known.length ? [Math.min(...known), Math.max(...known)] : [0, 1];
   if (measure.rate) [low, high] = [0, Math.max(1, high)];
-  const pad = measure.rate ? 0.03 : Math.max((high - low) * 0.06, 1e-6);
+  const pad = measure.rate ? 0.03 : (high - low) * 0.06 || 1; // 1 where there is one value, or none
   [low, high] = [low - pad, high + pad];
   const x = (angle) => MARGIN.left + (angle / 360) * inner.width;
   const y = (value) => MARGIN.top + ((high - value) / (high - low)) * inner.height;

@@ -57,7 +57,7 @@ const apart = (place) => Math.abs(((DATA.angles[place] - theta() + 540) % 360) -
 
 function group(cls, rows, arm) {
   const alone = isStill(arm, turning.place);
-  const title = html("summary", {}, html("b", {}, `${rows.length} ${CLASSES[cls]} prompt${rows.length > 1 ? "s" : ""}`), refusedCount(rows, alone));
+  const title = html("summary", {}, html("b", {}, `${rows.length} ${CLASSES[cls]} prompt${rows.length > 1 ? "s" : ""}`), readCount(rows, alone));
   const list = html("div", { class: "cards" });
   const fill = () => {
     const few = whole[cls] ? rows : rows.slice(0, FIRST);
@@ -75,12 +75,18 @@ function group(cls, rows, arm) {
   return folded;
 }
 
-function refusedCount(rows, alone) {
-  const refused = scoreColumn("refused");
-  if (!refused) return null;
-  const count = (which) => which.filter((row) => refused[row] === 1).length;
+// What is read off an answer: of a behaviour whether it shows, else whether it refuses.
+const READINGS = [{ key: "shown", yes: "shown", no: "not shown" }, { key: "refused", yes: "refused", no: "answered" }];
+const reading = () => READINGS.find(({ key }) => scoreColumn(key));
+const SCORES = [{ key: "behaviour_score", unit: " nats" }, { key: "refusal_score", unit: " nats" }, { key: "text_score", unit: "" }];
+
+function readCount(rows, alone) {
+  const read = reading();
+  if (!read) return null;
+  const values = scoreColumn(read.key);
+  const count = (which) => which.filter((row) => values[row] === 1).length;
   const bases = rows.map((row) => SAMPLES.base[row]).filter((row) => row >= 0);
-  return html("span", {}, alone ? `refused ${count(rows)}` : `refused ${count(bases)} → ${count(rows)}`);
+  return html("span", {}, alone ? `${read.yes} ${count(rows)}` : `${read.yes} ${count(bases)} → ${count(rows)}`);
 }
 const scoreColumn = (key) => SAMPLES.scores.find((score) => score.key === key)?.values.of;
 
@@ -95,12 +101,14 @@ function card(row, alone) {
 function answer(name, row) {
   const text = textOf("text", row);
   const chips = html("p", { class: "chips" });
-  const refused = scoreColumn("refused");
+  const read = reading();
+  const value = read ? scoreColumn(read.key)[row] : null;
   const collapsed = scoreColumn("collapsed");
-  const score = scoreColumn("refusal_score");
-  if (refused && refused[row] !== null) chips.append(html("span", { class: refused[row] ? "chip refused" : "chip" }, refused[row] ? "refused" : "answered"));
+  const scored = SCORES.find(({ key }) => scoreColumn(key));
+  const score = scored && scoreColumn(scored.key);
+  if (value !== null) chips.append(html("span", { class: value ? "chip refused" : "chip" }, value ? read.yes : read.no));
   if (collapsed && collapsed[row] === 1) chips.append(html("span", { class: "chip broken" }, "collapsed"));
-  if (score && score[row] !== null) chips.append(html("span", {}, `${written(score[row], true)} nats`));
+  if (score && score[row] !== null) chips.append(html("span", {}, `${written(score[row], true)}${scored.unit}`));
   if (SAMPLES.cut[row]) chips.append(html("span", {}, "first words only"));
   const shownText = text === "" ? html("p", { class: "none" }, "empty answer") : html("p", { class: "text" }, text);
   return html("div", { class: "answer" }, html("h4", {}, name), shownText, chips, movedTokens(row));

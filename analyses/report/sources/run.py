@@ -13,6 +13,8 @@ import pandas as pd
 from analyses.dial_looks import named
 from analyses.report.contents import (
     DIAL_MEASURES,
+    PLAIN_CLASSES,
+    REFUSAL_CLASSES,
     UNSTEERED,
     Command,
     Contents,
@@ -70,6 +72,7 @@ def of_run(folder: Path, store: Store | None = None) -> Contents:
     dataset = identity["dataset"]["name"]
     kept = identity.get("behaviour")
     behaviour = run_facts.behaviour_given(None if kept is None else str(kept["behaviour"]))
+    classes = REFUSAL_CLASSES if kept is None else PLAIN_CLASSES
     dtype = calibration.spec.model.dtype if calibration else run_facts.USUAL_DTYPE
     command = run_facts.run_command(config, model, dataset, folder, behaviour, dtype)
     asked = run_facts.ablations_of(config, model, dataset, dtype)
@@ -78,11 +81,10 @@ def of_run(folder: Path, store: Store | None = None) -> Contents:
     if run is None:
         told.insert(0, _UNFINISHED.format(command=command))
     contents = Contents(
-        title=f"{model} · {dataset}",
+        title=f"{Path(model).name} · {dataset}",
         subtitle="Selective Steering: the dial of the main job, its controls, answers to test",
-        configuration=run_facts.configuration(
-            config, calibration, "harmful" if kept is None else "positive"
-        ),
+        classes=classes,
+        configuration=run_facts.configuration(config, calibration, classes["positive"]),
         provenance=run_facts.provenance(identity, calibration),
         commands=(
             Command("the run, resumed where it stopped", command),
@@ -178,7 +180,7 @@ def _with_results(contents: Contents, run: Run) -> tuple[Contents, list[str]]:
         told += notes.about_refusals(table)
     contents = replace(
         contents,
-        configuration={**contents.configuration, "refused by": run.refused_by},
+        configuration={**_followed(run), **contents.configuration},
         verdict=said(run.verdict),
         classes=classes,
         samples=table,
@@ -202,6 +204,14 @@ def _with_results(contents: Contents, run: Run) -> tuple[Contents, list[str]]:
     chosen = [*chosen_angles(run.choices).values()]
     start = chosen[0] if chosen else 0.0
     return replace(contents, series=series, curves=drawn, measures=asked, start_deg=start), told
+
+
+def _followed(run: Run) -> dict[str, str]:
+    """What is followed; of refusal, who says that an answer refuses."""
+    if run.measures.is_refusal:
+        return {"refused by": run.refused_by}
+    reads = "what reads its answers" if run.measures.reads else "a score above 0"
+    return {"behaviour": f"{run.measures.behaviour}; “{run.measures.shown}” is by {reads}"}
 
 
 def _with_ablations(

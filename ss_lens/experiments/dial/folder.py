@@ -25,7 +25,6 @@ from ss_lens.experiments.dial.config import RunConfig
 from ss_lens.experiments.dial.run import Run
 from ss_lens.geometry.strengths import reduced
 from ss_lens.scoring.refusal import BY_PHRASES, counts_by_phrases
-from ss_lens.scoring.registry import all_columns
 
 logger = logging.getLogger(__name__)
 FORMAT = 3
@@ -36,6 +35,8 @@ UNSEALED = 1
 EARLIER_TABLES = ("responses.csv", "scores.csv")
 ASKED, MOVED = LATER = ("asked.csv", "moved.csv")
 """Runs from before there were these are read without them."""
+TEXTS = ("prompt", "prompt_class", "response")
+"""Columns of the answers that hold texts."""
 TABLES = (*EARLIER_TABLES, "dial.csv", "choices.csv", *LATER)
 
 
@@ -96,13 +97,12 @@ def load_run(run_dir: Path | str) -> Run:
     if not is_finished(folder):
         raise UserError(f"the run at {folder} is not finished; start `ss-lens run` on it again.")
     told = _check_tables(folder, TABLES if current else EARLIER_TABLES) if sealed else {}
-    undefined = [name for name, column in all_columns().items() if column.undefined]
-    undefined.append("opening_mass")  # of a behaviour that is scored by its answers
-    # An answer may be empty or read "NA": only the scores have missing values.
+    names = pd.read_csv(folder / "responses.csv", nrows=0).columns
+    # An answer may be empty or read "NA": only numbers may be missing, and a score may be none.
     responses = pd.read_csv(
         folder / "responses.csv",
         keep_default_na=False,
-        na_values={column: [""] for column in undefined},
+        na_values={name: [""] for name in names if name not in TEXTS},
     )
     if counts_by_phrases(responses):
         logger.info("the run at %s %s; run it again into another --out", folder, BY_PHRASES)
