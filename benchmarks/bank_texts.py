@@ -1,4 +1,4 @@
-"""Write what vLLM is tested with: a base, a bank of two angles, and our steered answers.
+"""Write what vLLM is tested with: a base, a bank of two angles and 0°, and our answers at each.
 
 ``python -m benchmarks.bank_texts --out FOLDER``, then ``benchmarks/vllm_bank.py FOLDER`` in an
 environment of vLLM: ``make vllm`` does both.
@@ -13,9 +13,9 @@ from pathlib import Path
 import ss_lens
 from ss_lens import RotateBy
 from ss_lens.models.chat import tokenize
-from ss_lens.models.sources import DEFAULT_MODEL
+from ss_lens.models.sources import SMOLLM2_135M
 
-ANGLES = (30.0, 330.0)
+ANGLES = (0.0, 30.0, 330.0)
 
 
 def write(out: Path, model_name: str, prompts: int, new_tokens: int) -> None:
@@ -43,8 +43,8 @@ def write(out: Path, model_name: str, prompts: int, new_tokens: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="a new folder")
-    parser.add_argument("--model", default=DEFAULT_MODEL)
-    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--model", default=SMOLLM2_135M.name)
+    parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=32, help="new tokens of an answer")
     given = parser.parse_args()
     write(given.out, given.model, given.prompts, given.tokens)

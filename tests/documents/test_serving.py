@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import runpy
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from transformers import LlamaForCausalLM
 
 import ss_lens
 from ss_lens import Calibration, ContrastiveDataset, RotateBy, Store
+from ss_lens.cli.main import main
 from tests.documents.pages import blocks
 from tests.documents.readme import ROOT
 from tests.fitting import fitted_on
@@ -59,6 +62,30 @@ def test_every_block_of_the_page_on_peft_steers(
             with ss_lens.steer(model, calibration, RotateBy(angle)):
                 expected = model(ids)
         assert relative_error(got, expected) < 1e-4
+
+
+def test_every_export_of_the_serving_pages_runs(
+    tiny_gguf: tuple[Path, LlamaForCausalLM], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the command line, on a GGUF file; compared on one prompt, as its context is short."""
+    shutil.copy(tiny_gguf[0], tmp_path / "base.gguf")
+    monkeypatch.chdir(tmp_path)
+    data = ContrastiveDataset("t", ("a", "ab", "abc"), ("Z", "ZY", "ZYX"))
+    calibration = fitted_on(ss_lens.load_model("base.gguf"), data, Store(tmp_path / "store"))
+    calibration.save("runs/sentiment/calibration")
+    asked = {"prompts": ["ab"], "max_new_tokens": 1}
+    monkeypatch.setattr(ss_lens, "export", partial(ss_lens.export, **asked), raising=False)
+    shown = [b for b in blocks() if b.language == "bash" and "/serve-" in b.page]
+    lines = [line for block in shown for line in block.commands if "--server" not in line]
+    kinds = {"dial", "lora", "bank", "merged", "gguf-lora"}
+    assert {line.partition("--as ")[2].split()[0] for line in lines} == kinds
+    for line in lines:
+        monkeypatch.setattr(sys, "argv", shlex.split(line))
+        with pytest.raises(SystemExit) as caught:
+            main()
+        assert not caught.value.code, line
+    assert (tmp_path / "runs" / "merged" / "model.gguf").is_file()
+    assert (tmp_path / "runs" / "adapter" / "adapter.gguf").is_file()
 
 
 class Dial:
