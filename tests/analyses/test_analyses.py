@@ -224,3 +224,14 @@ def test_sign_agreement_names_a_site_that_was_not_captured(
     some = ss_lens.capture(tiny_llama, tiny_data, layers=[0, 2], store=store)
     with pytest.raises(ss_lens.UserError, match=r"L1\.ln1_out was not captured; captured are"):
         sign_agreement.measure(some, calibration, n_resamples=20)
+
+
+@pytest.mark.parametrize(
+    ("model", "dataset"),
+    [("smollm2-135m-refusal", "refusal"), ("qwen2.5-coder-1.5b", "refusal-everyday")],
+)
+def test_an_analysis_takes_the_dataset_of_the_main_job_unless_one_is_named(
+    model: str, dataset: str
+) -> None:
+    assert output.dataset_name(None, model) == dataset
+    assert output.dataset_name("mine.jsonl", model) == "mine.jsonl"
