@@ -110,6 +110,7 @@ def angle_figure(matrix: pd.DataFrame, subtitle: str = "") -> go.Figure:
             crossed.draw(drawn, own["angle_deg"], own["change"], mass, row=row, col=col)
         style.level(drawn, 0, row=row, col=col)
     style.explain(drawn, style.BAND, "95 % interval")
+    drawn.update_xaxes(tickvals=list(range(0, 361, 90)))
     drawn.update_xaxes(title_text="angle (degrees)", row=down)
     height = 160 + 240 * down
     return style.layout(drawn, "What moves with the angle: changes", subtitle, height=height)
