@@ -132,7 +132,7 @@ def angle_means(scan: pd.DataFrame, measures: Measures = REFUSAL) -> pd.DataFram
     """
     keys = ["prompt_class", "variant", "draw", "angle_deg"]
     columns = [name for name in (measures.score, measures.mass) if name is not None]
-    means = scan.groupby(keys, sort=False)[columns].mean().reset_index()
+    means = scan.groupby(keys, sort=False).agg(dict.fromkeys(columns, "mean")).reset_index()
     if measures.mass is None:
         return means.assign(opening_mass=math.nan)
     return means.rename(columns={measures.mass: "opening_mass"})

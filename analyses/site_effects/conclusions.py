@@ -20,9 +20,12 @@ def _of_class(table: pd.DataFrame, label: str) -> list[str]:
         f"{row['site']} {row['effect']:+.2f}"
         for row in alone.reindex(alone["effect"].abs().nlargest(3).index).to_dict("records")
     ]
+    many = "s" if whole["n"] > 1 else ""
+    # One prompt has no interval.
+    between = f" [{whole['low']:+.2f}, {whole['high']:+.2f}]" if many else ""
     said = [
-        f"On {whole['n']} {label} prompts all {len(alone)} sites change the score by "
-        f"{whole['effect']:+.2f} nats [{whole['low']:+.2f}, {whole['high']:+.2f}]; alone, they "
+        f"On {whole['n']} {label} prompt{many} all {len(alone)} sites change the score by "
+        f"{whole['effect']:+.2f} nats{between}; alone, they "
         f"change it by {alone['effect'].sum():+.2f} in sum, most of all {', '.join(largest)}.",
         f"Each adds to the others between {left_out['effect'].min():+.2f} and "
         f"{left_out['effect'].max():+.2f} nats, {left_out['effect'].sum():+.2f} in sum.",

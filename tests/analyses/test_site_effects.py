@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -224,6 +225,10 @@ def test_findings_say_the_whole_the_sum_the_largest_and_the_control() -> None:
     assert said[1] == "Each adds to the others between -0.50 and -0.50 nats, -4.00 in sum."
     assert "by +0.00 to +0.01 (16 of them); 7 of 8 sites lie outside" in said[2]
     assert len(findings(made_up(draws=0))) == 4
+    one = findings(made_up().assign(n=1, low=math.nan, high=math.nan))
+    assert one[0].startswith(
+        "On 1 positive prompt all 8 sites change the score by -6.00 nats; alone, they"
+    )
 
 
 def test_the_figure_draws_every_effect_on_axes_that_are_symmetric_about_zero() -> None:
