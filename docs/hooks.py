@@ -28,14 +28,21 @@ FETCHED = re.compile(
     flags=re.DOTALL,
 )
 """What a notebook's page would fetch from elsewhere: formulas as pictures, and diagrams."""
+WIDGETS = re.compile(
+    r"<script>(?:(?!</script>).)*?widgetRendererSrc.*?</script>"
+    r'|<script type="application/vnd\.jupyter\.widget-state\+json">.*?</script>',
+    flags=re.DOTALL,
+)
+"""What would fetch the widgets' own library, and their state."""
+WIDGET = re.compile(r'(<div class="jupyter-widgets[^>]*>).*?</div>', flags=re.DOTALL)
+IN_PLACE = r"\1<p><em>A dial. It turns where the notebook runs.</em></p></div>"
+AS_RUN = {"TQDM_DISABLE": "1", "PLOTLY_RENDERER": "notebook"}
+"""For notebooks that are run: no bars, and figures with the library that draws them."""
 
 
 def on_config(config: Any) -> Any:
-    """Put all pages of a folder where the navigation names the folder.
-
-    Notebooks that are run show what they found and not how far they were.
-    """
-    os.environ["TQDM_DISABLE"] = "1"
+    """Put all pages of a folder where the navigation names the folder."""
+    os.environ.update(AS_RUN)
     config.nav = [
         {
             title: _pages_of(place) if place.endswith("/") else place
@@ -103,5 +110,7 @@ def _listed(index: str) -> str:
 
 
 def on_post_page(output: str, page: Any, config: Any) -> str:
-    """Drop the scripts that a page would fetch from elsewhere."""
+    """Drop the scripts that a page would fetch from elsewhere, and say where widgets live."""
+    if "jupyter-widgets" in output:
+        output = WIDGET.sub(IN_PLACE, WIDGETS.sub("", output))
     return FETCHED.sub("", output)

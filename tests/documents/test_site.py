@@ -94,7 +94,14 @@ def test_a_notebook_is_shown_with_its_outputs_where_it_is_run(
         page = tmp_path / place
         page.parent.mkdir(parents=True, exist_ok=True)
         page.write_text("# A page\n")
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("print(6 * 7 * 1001)")])
+    cells = [
+        "print(6 * 7 * 1001)",
+        "import plotly.graph_objects as go\ngo.Figure(go.Scatter(y=[1, 2]))",
+        "import anywidget\nanywidget.AnyWidget()",
+        "from ss_lens.core import progress\nprogress.AFTER_SECONDS = 0\n"
+        "with progress.progress_bar(2, 'a bar', 'step') as bar:\n    bar.update(2)",
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[*map(nbformat.v4.new_code_cell, cells)])
     nbformat.write(notebook, tmp_path / "notebooks" / "only.ipynb")
     before = (tmp_path / "notebooks" / "only.ipynb").read_bytes()
     settings = (ROOT / "mkdocs.yml").read_text("utf-8").partition("\nnav:")[0]
@@ -106,4 +113,9 @@ def test_a_notebook_is_shown_with_its_outputs_where_it_is_run(
     assert done.returncode == 0, done.stdout + done.stderr
     page = (tmp_path / "site" / "notebooks" / "only.html").read_text("utf-8")
     assert ("42042" in page) == executed
+    assert ("plotly-graph-div" in page) == ("Plotly.newPlot" in page) == executed
+    assert ("It turns where the notebook runs" in page) == executed
+    assert not LOADED.findall(page)
+    assert "unpkg.com" not in page
+    assert "a bar:" not in page
     assert (tmp_path / "notebooks" / "only.ipynb").read_bytes() == before
