@@ -65,11 +65,13 @@ def page(tables: Tables, figures: Sequence[str] = ()) -> str:
     facts = dict(zip(tables["facts"]["fact"], tables["facts"]["value"], strict=True))
     model = facts["model"]
     found = verdicts(tables)
+    dtype = "" if facts.get("dtype", "auto") == "auto" else f" --dtype {facts['dtype']}"
+    computed = f", in {facts['computed_in']}" if "computed_in" in facts else ""
     said = [f"{len([v for v in found if v.outcome == name])} {name}" for name in _outcomes(found)]
     parts = [
         f"# The paper on {model}",
         f"Written by `python -m analyses.paper` from the tables beside it; they were made with "
-        f"`ss-lens paper --model {model} --positive FILE --negative FILE`. "
+        f"`ss-lens paper --model {model} --positive FILE --negative FILE{dtype}`{computed}. "
         f"{facts['n_train']} prompts per class to calibrate on, {facts['dev']} to choose angles "
         f"and strengths on, {facts['test']} that are reported; {facts['max_new_tokens']} new "
         f"tokens; angles {facts['angles_deg']}. Intervals are of 95 %. *Refused* is by "

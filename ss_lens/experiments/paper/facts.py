@@ -28,6 +28,7 @@ def facts(work: Work) -> dict[str, Any]:
     return {
         "n_train": train.spec.n_positive,
         "n_layers": train.spec.model.n_layers,
+        "computed_in": train.spec.model.dtype,
         "n_calibrated_sites": len(plain.sites),
         "cos_b1_wrapped": float(cosines[0, 0]),
         "shared_sites_wrapped": len(both),
