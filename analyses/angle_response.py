@@ -202,7 +202,6 @@ def figure(table: pd.DataFrame, subtitle: str = "") -> go.Figure:
 
 def main(
     model: output.Model = DEFAULT_MODEL,
-    dtype: output.Dtype = "auto",
     dataset: output.Dataset = None,
     test: Annotated[int, typer.Option(help="Prompts per class that are reported.")] = 24,
     seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
@@ -214,6 +213,7 @@ def main(
     out: output.Out = Path("runs/angle_response"),
     paper: output.Paper = False,
     formats: output.Formats = None,
+    dtype: output.Dtype = "auto",
 ) -> None:
     """Refusal score against the angle on held-out prompts, for three ways of steering."""
     chosen = output.checked(formats, paper)

@@ -8,9 +8,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-import ss_lens
 from analyses import style
-from ss_lens import Activations, Calibration, Explicit, MatchedRandomPlane
 from ss_lens.stats.bootstrap import percentile_interval
 
 COLUMNS = ("refusal_score", "opening_mass")
@@ -45,22 +43,6 @@ def bands(draws: pd.DataFrame, columns: Sequence[str] = COLUMNS) -> pd.DataFrame
         rows.append(row)
     ends = [f"{name}{end}" for name in columns for end in ("", "_low", "_high")]
     return pd.DataFrame(rows, columns=["null", "angle_deg", "draws", *ends])
-
-
-def matched_planes(
-    train: Activations, own: Calibration, draws: int, seed: int = 0
-) -> list[Calibration]:
-    """Random planes that hold as much of the activations as ``own``, at the sites that it steers.
-
-    Args:
-        train: what ``own`` was fitted on.
-        own: whose sites are steered.
-        draws: how many planes.
-        seed: of the first; each further one has the next.
-    """
-    sites = ",".join(map(str, own.selected_sites))
-    planes = [MatchedRandomPlane(seed=seed + place, sites=sites) for place in range(draws)]
-    return [ss_lens.calibrate(train, plane=one, rule=Explicit(sites=sites)) for one in planes]
 
 
 def draws_of_paper(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:

@@ -25,7 +25,6 @@ REFUSAL = "refusal"
 
 def main(
     model: output.Model = DEFAULT_MODEL,
-    dtype: output.Dtype = "auto",
     dataset: Annotated[
         str | None,
         typer.Option(help="Other prompts: embedded name or file.", show_default="the behaviour's"),
@@ -50,6 +49,7 @@ def main(
     max_new_tokens: Annotated[int, typer.Option(help="Where answers are cut off.")] = 32,
     out: output.Out = Path("runs/baselines"),
     formats: output.Formats = None,
+    dtype: output.Dtype = "auto",
 ) -> None:
     """Asking, showing, training, adding, ablating, rotating: one table, at measured KL and cost."""
     chosen = output.checked(formats)

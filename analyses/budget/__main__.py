@@ -20,7 +20,6 @@ from ss_lens.models.load import DEFAULT_MODEL
 
 def main(
     model: output.Model = DEFAULT_MODEL,
-    dtype: output.Dtype = "auto",
     dataset: output.Dataset = None,
     dev: Annotated[int, typer.Option(help="Prompts per class that strengths are chosen on.")] = 8,
     test: Annotated[int, typer.Option(help="Prompts per class that are reported.")] = 24,
@@ -36,6 +35,7 @@ def main(
     out: output.Out = Path("runs/budget"),
     paper: output.Paper = False,
     formats: output.Formats = None,
+    dtype: output.Dtype = "auto",
 ) -> None:
     """Refusal score of each operator at the same KL divergence from the unsteered model."""
     chosen = output.checked(formats, paper)

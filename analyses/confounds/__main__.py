@@ -19,12 +19,12 @@ from ss_lens.models.load import DEFAULT_MODEL
 
 def main(
     model: output.Model = DEFAULT_MODEL,
-    dtype: output.Dtype = "auto",
     dataset: output.Dataset = None,
     seed: Annotated[int, typer.Option(help="Of the split, the folds and the draws.")] = 0,
     out: output.Out = Path("runs/confounds"),
     paper: output.Paper = False,
     formats: output.Formats = None,
+    dtype: output.Dtype = "auto",
 ) -> None:
     """Whether length and surface form tell the classes apart as well as the activations do."""
     chosen = output.checked(formats, paper)

@@ -22,7 +22,6 @@ SCRIPT = Path(__file__).with_name("script.txt")
 
 def main(
     model: output.Model = DEFAULT_MODEL,
-    dtype: output.Dtype = "auto",
     dataset: output.Dataset = None,
     angle: Annotated[float, typer.Option(help="Degrees.")] = 180,
     script: Annotated[Path, typer.Option(help="The user's turns, one a line.")] = SCRIPT,
@@ -32,6 +31,7 @@ def main(
     seed: Annotated[int, typer.Option(help="Of the split and the bootstrap.")] = 0,
     out: output.Out = Path("runs/conversations"),
     formats: output.Formats = None,
+    dtype: output.Dtype = "auto",
 ) -> None:
     """Refusal score and norm over a conversation: steering off, always on, on the answer only."""
     chosen = output.checked(formats)

@@ -14,8 +14,8 @@ from analyses.drift.conclusions import findings
 from analyses.drift.figures import figure, geometry_figure
 from analyses.drift.geometry import compare
 from analyses.drift.measures import measure
-from analyses.null_bands import matched_planes
 from analyses.prompt_sources import read_sources
+from analyses.random_planes import matched_planes
 from ss_lens import Activations, ContrastiveDataset, UserError
 from ss_lens.models.load import DEFAULT_MODEL
 
@@ -25,7 +25,6 @@ def main(
         list[str], typer.Option(help="Requests: NAME=FILE or NAME=FILE:COLUMN=VALUE; repeatable.")
     ],
     model: output.Model = DEFAULT_MODEL,
-    dtype: output.Dtype = "auto",
     dataset: output.Dataset = None,
     train: Annotated[int, typer.Option(help="Requests per source to calibrate on.")] = 24,
     test: Annotated[int, typer.Option(help="Requests per source to measure on.")] = 16,
@@ -36,6 +35,7 @@ def main(
     seed: Annotated[int, typer.Option(help="Of the bootstrap and the random planes.")] = 0,
     out: output.Out = Path("runs/drift"),
     formats: output.Formats = None,
+    dtype: output.Dtype = "auto",
 ) -> None:
     """Planes, sites and dials of calibrations on several sources of requests.
 

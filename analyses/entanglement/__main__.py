@@ -14,8 +14,8 @@ from analyses.entanglement.figures import angle_figure, figure, front_figure
 from analyses.entanglement.front import front
 from analyses.entanglement.matrix import matrix
 from analyses.entanglement.measures import Asked, measure
-from analyses.null_bands import matched_planes
 from analyses.prompt_sources import read_sources, spread
+from analyses.random_planes import matched_planes
 from analyses.steerability.questions import read_questions
 from ss_lens import UserError
 from ss_lens.datasets.readers import read_lines
@@ -27,7 +27,6 @@ LOOK_ALIKES = Path(__file__).with_name("look_alikes.txt")
 
 def main(
     model: output.Model = DEFAULT_MODEL,
-    dtype: output.Dtype = "auto",
     dataset: output.Dataset = None,
     source: Annotated[
         list[str] | None,
@@ -46,6 +45,7 @@ def main(
     seed: Annotated[int, typer.Option(help="Of the split, bootstrap and planes.")] = 0,
     out: output.Out = Path("runs/entanglement"),
     formats: output.Formats = None,
+    dtype: output.Dtype = "auto",
 ) -> None:
     """What else moves at each angle: requests of several sources, capability, coherence, KL."""
     chosen = output.checked(formats)

@@ -18,7 +18,6 @@ from ss_lens.models.load import DEFAULT_MODEL
 
 def main(
     model: output.Model = DEFAULT_MODEL,
-    dtype: output.Dtype = "auto",
     dataset: output.Dataset = None,
     angle: Annotated[float, typer.Option(help="Degrees.")] = 180,
     rate: Annotated[float, typer.Option(help="False-positive rate on the negative class.")] = 0.1,
@@ -29,6 +28,7 @@ def main(
     seed: Annotated[int, typer.Option(help="Of the split and the bootstrap.")] = 0,
     out: output.Out = Path("runs/gating"),
     formats: output.Formats = None,
+    dtype: output.Dtype = "auto",
 ) -> None:
     """Steering with and without a gate, on held-out prompts and on further sources."""
     chosen = output.checked(formats)

@@ -19,7 +19,6 @@ from ss_lens.models.load import DEFAULT_MODEL
 
 def main(
     model: output.Model = DEFAULT_MODEL,
-    dtype: output.Dtype = "auto",
     dataset: output.Dataset = None,
     angle: Annotated[
         list[float] | None,
@@ -30,6 +29,7 @@ def main(
     out: output.Out = Path("runs/logit_lens"),
     paper: output.Paper = False,
     formats: output.Formats = None,
+    dtype: output.Dtype = "auto",
 ) -> None:
     """Log-odds of refusing openings and the likeliest tokens by layer, unsteered and steered."""
     chosen = output.checked(formats, paper)

@@ -15,11 +15,11 @@ from ss_lens.models.load import DEFAULT_MODEL
 
 def main(
     model: output.Model = DEFAULT_MODEL,
-    dtype: output.Dtype = "auto",
     dataset: output.Dataset = None,
     out: output.Out = Path("runs/norm_audit"),
     paper: output.Paper = False,
     formats: output.Formats = None,
+    dtype: output.Dtype = "auto",
 ) -> None:
     """Norm, complement and phase under every operator, by dtype and basis; prints what follows."""
     chosen = output.checked(formats, paper)

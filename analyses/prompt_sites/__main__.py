@@ -18,7 +18,6 @@ from ss_lens.models.load import DEFAULT_MODEL
 
 def main(
     model: output.Model = DEFAULT_MODEL,
-    dtype: output.Dtype = "auto",
     dataset: output.Dataset = None,
     angle: Annotated[float, typer.Option(help="Degrees.")] = 180,
     k: Annotated[int, typer.Option("--k", help="Sites per prompt.")] = 8,
@@ -30,6 +29,7 @@ def main(
     seed: Annotated[int, typer.Option(help="Of the split and the bootstrap.")] = 0,
     out: output.Out = Path("runs/prompt_sites"),
     formats: output.Formats = None,
+    dtype: output.Dtype = "auto",
 ) -> None:
     """Steering at sites that are chosen for each prompt, and at as many fixed ones."""
     chosen = output.checked(formats)

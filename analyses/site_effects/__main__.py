@@ -18,7 +18,6 @@ from ss_lens.models.load import DEFAULT_MODEL
 
 def main(
     model: output.Model = DEFAULT_MODEL,
-    dtype: output.Dtype = "auto",
     dataset: output.Dataset = None,
     angle: Annotated[float, typer.Option(help="Degrees.")] = 180,
     prompts: Annotated[int, typer.Option(help="Per class, that no calibration has seen.")] = 8,
@@ -27,6 +26,7 @@ def main(
     out: output.Out = Path("runs/site_effects"),
     paper: output.Paper = False,
     formats: output.Formats = None,
+    dtype: output.Dtype = "auto",
 ) -> None:
     """Change of the refusal score by each site alone, and by leaving it out, at one angle."""
     chosen = output.checked(formats, paper)

@@ -18,13 +18,13 @@ from ss_lens.models.load import DEFAULT_MODEL
 
 def main(
     model: output.Model = DEFAULT_MODEL,
-    dtype: output.Dtype = "auto",
     dataset: output.Dataset = None,
     draws: Annotated[int, typer.Option(help="Of each kind and size.")] = 400,
     seed: Annotated[int, typer.Option(help="Of the split and the draws.")] = 0,
     out: output.Out = Path("runs/stability"),
     paper: output.Paper = False,
     formats: output.Formats = None,
+    dtype: output.Dtype = "auto",
 ) -> None:
     """How a calibration changes with its prompts, with their number, and under shuffled labels."""
     chosen = output.checked(formats, paper)

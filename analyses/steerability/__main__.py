@@ -28,7 +28,6 @@ def main(
         list[Path] | None, typer.Option(help="Multiple-choice .jsonl; may be repeated.")
     ] = None,
     model: output.Model = DEFAULT_MODEL,
-    dtype: output.Dtype = "auto",
     score: Annotated[str, typer.Option(help="Column of the sweep.")] = "refusal_score",
     goal: Annotated[
         str, typer.Option(help="raise or lower: what more turning should do.")
@@ -46,6 +45,7 @@ def main(
     seed: Annotated[int, typer.Option(help="Of bootstrap and permutations.")] = 0,
     out: output.Out = Path("runs/steerability"),
     formats: output.Formats = None,
+    dtype: output.Dtype = "auto",
 ) -> None:
     """Slope of the score over the angle, prompt by prompt: spread, wrong way, surface, transfer."""
     chosen = output.checked(formats)

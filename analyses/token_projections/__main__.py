@@ -17,7 +17,6 @@ from ss_lens.models.load import DEFAULT_MODEL
 
 def main(
     model: output.Model = DEFAULT_MODEL,
-    dtype: output.Dtype = "auto",
     dataset: output.Dataset = None,
     angle: Annotated[float, typer.Option(help="Degrees.")] = 180,
     site: Annotated[
@@ -35,6 +34,7 @@ def main(
     out: output.Out = Path("runs/token_projections"),
     paper: output.Paper = False,
     formats: output.Formats = None,
+    dtype: output.Dtype = "auto",
 ) -> None:
     """Each token of prompt and answer in the plane, unsteered and steered, a figure per prompt."""
     chosen = output.checked(formats, paper)

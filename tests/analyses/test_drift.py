@@ -14,7 +14,8 @@ from transformer_lens.model_bridge import TransformerBridge
 import ss_lens
 from analyses.drift import compare, figure, findings, geometry_figure, measure
 from analyses.drift.geometry import BETWEEN, WITHIN
-from analyses.null_bands import SHARE, matched_planes
+from analyses.null_bands import SHARE
+from analyses.random_planes import matched_planes
 from analyses.site_effects.measures import at_sites
 from ss_lens import Calibration, ContrastiveDataset, Plane, RotateBy, UserError, steer
 from ss_lens.scoring.refusal_score import refusal_score

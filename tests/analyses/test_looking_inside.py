@@ -50,7 +50,7 @@ def test_a_command_writes_its_tables_and_self_contained_pages(
         assert not re.search(r'<script[^>]+src="http', page)
         assert len(pd.read_csv(tmp_path / f"{stem}.csv")) > 0
         assert str(tmp_path / f"{stem}.html") in printed
-    assert ("- On 1 positive prompts all " in printed) == (name == "site_effects")
+    assert ("- On 1 positive prompt all " in printed) == (name == "site_effects")
 
 
 @pytest.mark.parametrize("name", COMMANDS)

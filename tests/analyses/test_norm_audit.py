@@ -389,7 +389,7 @@ def test_the_command_writes_table_and_figure_and_prints_the_findings(
     capsys: pytest.CaptureFixture[str],
     acts: Activations,
 ) -> None:
-    monkeypatch.setattr(ss_lens, "load_model", lambda name: tiny_llama)
+    monkeypatch.setattr(ss_lens, "load_model", lambda name, **_: tiny_llama)
     monkeypatch.setattr(ss_lens, "capture", lambda model, data: acts)
     command.main("any", "refusal", tmp_path)
     written = pd.read_csv(tmp_path / "norm_audit.csv")

@@ -116,13 +116,13 @@ def _against(
         said += f" (opening mass {start['opening_mass']:.2f} → {there['opening_mass']:.2f})"
     if not measured:
         return f"{said}, and no random plane was measured there"
-    names = ("uniform random planes at the same sites", "of equal energy")
+    planes = "plane" if len(drawn[0]) == 1 else "planes"
+    names = (f"uniform random {planes} at the same sites", "of equal energy")
     for rows, name in zip(drawn, names, strict=True):
-        changes, digits = rows[score] - start[score], "+.1f" if has_mass else "+.2f"
-        said += f", in {len(rows)} {name} by {changes.min():{digits}} to {changes.max():{digits}}"
+        changes = rows[score] - start[score]
+        said += f", in {len(rows)} {name} by {_range(changes, '+.1f' if has_mass else '+.2f')}"
         if has_mass:
-            mass = rows["opening_mass"]
-            said += f" (opening mass {mass.min():.2f} to {mass.max():.2f})"
+            said += f" (opening mass {_range(rows['opening_mass'], '.2f')})"
     uniform, matched = (
         rows.loc[(rows[score] - start[score]) * direction >= change * direction] for rows in drawn
     )
@@ -143,6 +143,12 @@ def _against(
         f"{said}: only planes of equal energy move it as far ({len(matched)}), and there the text "
         f"breaks{own_turn}"
     )
+
+
+def _range(values: pd.Series, digits: str) -> str:
+    """From the least to the most; a single value alone."""
+    ends = [f"{value:{digits}}" for value in (values.min(), values.max())]
+    return ends[0] if len(values) == 1 else " to ".join(ends)
 
 
 def _surely(choices: pd.DataFrame, sense: Sense) -> str:
