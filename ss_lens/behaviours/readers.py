@@ -200,10 +200,15 @@ def _any_of(phrases: Sequence[str]) -> re.Pattern[str] | None:
 def read_phrases(value: object) -> Phrases:
     """Phrases as a YAML file holds them: a list, or lists ``positive`` and ``negative``."""
     if not isinstance(value, Mapping):
-        return Phrases(cast("tuple[str, ...]", value))
+        return Phrases(_as_texts(value))
     for key in value:
         if key not in ("positive", "negative"):
             raise UserError(unknown_key(str(key), "phrases", ("positive", "negative")))
     if "positive" not in value:
         raise UserError("phrases lacks positive; its keys are positive, negative.")
-    return Phrases(**{str(key): texts for key, texts in value.items()})
+    return Phrases(**{str(key): _as_texts(texts) for key, texts in value.items()})
+
+
+def _as_texts(value: object) -> tuple[str, ...]:
+    """A list of a file; what is none is left for :class:`Phrases` to refuse."""
+    return tuple(value) if isinstance(value, list) else cast("tuple[str, ...]", value)
