@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -75,3 +75,12 @@ def _some(prompts: list[str], path: Path) -> list[str]:
     if not (kept := [prompt for prompt in prompts if prompt.strip()]):
         raise UserError(f"{path} holds no such prompt; check the file, the column and its value.")
     return kept
+
+
+def check_sources(sources: Mapping[str, Sequence[str]], what: str) -> None:
+    """Raise unless there is a source, and a prompt in each; ``what`` says what is compared."""
+    if not sources or not all(map(len, sources.values())):
+        raise UserError(
+            f"{what} on prompts of one source or more, none of them empty; got "
+            f"{ {name: len(prompts) for name, prompts in sources.items()} }. Give prompts by name."
+        )

@@ -9,7 +9,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.utilities.statistics import derive_generator
 
 import ss_lens
-from ss_lens import Calibration, Gate, Trace, UserError, steer
+from analyses.prompt_sources import check_sources
+from ss_lens import Calibration, Gate, Trace, steer
 from ss_lens.activations.capture import check_unhooked
 from ss_lens.core.checks import check_is
 from ss_lens.generation.angle_batch import BATCH_ROWS
@@ -69,11 +70,7 @@ def measure(
     """
     check_one_strength(operator)
     check_is("gate", gate, (Gate,), "a gate from ss_lens.Gate.from_dev(...)")
-    if not sources or not all(map(len, sources.values())):
-        raise UserError(
-            f"gating is compared on prompts of one source or more, none of them empty; got "
-            f"{ {name: len(prompts) for name, prompts in sources.items()} }. Give prompts by name."
-        )
+    check_sources(sources, "gating is compared")
     check_unhooked(model, "there would be no unsteered model to compare with")
     prompts = [prompt for group in sources.values() for prompt in group]
     labels = pd.Series([name for name, group in sources.items() for _ in group])

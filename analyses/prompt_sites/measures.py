@@ -11,8 +11,9 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.utilities.statistics import derive_generator
 
 import ss_lens
+from analyses.prompt_sources import check_sources
 from analyses.site_effects.measures import at_sites
-from ss_lens import Calibration, PromptSites, Trace, UserError, steer
+from ss_lens import Calibration, PromptSites, Trace, steer
 from ss_lens.activations.capture import check_unhooked
 from ss_lens.core.checks import check_is
 from ss_lens.core.progress import progress_bar
@@ -75,11 +76,7 @@ def measure(
     """
     check_one_strength(operator)
     check_is("sites", sites, (PromptSites,), "sites from ss_lens.PromptSites.from_dev(...)")
-    if not sources or not all(map(len, sources.values())):
-        raise UserError(
-            f"sites are compared on prompts of one source or more, none of them empty; got "
-            f"{ {name: len(prompts) for name, prompts in sources.items()} }. Give prompts by name."
-        )
+    check_sources(sources, "sites are compared")
     check_unhooked(model, "there would be no unsteered model to compare with")
     prompts = [prompt for group in sources.values() for prompt in group]
     labels = np.array([name for name, group in sources.items() for _ in group])
