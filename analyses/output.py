@@ -23,6 +23,7 @@ from rich.markup import escape
 
 from analyses import style
 from ss_lens import ContrastiveDataset, UserError, load_dataset
+from ss_lens.cli.options import Dtype as Dtype, Model as Model
 from ss_lens.core.files import atomic_path, disk_errors
 from ss_lens.datasets.contrastive import DatasetSplit
 from ss_lens.models.sources import default_dataset
@@ -71,10 +72,6 @@ main > div {{ min-width: {narrowest}px; height: auto !important; }}
 </body>
 </html>
 """
-Model = Annotated[str, typer.Option(help="Registered name, Hub id, local folder or .gguf file.")]
-Dtype = Annotated[
-    str, typer.Option(help="auto, fast (bfloat16 where it is native), float32, bfloat16, float16.")
-]
 Dataset = Annotated[
     str | None,
     typer.Option(help="Embedded name or file.", show_default="as the main job takes for the model"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 
@@ -56,16 +55,7 @@ def figure(table: pd.DataFrame, columns: int = 2) -> Figure:
         axes.set_yticks(range(len(layers)), [negative(str(layer)) for layer in layers])
         axes.tick_params(length=0)
         axes.set_ylabel("layer" if axes in panels[:, 0] else "")
-    bar = drawn.colorbar(
-        ScalarMappable(norm, shades),
-        ax=[*panels.flat],
-        location="bottom",
-        label="log-odds of refusing openings (nats)",
-        shrink=0.6,
-        aspect=40,
-        pad=0.01,
-    )
-    bar.ax.locator_params(nbins=5)
+    sheet.colour_bar(drawn, norm, shades, [*panels.flat], "log-odds of refusing openings (nats)")
     return drawn
 
 

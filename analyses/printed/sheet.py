@@ -15,6 +15,8 @@ import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -181,6 +183,22 @@ def legend(figure: Figure, entries: Sequence[tuple[Artist, str]]) -> None:
                 return
             shown.remove()
     raise AssertionError("no legend fits")
+
+
+def colour_bar(
+    figure: Figure, norm: Normalize, shades: Colormap, panels: Sequence[Axes], label: str
+) -> None:
+    """What a colour stands for, below all panels that use it."""
+    bar = figure.colorbar(
+        ScalarMappable(norm, shades),
+        ax=panels,
+        location="bottom",
+        label=label,
+        shrink=0.6,
+        aspect=40,
+        pad=0.01,
+    )
+    bar.ax.locator_params(nbins=5)
 
 
 def save(figure: Figure, path: Path, suffix: str, title: str) -> None:

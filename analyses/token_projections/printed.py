@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -60,16 +59,7 @@ def figure(table: pd.DataFrame, columns: int = 2) -> Figure:
         axes.set_title(condition)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-    bar = drawn.colorbar(
-        ScalarMappable(norm, shades),
-        ax=[*panels],
-        location="bottom",
-        label="part of the norm along b1",
-        shrink=0.6,
-        aspect=40,
-        pad=0.01,
-    )
-    bar.ax.locator_params(nbins=5)
+    sheet.colour_bar(drawn, norm, shades, [*panels], "part of the norm along b1")
     sheet.legend(drawn, _entries(table["site"].nunique() <= ARROWS_FIT[columns]))
     return drawn
 
