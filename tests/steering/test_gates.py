@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 import torch
@@ -37,22 +36,11 @@ from ss_lens.steering.positions import Positions
 from tests.conftest import made_activations
 from tests.fitting import Fitted, padded
 from tests.oracles import HuggingFaceOracle, dense_rotation, everywhere
+from tests.steering.rows import ANGLE, LENGTH, PROMPTS, TINY, hooks_on, streamed_in_turns
 
-ANGLE = 130.0
-LENGTH = 6
-PROMPTS = (
-    *("w9 w70 w33", "w12", "w50 w51 w52 w53 w54 w55", "w88 w20", "w101 w77 w8 w19 w23"),
-    *("w60 w61", "w15 w16 w17 w18"),
-)
-TINY = ("llama", "gpt2", "gemma3")
 HARDLY_APART = pytest.mark.filterwarnings("ignore:the gate at .* separates the classes badly")
 """The tiny models do not tell the classes of their prompts apart, and a gate on them says so."""
 LATER = ss_lens.Explicit(sites="L0.ln2_out,L1.ln1_out,L2.ln2_out")
-
-
-@pytest.fixture(scope="module")
-def oracles(tiny_folders: dict[str, Path]) -> dict[str, HuggingFaceOracle]:
-    return {name: HuggingFaceOracle(tiny_folders[name]) for name in TINY}
 
 
 def direction_of(width: int = 32) -> Tensor:
@@ -76,12 +64,6 @@ def gate_between(
     is_open = [value > threshold for value in found]
     assert {*is_open} == {True, False}
     return Gate(site, direction_of(), threshold), is_open
-
-
-def hooks_on(model: TransformerBridge) -> tuple[int, int, int]:
-    whole = model.original_model
-    points = sum(len(p.fwd_hooks) + len(p._forward_hooks) for p in model.hook_dict.values())
-    return points, len(whole._forward_pre_hooks), len(whole._forward_hooks)
 
 
 # --- What a gate does ----------------------------------------------------------------------------
@@ -237,11 +219,7 @@ def test_a_decision_belongs_to_the_cache_of_its_prompt_however_answers_take_turn
             [grown.text for grown in ss_lens.stream(tiny_llama, one, max_new_tokens=LENGTH)]
             for one in pair
         ]
-        streams = [ss_lens.stream(tiny_llama, one, max_new_tokens=LENGTH) for one in pair]
-        together: list[list[str]] = [[], []]
-        for _ in range(LENGTH):
-            for texts, stream in zip(together, streams, strict=True):
-                texts.extend(grown.text for grown in [next(stream, None)] if grown)
+        together = streamed_in_turns(tiny_llama, pair)
     assert together == alone
 
 

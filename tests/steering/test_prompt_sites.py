@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -39,19 +38,7 @@ from ss_lens.scoring.refusal_score import refusal_score
 from ss_lens.steering.positions import Positions
 from tests.fitting import Fitted, padded
 from tests.oracles import HuggingFaceOracle, dense_rotation, everywhere
-
-ANGLE = 130.0
-LENGTH = 6
-PROMPTS = (
-    *("w9 w70 w33", "w12", "w50 w51 w52 w53 w54 w55", "w88 w20", "w101 w77 w8 w19 w23"),
-    *("w60 w61", "w15 w16 w17 w18"),
-)
-TINY = ("llama", "gpt2", "gemma3")
-
-
-@pytest.fixture(scope="module")
-def oracles(tiny_folders: dict[str, Path]) -> dict[str, HuggingFaceOracle]:
-    return {name: HuggingFaceOracle(tiny_folders[name]) for name in TINY}
+from tests.steering.rows import ANGLE, LENGTH, PROMPTS, TINY, hooks_on, streamed_in_turns
 
 
 def read(oracle: HuggingFaceOracle, sites: Sequence[Site], direction: Tensor) -> np.ndarray:
@@ -85,12 +72,6 @@ def only_at(calibration: Calibration, sites: Sequence[Site]) -> Calibration:
     mask = torch.tensor([site in sites for site in calibration.sites])
     table = calibration.selection.table.assign(selected=mask.numpy())
     return replace(calibration, selection=Selection(mask, table))
-
-
-def hooks_on(model: TransformerBridge) -> tuple[int, int, int]:
-    whole = model.original_model
-    points = sum(len(p.fwd_hooks) + len(p._forward_hooks) for p in model.hook_dict.values())
-    return points, len(whole._forward_pre_hooks), len(whole._forward_hooks)
 
 
 # --- What they do --------------------------------------------------------------------------------
@@ -262,11 +243,7 @@ def test_a_choice_belongs_to_the_cache_of_its_prompt_however_answers_take_turns(
             [grown.text for grown in ss_lens.stream(tiny_llama, one, max_new_tokens=LENGTH)]
             for one in pair
         ]
-        streams = [ss_lens.stream(tiny_llama, one, max_new_tokens=LENGTH) for one in pair]
-        together: list[list[str]] = [[], []]
-        for _ in range(LENGTH):
-            for texts, stream in zip(together, streams, strict=True):
-                texts.extend(grown.text for grown in [next(stream, None)] if grown)
+        together = streamed_in_turns(tiny_llama, pair)
     assert together == alone
 
 
