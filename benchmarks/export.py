@@ -75,9 +75,19 @@ def folder_of(kind: Kind, subject: Subject, angle: float, scratch: Path) -> Iter
         yield Path(name)
 
 
+def stock(subject: Subject) -> Any:
+    """The unsteered model as transformers loads it, on the weights that are loaded already.
+
+    Booting a bridge makes attention eager, which is slower than what a fresh load takes.
+    """
+    model = plain_copy(subject.model)
+    model.set_attn_implementation("sdpa")
+    return model
+
+
 def with_adapter(subject: Subject, folder: Path) -> Any:
     """PEFT's model, on the weights that are loaded already."""
-    return PeftModel.from_pretrained(plain_copy(subject.model), folder).eval()
+    return PeftModel.from_pretrained(stock(subject), folder).eval()
 
 
 def merged_model(folder: Path) -> Any:
@@ -232,7 +242,7 @@ def speed(
     scratch: Path,
 ) -> Iterator[Figure]:
     """Greedy answers of a fixed length: each way to steer over the unsteered model."""
-    model, plain = subject.model, plain_copy(subject.model)
+    model, plain = subject.model, stock(subject)
     (batch,) = forward.batches(
         prompts,
         [range(len(prompts))],

@@ -129,7 +129,9 @@ def main() -> None:
     )
     before = arguments.out.read_text() if arguments.out and arguments.out.exists() else title
     what = f"--shape {arguments.shape}" if arguments.shape else f"--model {arguments.model}"
-    command = f"python -m benchmarks.speed {what} --device {arguments.device}"
+    command = (
+        f"python -m benchmarks.speed {what} --device {arguments.device} --dtype {arguments.dtype}"
+    )
 
     def write() -> None:
         if arguments.out is not None:

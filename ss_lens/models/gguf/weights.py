@@ -66,7 +66,7 @@ def _tensors(
     """Names as transformers has them, and tensors in its layout."""
     settings = config.to_dict()
     processor = TENSOR_PROCESSORS.get(header.architecture, TensorProcessor)(config=settings)
-    names = get_gguf_hf_weights_map(skeleton, processor)
+    names = _names(header, skeleton, processor)
     as_stored = type(processor).process is TensorProcessor.process
     with ThreadPoolExecutor(max(1, torch.get_num_threads())) as threads:
         for tensor in header.tensors:
@@ -86,6 +86,28 @@ def _tensors(
                 array = np.ascontiguousarray(made.weights)
                 yield names[made.name], torch.from_numpy(array).to(dtype)
             bar.update(tensor.n_bytes)
+
+
+def _names(header: Header, skeleton: nn.Module, processor: TensorProcessor) -> dict[str, str]:
+    """From a tensor's name in the file to its name in the model.
+
+    transformers looks every module up again by itself, for models whose own names lack a prefix.
+    That takes seconds, and is left out where the whole model's names cover the file.
+    """
+    names = get_gguf_hf_weights_map(_Whole(skeleton), processor)
+    if all(tensor.name in names for tensor in header.tensors):
+        return names
+    return get_gguf_hf_weights_map(skeleton, processor)
+
+
+class _Whole:
+    """A model as one module without children."""
+
+    def __init__(self, model: Any) -> None:
+        self.config, self.state_dict = model.config, model.state_dict
+
+    def named_children(self) -> tuple[()]:
+        return ()
 
 
 def dequantised(
