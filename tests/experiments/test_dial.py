@@ -292,7 +292,32 @@ def test_a_turn_that_a_uniform_random_plane_makes_too_is_not_credited() -> None:
         choices_of(weakened=135.0, strengthened=None),
     )
     assert "a uniform random plane does as well, so the turn is not the plane's own" in said
-    assert "No angle strengthened refusal with coherent text: at each of 1 too many dev" in said
+    assert "No angle strengthened refusal with coherent text: at the only one that was " in said
+    assert "that was tried too many dev answers collapsed." in said
+
+
+def test_one_draw_and_one_prompt_are_counted_as_one() -> None:
+    scores, choices = scores_of({0.0: 0.875, 135.0: 0.0}), choices_of(weakened=135.0)
+    dial = dial_of({0.0: (3.1, 0.9), 135.0: (-5.4, 0.8)}, {135.0: FLAT[:1]}, {135.0: [(1.0, 0.3)]})
+    said = verdict(scores, dial.assign(n=1), choices)
+    assert (
+        "; the score on 1 dev prompt moved by -8.5 nats (opening mass 0.90 → 0.80), in 1 uniform "
+        "random plane at the same sites by -0.1 (opening mass 0.90), in 1 of equal energy by -2.1 "
+        "(opening mass 0.30): no random plane moves it as far"
+    ) in said
+    asked = pd.DataFrame(
+        {
+            "sense": "weakened",
+            "system": "Answer.",
+            "prompt_class": ["positive", "negative"],
+            "refusal_score": [3.0, -3.0],
+            "opening_mass": 0.9,
+            "n": 1,
+            "chosen": True,
+        }
+    )
+    beside = verdict(scores, dial.assign(n=1), choices, asked)
+    assert "in a system prompt, unsteered, the score on 1 dev prompt moves by" in beside
 
 
 def test_where_nothing_turned_that_is_said() -> None:
@@ -311,7 +336,7 @@ def test_where_nothing_turned_that_is_said() -> None:
     broken = weakened((-2.0, 0.7), FLAT, [(-4.0, 0.1)], after=0.833)
     assert broken.startswith("Nothing turned refusal down")
     assert broken.endswith(
-        "only planes of equal energy move it as far (1), and there the text breaks."
+        "only one plane of equal energy moves it as far, and there the text breaks."
     )
     assert "the plane's own" not in said + broken
 

@@ -64,9 +64,10 @@ def verdict(
                 f"{'' if asked is None else _beside_asking(asked, dial, angle, sense, measures)}."
             )
         elif tried := int((choices["sense"] == sense).sum()):
+            which = "the only one that was tried" if tried == 1 else f"each of {tried}"
             said.append(
-                f"No angle {sense} {name} with coherent text: at each of {tried} too many dev "
-                "answers collapsed."
+                f"No angle {sense} {name} with coherent text: at {which} too many dev answers "
+                "collapsed."
             )
         else:
             said.append(f"No turned angle was asked for that could have {sense} {name}.")
@@ -111,16 +112,16 @@ def _against(
     start, there = own.loc[0.0], own.loc[angle]
     change = float(there[score] - start[score])
     by = f"{change:+.1f} nats" if has_mass else f"{change:+.2f}"
-    said = f"the score on {there['n']} dev prompts moved by {by}"
+    said = f"the score on {_counted(there['n'], 'dev prompt')} moved by {by}"
     if has_mass:
         said += f" (opening mass {start['opening_mass']:.2f} → {there['opening_mass']:.2f})"
     if not measured:
         return f"{said}, and no random plane was measured there"
-    planes = "plane" if len(drawn[0]) == 1 else "planes"
-    names = (f"uniform random {planes} at the same sites", "of equal energy")
-    for rows, name in zip(drawn, names, strict=True):
+    uniform, matched = drawn
+    planes = f"{_counted(len(uniform), 'uniform random plane')} at the same sites"
+    for rows, where in ((uniform, planes), (matched, f"{len(matched)} of equal energy")):
         changes = rows[score] - start[score]
-        said += f", in {len(rows)} {name} by {_range(changes, '+.1f' if has_mass else '+.2f')}"
+        said += f", in {where} by {_range(changes, '+.1f' if has_mass else '+.2f')}"
         if has_mass:
             said += f" (opening mass {_range(rows['opening_mass'], '.2f')})"
     uniform, matched = (
@@ -139,10 +140,14 @@ def _against(
     own_turn = ", so the turn is the plane's own" if moved == 1 else ""
     if matched.empty:
         return f"{said}: no random plane moves it as far{own_turn}"
-    return (
-        f"{said}: only planes of equal energy move it as far ({len(matched)}), and there the text "
-        f"breaks{own_turn}"
-    )
+    few = f"only planes of equal energy move it as far ({len(matched)})"
+    if len(matched) == 1:
+        few = "only one plane of equal energy moves it as far"
+    return f"{said}: {few}, and there the text breaks{own_turn}"
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 def _range(values: pd.Series, digits: str) -> str:
@@ -178,8 +183,8 @@ def _beside_asking(
     by = [f"{value:{'+.1f' if has_mass else '+.2f'}}" for value in (change, turned)]
     whole = f" (opening mass {mass:.2f})" if has_mass else ""
     said = (
-        f"; asked for it in a system prompt, unsteered, the score on {there['n']} dev prompts "
-        f"moves by {by[0]}{whole}, by the turn {by[1]}: "
+        "; asked for it in a system prompt, unsteered, the score on "
+        f"{_counted(there['n'], 'dev prompt')} moves by {by[0]}{whole}, by the turn {by[1]}: "
     )
     alike = ALIKE if has_mass else abs(turned) / 10
     if change * direction < turned * direction - alike:
