@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ss_lens.cli import console
+from ss_lens.cli.tables import judges_json, print_judges
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,9 +25,7 @@ def print_run(run: Run, run_dir: Path, report: Path | None, as_json: bool) -> No
         }
         found = console.summary(run.calibration)
         paths = {"run_dir": str(run_dir), "report": None if report is None else str(report)}
-        said = {"verdict": run.verdict}
-        if run.measures.is_refusal:
-            said["refused_by"] = run.refused_by
+        said = {"verdict": run.verdict, **judges_json(run)}
         console.print_json({**found, **paths, **tables, **said})
         return
     console.print_facts(console.summary(run.calibration), as_json=False)
@@ -157,8 +156,7 @@ def _print_answers(run: Run) -> None:
                 ]
             )
     console.print_rows([*heads, "perplexity", "collapsed"], rows, as_json=False)
-    if measures.is_refusal:
-        console.line(f"refused: by {run.refused_by}")
+    print_judges(run)
 
 
 def rate(row: dict[Any, Any], label: str, stem: str = "refusal") -> str:

@@ -13,7 +13,21 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from ss_lens.experiments.ablation import AblationResult
+    from ss_lens.experiments.summaries import Read
     from ss_lens.experiments.sweep import SweepResult
+
+
+def judges_json(result: Read) -> dict[str, str]:
+    """Who says ``refused`` and who says ``shown``; empty where no table of the result has it."""
+    return {"refused_by": result.refused_by, "shown_by": result.shown_by}
+
+
+def print_judges(result: Read) -> None:
+    """A line for each of them."""
+    from ss_lens.experiments.summaries import read_by
+
+    for column, by in read_by(result).items():
+        console.line(f"{column}: by {by}")
 
 
 def print_sweep(result: SweepResult, folder: Path, as_json: bool) -> None:
@@ -35,8 +49,7 @@ def print_sweep(result: SweepResult, folder: Path, as_json: bool) -> None:
                 "unsteered": _records(baseline),
                 "choices": choices,
                 "problems": _records(problems),
-                "refused_by": result.refused_by,
-                "shown_by": result.shown_by,
+                **judges_json(result),
             }
         )
         return
@@ -52,10 +65,7 @@ def print_sweep(result: SweepResult, folder: Path, as_json: bool) -> None:
         for row in cells.to_dict("records")
     ]
     console.print_rows([*keys, *shown.values()], rows, as_json=False)
-    if result.refused_by:
-        console.line(f"refused: by {result.refused_by}")
-    if result.shown_by:
-        console.line(f"shown: by {result.shown_by}")
+    print_judges(result)
     for made in result.choices:
         named = ", ".join(_text(getattr(made.arm, name)) for name in told)
         console.line(f"chosen on dev{f' for {named}' if named else ''}: {made.choice}")
@@ -72,8 +82,7 @@ def print_ablations(result: AblationResult, folder: Path, as_json: bool) -> None
     if as_json:
         names = ("table", "choices", "problems")
         parts = {name: _records(getattr(result, name)) for name in names}
-        said = {"refused_by": result.refused_by}
-        console.print_json({"folder": str(folder), **parts, **said})
+        console.print_json({"folder": str(folder), **parts, **judges_json(result)})
         return
     # An ablation of an earlier version may lack a score that was added since.
     headed = {k: v for k, v in HEADINGS.items() if (result.table["metric"] == k).any()}
@@ -99,7 +108,7 @@ def print_ablations(result: AblationResult, folder: Path, as_json: bool) -> None
         "p < 0.05 over the variants of a column. Of resamples: the share of the resamples of dev's "
         "prompts in which this angle has the best score."
     )
-    console.line(f"refused: by {result.refused_by}")
+    print_judges(result)
     for row in result.problems.to_dict("records"):
         console.line(f"{row['variant']}, draw {row['draw']}: {row['problem']}")
     console.line(f"saved in {folder}; draw its figures with: python -m analyses.ablations {folder}")

@@ -24,7 +24,7 @@ from ss_lens.experiments.cells import CellStore, read_table, write_table
 from ss_lens.experiments.choose_angle import AngleCriterion, choose_angle, rank_angles
 from ss_lens.experiments.config import SEED, Grid, Part, Split, SweepConfig, usual_scores
 from ss_lens.experiments.grid import ARM_COLUMNS
-from ss_lens.experiments.summaries import degrees, first_rows
+from ss_lens.experiments.summaries import degrees, first_rows, judges
 from ss_lens.experiments.sweep import SweepResult, run_sweep
 from ss_lens.judges.agreement.known import refused_by
 from ss_lens.models.chat import DEFAULT_FORMAT, ChatFormat
@@ -210,6 +210,7 @@ class AblationResult:
         problems: a row per draw that has no answers, and why: not calibrated, or no admissible
             angle.
         refused_by: who says ``refused``, and its measured agreement with people.
+        shown_by: the judge that says ``shown``, likewise; empty where no judge does.
     """
 
     config: AblationConfig
@@ -218,6 +219,7 @@ class AblationResult:
     choices: pd.DataFrame
     problems: pd.DataFrame
     refused_by: str = field(default_factory=lambda: refused_by(by_phrases=False))
+    shown_by: str = ""
 
     def __repr__(self) -> str:
         return in_lines(self._title, self._facts)
@@ -241,7 +243,7 @@ class AblationResult:
             "metrics": listed([*self.table["metric"].unique()], most=6),
             "differ (Holm)": listed(pairs) or "none",
             "without answers": f"{len(self.problems)} draws",
-            "refused by": self.refused_by,
+            **judges(self),
         }
 
 
@@ -310,7 +312,8 @@ def run_ablations(
     chosen = {item: chosen[item] for item in items if item in chosen}
     tested = swept(chosen, "test", config.tested)
     table = _compared(tested, chosen, choices, config.seed)
-    result = AblationResult(config, table, scan, choices, _problem_table(problems))
+    told = _problem_table(problems)
+    result = AblationResult(config, table, scan, choices, told, shown_by=tested.shown_by)
     _save(result, Path(folder) / "ablations")
     return result
 
@@ -343,8 +346,11 @@ def load_ablations(folder: Path | str) -> AblationResult:
             f"the ablation at {place} is damaged; run `ss-lens ablate` again, which is quick."
         )
     config = AblationConfig.from_json(values["config"])
-    said = refused_by(by_phrases=known == EARLIER)
-    return AblationResult(config, **cast("dict[str, pd.DataFrame]", tables), refused_by=said)
+    said = {
+        "refused_by": refused_by(by_phrases=known == EARLIER),
+        "shown_by": values.get("shown_by", ""),  # earlier versions did not say
+    }
+    return AblationResult(config, **cast("dict[str, pd.DataFrame]", tables), **said)
 
 
 Item = tuple[str, int]
@@ -438,6 +444,8 @@ def _save(result: AblationResult, place: Path) -> None:
     measures = result.config.measures
     asked = CRITERION if measures.is_refusal else criterion(measures)
     said = {"format": FORMAT, "config": result.config.as_json(), "criterion": asdict(asked)}
+    if result.shown_by:
+        said["shown_by"] = result.shown_by
     with CellStore(place.parent).exclusive():
         check_replaceable(place, _FILES, "result of an ablation")
         with atomic_path(place) as temporary:

@@ -41,6 +41,7 @@ from ss_lens.experiments.dial.verdict import verdict
 from ss_lens.experiments.dial.ways import METHOD
 from ss_lens.experiments.grid import Arm, CellGroup
 from ss_lens.experiments.inputs import Workbench
+from ss_lens.experiments.summaries import shown_by
 from ss_lens.models.chat import check_context, tokenize
 from ss_lens.scoring.coherence import collapse
 from ss_lens.scoring.registry import ROW
@@ -89,6 +90,7 @@ def run_main_job(
     behaviour = dataset if isinstance(dataset, Behaviour) else None
     dataset = dataset.dataset if isinstance(dataset, Behaviour) else dataset
     asked = check_run_dir(folder, dataset, config, behaviour)  # before the slow part
+    judge = shown_by(behaviour)  # which may fail at its rubric
     names = str(model.cfg.model_name), dataset.name
     bench = Workbench.holding(config.sweep(*names), store, model, dataset, behaviour)
     parts = dataset.split(dev=config.dev, test=config.test, seed=config.seed)
@@ -116,8 +118,8 @@ def run_main_job(
     compared = asked if any(asking_of(bench).values()) else None
     said = verdict(scores, dial, choices, compared, measures)
     tables = (responses, scores, dial, choices, asked, moved)
-    finish(folder, tables, said)
-    return Run(config, first.calibration, keys, *tables, said, measures)
+    finish(folder, tables, said, judge)
+    return Run(config, first.calibration, keys, *tables, said, measures, judge)
 
 
 def score_by_angle(responses: pd.DataFrame, measures: Measures = REFUSAL) -> pd.DataFrame:

@@ -3,13 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import pandas as pd
 
+from ss_lens.behaviours.behaviour import Behaviour
+from ss_lens.behaviours.readers import JudgedBy
 from ss_lens.core.shown import listed, table
+from ss_lens.judges.agreement.known import judged_by
 
 ROWS, COLUMNS = 8, 9
 """Of a table in a notebook."""
+
+
+class Read(Protocol):
+    """A result whose tables say which answers refuse, or show another behaviour."""
+
+    @property
+    def refused_by(self) -> str: ...
+
+    @property
+    def shown_by(self) -> str: ...
+
+
+def read_by(result: Read) -> dict[str, str]:
+    """Who says ``refused`` and who says ``shown``; without what no table of the result has."""
+    found = {"refused": result.refused_by, "shown": result.shown_by}
+    return {column: by for column, by in found.items() if by}
+
+
+def judges(result: Read) -> dict[str, str]:
+    """The same as facts: ``refused by`` and ``shown by``."""
+    return {f"{column} by": by for column, by in read_by(result).items()}
+
+
+def shown_by(behaviour: Behaviour | None) -> str:
+    """The judge that reads the answers, with its measured agreement; empty where none does.
+
+    Raises:
+        UserError: a judge whose rubric cannot be read.
+    """
+    shown = None if behaviour is None else behaviour.shown
+    return judged_by(shown.judge) if isinstance(shown, JudgedBy) else ""
 
 
 def degrees(angles: Sequence[float | int]) -> str:

@@ -13,7 +13,6 @@ import pandas as pd
 from ss_lens.activations.store import Store
 from ss_lens.behaviours.behaviour import Behaviour
 from ss_lens.behaviours.files import load_behaviour
-from ss_lens.behaviours.readers import JudgedBy
 from ss_lens.core.checks import check_is, check_path
 from ss_lens.core.errors import UserError
 from ss_lens.core.files import atomic_path, check_replaceable
@@ -32,7 +31,7 @@ from ss_lens.experiments.cluster import finish_on_cluster
 from ss_lens.experiments.config import SweepConfig, check_behaviour
 from ss_lens.experiments.grid import ARM_COLUMNS, Arm, CellGroup
 from ss_lens.experiments.inputs import Workbench
-from ss_lens.experiments.summaries import degrees, first_rows, varied
+from ss_lens.experiments.summaries import degrees, first_rows, judges, shown_by, varied
 from ss_lens.experiments.worker import (
     Outcome,
     finish_groups,
@@ -40,7 +39,7 @@ from ss_lens.experiments.worker import (
     unsteered_table,
 )
 from ss_lens.geometry.strengths import reduced
-from ss_lens.judges.agreement.known import judged_by, refused_by
+from ss_lens.judges.agreement.known import refused_by
 from ss_lens.scoring.refusal import BY_PHRASES, counts_by_phrases
 from ss_lens.scoring.registry import ANSWERS, ROW, columns_of
 
@@ -117,8 +116,8 @@ class SweepResult:
             "scores": listed(scores, most=8),
             "unsteered": f"{len(self.unsteered)} rows",
             "chosen on dev": listed([f"{c.choice}" for c in self.choices], most=2) or "nothing",
-            "refused by": self.refused_by or "not measured",
-            **({"shown by": self.shown_by} if self.shown_by else {}),
+            "refused by": "not measured",
+            **judges(self),
             "not computed": listed(problems["problem"].tolist(), most=2) or "nothing",
         }
 
@@ -162,7 +161,8 @@ def run_sweep(
     store = Store() if store is None else store
     bench = _bench(config, store, bench, behaviour)
     followed = _named_behaviour(config) if bench is None else bench.behaviour
-    shown_by = _shown_by(config, followed)  # before the slow part, which may fail at its rubric
+    # Before the slow part: it may fail at its rubric.
+    judge = shown_by(followed) if "behaviour_shown" in config.scores else ""
     cells = CellStore.claim(folder)
     _check_result(cells)  # before the slow part
     groups = config.groups()
@@ -185,7 +185,7 @@ def run_sweep(
             choices = _choices(config, table)
     unsteered = _unsteered(config, groups, outcomes, cells)
     found = _group_table(groups, outcomes)
-    result = SweepResult(config, table, found, choices, unsteered, shown_by)
+    result = SweepResult(config, table, found, choices, unsteered, judge)
     _save(result, cells)
     return result
 
@@ -272,14 +272,6 @@ def _bench(
 
 def _named_behaviour(config: SweepConfig) -> Behaviour | None:
     return None if config.behaviour is None else load_behaviour(config.behaviour)
-
-
-def _shown_by(config: SweepConfig, behaviour: Behaviour | None) -> str:
-    """The judge that reads the answers, with its κ; empty where none does."""
-    shown = None if behaviour is None else behaviour.shown
-    if "behaviour_shown" not in config.scores or not isinstance(shown, JudgedBy):
-        return ""
-    return judged_by(shown.judge)
 
 
 def _finished(

@@ -7,20 +7,29 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pandas as pd
 import pytest
 from transformer_lens.model_bridge import TransformerBridge
 
 import ss_lens
-from ss_lens import ContrastiveDataset, RunConfig, Store, UserError
+from analyses.report.sources.ablations import of_ablations
+from analyses.report.sources.run import of_run
+from ss_lens import AblationConfig, ContrastiveDataset, RunConfig, Store, UserError
 from ss_lens.behaviours.behaviour import Behaviour
 from ss_lens.behaviours.questions import KEYS
 from ss_lens.behaviours.readers import Function
-from ss_lens.cli.tables import print_sweep
+from ss_lens.cli.run_tables import print_run
+from ss_lens.cli.tables import print_ablations, print_sweep
+from ss_lens.core.sealed import write_sealed_json
+from ss_lens.experiments.ablation import FULL, criterion, load_ablations, run_ablations
 from ss_lens.experiments.config import SweepConfig
 from ss_lens.experiments.dial.folder import load_run
 from ss_lens.experiments.main_run import run_main_job
+from ss_lens.experiments.paper.plan import PaperConfig
+from ss_lens.experiments.paper.tables import facts
 from ss_lens.judges import Opinion, verdict_table
 from ss_lens.judges.agreement.known import Known
 from ss_lens.scoring.behaviours.openings import Openings, first_token_scores
@@ -105,16 +114,38 @@ class Oracle:
         return verdict_table([Opinion("harmful" if "e" in text else "safe") for text in answers])
 
 
+@pytest.fixture
+def oracle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reads the answers of every behaviour that names a judge."""
+    monkeypatch.setattr("ss_lens.behaviours.readers.read_judge", lambda text: Oracle())
+
+
+MEASURED = Known("HarmBench()", 0.71, 0.62, 0.79, 675, "XSTest")
+SAID = "HarmBench(), κ with people 0.71 [0.62, 0.79] on 675 answers (XSTest)"
+
+
+@pytest.fixture
+def measured(oracle: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The judge's agreement with people is known."""
+    monkeypatch.setattr("ss_lens.judges.agreement.known.known", lambda judge: MEASURED)
+
+
+def without(path: Path, name: str) -> None:
+    """As an earlier version wrote a sealed file."""
+    values = json.loads(path.read_text())
+    write_sealed_json(path, {key: v for key, v in values.items() if key not in (name, "sha256")})
+
+
 def test_a_sweep_that_a_judge_reads_carries_its_name_and_its_agreement(
     asked: Asked,
     tiny_data: ContrastiveDataset,
+    oracle: None,
     tmp_path: Path,
     store: Store,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = yaml_of(tmp_path, tiny_data, "judge: HarmBench()\n")
-    monkeypatch.setattr("ss_lens.behaviours.readers.read_judge", lambda text: Oracle())
     grid = {name: value for name, value in asked["grid"].items() if name != "dataset"}
     config = SweepConfig(**{**asked, "grid": grid, "behaviour": str(path)})
     result = ss_lens.run_sweep(config, tmp_path / "sweep", store=store)
@@ -122,15 +153,83 @@ def test_a_sweep_that_a_judge_reads_carries_its_name_and_its_agreement(
     assert result.table["shown"].tolist() == ["e" in text for text in result.table["response"]]
     assert ss_lens.load_sweep(tmp_path / "sweep").shown_by == result.shown_by
     assert "shown by" in repr(result)
-    measured = Known("HarmBench()", 0.71, 0.62, 0.79, 675, "XSTest")
-    monkeypatch.setattr("ss_lens.judges.agreement.known.known", lambda judge: measured)
+    monkeypatch.setattr("ss_lens.judges.agreement.known.known", lambda judge: MEASURED)
     again = ss_lens.run_sweep(config, tmp_path / "sweep", store=store)
-    said = "HarmBench(), κ with people 0.71 [0.62, 0.79] on 675 answers (XSTest)"
-    assert again.shown_by == ss_lens.load_sweep(tmp_path / "sweep").shown_by == said
+    assert again.shown_by == ss_lens.load_sweep(tmp_path / "sweep").shown_by == SAID
     print_sweep(again, tmp_path / "sweep", as_json=True)
-    assert json.loads(capsys.readouterr().out)["shown_by"] == said
+    assert json.loads(capsys.readouterr().out)["shown_by"] == SAID
     print_sweep(again, tmp_path / "sweep", as_json=False)
     assert "shown: by HarmBench(), κ with people 0.71" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_run_that_a_judge_reads_carries_its_name_and_its_agreement(
+    letters: None,
+    tiny: TransformerBridge,
+    tiny_data: ContrastiveDataset,
+    measured: None,
+    tmp_path: Path,
+    store: Store,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    behaviour = ss_lens.load_behaviour(yaml_of(tmp_path, tiny_data, "judge: HarmBench()\n"))
+    folder = tmp_path / "run"
+    run = run_main_job(tiny, behaviour, folder, CONFIG, store=store)
+    again = load_run(folder)
+    assert run.shown_by == again.shown_by == SAID
+    assert run.refused_by == ""
+    assert "shown by" in repr(run)
+    print_run(again, folder, None, as_json=True)
+    assert json.loads(capsys.readouterr().out)["shown_by"] == SAID
+    print_run(again, folder, None, as_json=False)
+    assert "shown: by HarmBench(), κ with people 0.71" in " ".join(capsys.readouterr().out.split())
+    configuration = of_run(folder, store).configuration
+    assert configuration["shown by"] == SAID
+    assert configuration["behaviour"] == "letters; “shown” is by a judge"
+    without(folder / "tables.json", "shown_by")
+    assert load_run(folder).shown_by == ""
+
+
+def test_an_ablation_that_a_judge_reads_carries_its_name_and_its_agreement(
+    asked: Asked,
+    tiny_data: ContrastiveDataset,
+    measured: None,
+    tmp_path: Path,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ablation, make = importlib.import_module("ss_lens.experiments.ablation"), criterion
+    lenient = {"max_perplexity": None, "max_repetition": None, "max_collapsed": 1.0}
+    monkeypatch.setattr(ablation, "criterion", lambda names: replace(make(names), **lenient))
+    monkeypatch.setattr(ablation, "VARIANTS", {FULL: {}, "all sites": {"selection": "uniform"}})
+    path = yaml_of(tmp_path, tiny_data, "judge: HarmBench()\n")
+    sizes = {"angles_deg": (0, 120), "dev": 2, "test": 2, "draws": 1, "max_new_tokens": 4}
+    config = AblationConfig(asked["grid"]["model"], behaviour=str(path), **sizes)
+    folder = tmp_path / "ablation"
+    result = run_ablations(config, folder, store=store)
+    assert result.shown_by == load_ablations(folder).shown_by == SAID
+    assert "shown by" in repr(result)
+    print_ablations(result, folder, as_json=True)
+    assert json.loads(capsys.readouterr().out)["shown_by"] == SAID
+    print_ablations(result, folder, as_json=False)
+    assert "shown: by HarmBench(), κ with people 0.71" in " ".join(capsys.readouterr().out.split())
+    assert of_ablations(folder).configuration["shown by"] == SAID
+    without(folder / "ablations" / "ablations.json", "shown_by")
+    assert load_ablations(folder).shown_by == ""
+
+
+def test_the_facts_of_a_paper_run_name_who_reads_what_its_tables_have(opened: Path) -> None:
+    def said(config: PaperConfig, shown_by: str) -> dict[str, str]:
+        measured = SimpleNamespace(facts={}, tested=SimpleNamespace(shown_by=shown_by))
+        table = facts(config, cast("Any", measured))
+        return dict(zip(table["fact"], table["value"], strict=True))
+
+    followed = said(PaperConfig("model", behaviour=str(opened)), SAID)
+    assert followed["shown_by"] == SAID
+    assert "refused_by" not in followed  # nor is there a column of it
+    refusal = said(PaperConfig("model"), "")
+    assert "classify_refusal, κ with people" in refusal["refused_by"]
+    assert "shown_by" not in refusal
 
 
 def test_a_sweep_without_a_judge_names_none_and_one_of_earlier_versions_neither(

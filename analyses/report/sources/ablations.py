@@ -31,6 +31,7 @@ from ss_lens.experiments.ablation import (
     AblationResult,
     load_ablations,
 )
+from ss_lens.experiments.summaries import judges
 
 
 def is_ablation(folder: Path) -> bool:
@@ -57,6 +58,7 @@ def of_ablations(folder: Path, *, keep_answers: bool = False) -> Contents:
         classes={str(label): word for label, word in measures.words.items()},
         verdict=said(result.table, measures),
         notes=(*swept.notes, *_problems(result.problems)),
+        configuration={**swept.configuration, **judges(result)},
         series=series,
         curves=drawn,
         measures=asked if measures.mass else asked[:1],

@@ -43,6 +43,7 @@ from ss_lens.experiments.dial.ways import (
     SAS,
     SAS_ALL_SITES,
 )
+from ss_lens.experiments.summaries import judges
 from ss_lens.scoring.registry import all_columns, headings
 from ss_lens.stats.bootstrap import CONFIDENCE
 
@@ -207,11 +208,14 @@ def _with_results(contents: Contents, run: Run) -> tuple[Contents, list[str]]:
 
 
 def _followed(run: Run) -> dict[str, str]:
-    """What is followed; of refusal, who says that an answer refuses."""
-    if run.measures.is_refusal:
-        return {"refused by": run.refused_by}
-    reads = "what reads its answers" if run.measures.reads else "a score above 0"
-    return {"behaviour": f"{run.measures.behaviour}; “{run.measures.shown}” is by {reads}"}
+    """What is followed, and who says that an answer refuses or shows it."""
+    named, measures = judges(run), run.measures
+    if measures.is_refusal:
+        return named
+    reads = "a score above 0"
+    if measures.reads:
+        reads = "a judge" if run.shown_by else "what reads its answers"
+    return {"behaviour": f"{measures.behaviour}; “{measures.shown}” is by {reads}", **named}
 
 
 def _with_ablations(

@@ -26,6 +26,7 @@ from ss_lens.core.files import read_json
 from ss_lens.datasets.contrastive import EMBEDDED
 from ss_lens.experiments.dial.answers import first_words
 from ss_lens.experiments.grid import ARM_COLUMNS
+from ss_lens.experiments.summaries import judges
 from ss_lens.experiments.sweep import SweepResult, load_sweep
 from ss_lens.scoring.registry import Column, all_columns, columns_of, headings
 
@@ -80,7 +81,7 @@ def of_sweep(folder: Path, *, keep_answers: bool = False) -> Contents:
         start_deg=_start(result, drawn, series, measures),
         steered=_steered(result.groups),
         tables=_choice_tables(result),
-        configuration={**_configuration(result), **_judges(result)},
+        configuration={**_configuration(result), "refused by": "not measured", **judges(result)},
         provenance={"ss_lens": f"{written} (sweep), {version('ss_lens')} (report)"},
         commands=(
             Command("this report", f"ss-lens report {folder}"),
@@ -213,11 +214,6 @@ def _choice_tables(result: SweepResult) -> tuple[Table, ...]:
         return ()
     caption = "On dev, among the angles at which few answers collapse; test is read there alone."
     return (Table("Choice of the angles", caption, pd.DataFrame(rows)),)
-
-
-def _judges(result: SweepResult) -> dict[str, str]:
-    shown = {"shown by": result.shown_by} if result.shown_by else {}
-    return {"refused by": result.refused_by or "not measured", **shown}
 
 
 def _configuration(result: SweepResult) -> dict[str, str]:

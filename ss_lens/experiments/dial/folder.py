@@ -74,13 +74,21 @@ def claim(folder: Path, identity: dict[str, Any]) -> None:
         write_sealed_json(folder / "run.json", {**identity, "started": started})
 
 
-def finish(folder: Path, tables: Sequence[pd.DataFrame], verdict: str) -> None:
-    """Write the tables in the order of :data:`TABLES`, and beside them what they are."""
+def finish(folder: Path, tables: Sequence[pd.DataFrame], verdict: str, shown_by: str = "") -> None:
+    """Write the tables in the order of :data:`TABLES`, and beside them what they are.
+
+    Args:
+        folder: of the run.
+        tables: of a :class:`Run`.
+        verdict: what turned.
+        shown_by: the judge that says ``shown``; nothing is written of it where there is none.
+    """
     for name, table in zip(TABLES, tables, strict=True):
         with atomic_path(folder / name) as temporary:
             table.to_csv(temporary, index=False)
     digests = {name: sha256_of_file(folder / name) for name in TABLES}
-    write_sealed_json(folder / "tables.json", {**digests, "verdict": verdict})
+    judged = {"shown_by": shown_by} if shown_by else {}
+    write_sealed_json(folder / "tables.json", {**digests, "verdict": verdict, **judged})
 
 
 def load_run(run_dir: Path | str) -> Run:
@@ -128,6 +136,7 @@ def load_run(run_dir: Path | str) -> Run:
         moved=moved,
         verdict=told["verdict"],
         measures=Measures(**named),
+        shown_by=told.get("shown_by", ""),  # earlier versions did not say
     )
 
 

@@ -14,7 +14,7 @@ from ss_lens.experiments.dial.asking import ASKED_COLUMNS
 from ss_lens.experiments.dial.config import RunConfig
 from ss_lens.experiments.dial.moved import MOVED_COLUMNS
 from ss_lens.experiments.dial.scan import CHOICE_COLUMNS, DIAL_COLUMNS
-from ss_lens.experiments.summaries import degrees, first_rows
+from ss_lens.experiments.summaries import degrees, first_rows, judges
 from ss_lens.judges.agreement.known import refused_by
 from ss_lens.scoring.refusal import counts_by_phrases
 
@@ -44,6 +44,8 @@ class Run:
         measures: what the behaviour's columns are called; refusal's are ``refusal_score``,
             ``refused`` and ``refusal_positive``, another's ``behaviour_score`` (or ``text_score``),
             ``shown`` and ``shown_positive``.
+        shown_by: the judge that says ``shown``, and its measured agreement with people when the
+            job was run; empty where no judge does.
     """
 
     config: RunConfig
@@ -57,6 +59,7 @@ class Run:
     moved: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=[*MOVED_COLUMNS]))
     verdict: str = ""
     measures: Measures = REFUSAL
+    shown_by: str = ""
 
     def __repr__(self) -> str:
         return in_lines(self._title, self._facts)
@@ -75,8 +78,9 @@ class Run:
 
     @property
     def refused_by(self) -> str:
-        """Who says ``refused``, and its measured agreement with people."""
-        return refused_by(counts_by_phrases(self.responses))
+        """Who says ``refused``, and its measured agreement; empty where ``shown`` is followed."""
+        followed = self.measures.shown == REFUSAL.shown
+        return refused_by(counts_by_phrases(self.responses)) if followed else ""
 
     @property
     def _title(self) -> str:
@@ -86,8 +90,7 @@ class Run:
     @property
     def _facts(self) -> dict[str, str]:
         config, made = self.config, self.calibration
-        refusal = self.measures.is_refusal
-        named = {} if refusal else {"behaviour": self.measures.behaviour}
+        named = {} if self.measures.is_refusal else {"behaviour": self.measures.behaviour}
         return {
             **named,
             "verdict": self.verdict or "none; a run of an earlier version",
@@ -96,5 +99,5 @@ class Run:
             "steers": f"{len(made.selected_sites)} of {len(made.sites)} sites",
             "dial": degrees(config.angles_deg),
             "answers": f"{len(self.responses)}, at {degrees(self.responses['angle_deg'].tolist())}",
-            **({"refused by": self.refused_by} if refusal else {}),
+            **judges(self),
         }

@@ -424,7 +424,10 @@ def facts(config: PaperConfig, measured: Measured) -> pd.DataFrame:
     del said["size"]
     for name in ("angles_deg", "null_angles_deg"):
         said[name] = " ".join(f"{angle:g}" for angle in said.pop(name))
-    said["refused_by"] = refused_by(by_phrases=False)
+    if config.measures.shown == REFUSAL.shown:
+        said["refused_by"] = refused_by(by_phrases=False)
+    if measured.tested.shown_by:
+        said["shown_by"] = measured.tested.shown_by
     said["ss_lens"] = importlib.metadata.version("ss_lens")
     for name in ("torch", "transformers", "transformer-lens"):
         said[name] = importlib.metadata.version(name)
