@@ -160,10 +160,16 @@ class Calibration:
     def selected_sites(self) -> tuple[Site, ...]:
         return tuple(site for site, on in zip(self.sites, self.selected, strict=True) if on)
 
-    def check_fits(self, model: TransformerBridge) -> None:
+    def check_fits(
+        self, model: TransformerBridge, *, remedy: str = "Calibrate again on this model."
+    ) -> None:
         """Raise a :class:`UserError` unless this calibration was made on exactly this model.
 
         A calibration whose publication names no weights is checked for its shape alone.
+
+        Args:
+            model: what it is to be used on.
+            remedy: what to do otherwise, as a sentence.
         """
         mine, theirs = self.spec.model, identify(model)
         if mine.d_model != theirs.d_model or mine.n_layers != theirs.n_layers:
@@ -185,7 +191,7 @@ class Calibration:
             )
         else:
             return
-        raise UserError(f"the calibration {problem}. Calibrate again on this model.")
+        raise UserError(f"the calibration {problem}. {remedy}")
 
     def save(self, folder: Path | str, *, overwrite: bool = False) -> None:
         """Write ``folder``, atomically: safetensors for the tensors, JSON for the rest.

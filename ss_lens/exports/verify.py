@@ -80,12 +80,24 @@ def verify_export(
     content = described(path)
     kind, most = cast(Kind, content["kind"]), content["max_new_tokens"]
     operators = tuple(read_value(t, Operator.kinds(), "operator") for t in content["operators"])
-    calibration = Calibration.load(path / CALIBRATION)
-    calibration.check_fits(model)
+    calibration = calibration_of(path, model)
     tokens = tokens_for(model, calibration.spec.chat, prompts, most)
     subject, _ = subject_of(model, calibration, Base.of(model), operators[0], tokens[0])
     reports = judge(kind, path, subject, calibration, operators, tokens, most)
     return Export(path, kind, operators, as_table(reports))
+
+
+def calibration_of(folder: Path, model: TransformerBridge) -> Calibration:
+    """The calibration of an export, once ``model`` is the one that it was made from.
+
+    Raises:
+        UserError: the calibration is damaged, or the model is another.
+    """
+    calibration = Calibration.load(folder / CALIBRATION)
+    base = calibration.spec.model
+    remedy = f"Give the model that the export was made from: {base.name!r} in {base.dtype}."
+    calibration.check_fits(model, remedy=remedy)
+    return calibration
 
 
 def tokens_for(

@@ -24,7 +24,7 @@ from ss_lens.core.progress import progress_bar
 from ss_lens.core.values import read_value
 from ss_lens.exports.kinds import DIAL, GGUF_FILE
 from ss_lens.exports.merged import MERGED_GGUF
-from ss_lens.exports.verify import CALIBRATION, MODEL, described, tokens_for
+from ss_lens.exports.verify import MODEL, calibration_of, described, tokens_for
 from ss_lens.generation.loop import stop_ids
 from ss_lens.geometry.operators import Operator, RotateBy
 from ss_lens.models import forward
@@ -129,8 +129,7 @@ def verify_server(
     kind, new = content["kind"], content["max_new_tokens"]
     _check_adapters(address, path, kind)
     operators = [read_value(t, Operator.kinds(), "operator") for t in content["operators"]]
-    calibration = Calibration.load(path / CALIBRATION)
-    calibration.check_fits(model)
+    calibration = calibration_of(path, model)
     tokens = tokens_for(model, calibration.spec.chat, prompts, new)
     rows = []
     with progress_bar(len(operators) * len(tokens), "ask the server", "request") as bar:

@@ -302,9 +302,15 @@ def test_an_adapter_that_was_trained_is_no_export(llama: Ready) -> None:
 def test_an_export_of_another_model_is_refused(
     llama: Ready, ready: Readied, tmp_path: Path
 ) -> None:
+    """Nobody who has an export can calibrate it again; the model it was made from is named."""
     exported(llama, tmp_path / "out")
-    with pytest.raises(UserError, match="the calibration was made on"):
+    remedy = r"Give the model that the export was made from: 'tiny-llama' in float32\.$"
+    with pytest.raises(UserError, match="the calibration was made on .*" + remedy) as caught:
         ss_lens.verify_export(tmp_path / "out", ready("gemma2").model, prompts=PROMPTS)
+    assert "Calibrate" not in str(caught.value)
+    half = ss_lens.load_model(llama.folder, dtype="bfloat16")
+    with pytest.raises(UserError, match="was made in float32, the model is in bf.*" + remedy):
+        ss_lens.verify_export(tmp_path / "out", half, prompts=PROMPTS)
 
 
 def test_a_calibration_of_another_model_is_refused(
