@@ -32,7 +32,10 @@ class ModelIdentity:
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether ``name`` is written like an id on the Hub: ``owner/name``."""
+    """Whether ``name`` is written like an id on the Hub: ``owner/name``.
+
+    Every id that the Hub's client takes is.
+    """
     return _HUB_ID.fullmatch(name) is not None
 
 

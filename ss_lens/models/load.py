@@ -28,7 +28,7 @@ from ss_lens.models.delivery.kept import GGUF
 from ss_lens.models.fetching import fetch, weights_digest
 from ss_lens.models.gguf.header import read_header
 from ss_lens.models.gguf.weights import is_mapped, load_weights
-from ss_lens.models.identity import ModelIdentity, last_part
+from ss_lens.models.identity import ModelIdentity, is_hub_id, last_part
 from ss_lens.models.integrity import (
     check_complete,
     check_finite,
@@ -239,7 +239,7 @@ def _place_of(name: str, revision: str | None) -> Source:
         return Source(str(path.parent), gguf=path, described=False)
     if path.is_dir():
         return _in_folder(path)
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if is_hub_id(name):
         return Source(name, revision=revision)
     raise unknown_model(name)
 

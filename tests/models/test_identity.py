@@ -11,14 +11,33 @@ from typing import Any, cast
 
 import pytest
 import torch
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from transformer_lens.model_bridge import TransformerBridge
 
 import ss_lens
 from ss_lens import ContrastiveDataset, Store, UserError
-from ss_lens.models.identity import public_name
+from ss_lens.models.identity import is_hub_id, public_name
 from ss_lens.models.load import identify
 from tests.gguf_files import logits_of
 from tests.oracles import relative_error
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("Qwen/Qwen2.5-1.5B-Instruct", "a/b", "0/1", "_a/_b", "a.b-c_d/e.f-g_h", "a/b-c.d"),
+        *("./a", "../a", "-a/b", ".a/b", "a/.b", "a/-b", "a", "/a/b", "a/b/c", "a/", "a b/c"),
+    ],
+)
+def test_an_id_of_the_hub_has_an_owner_and_is_what_the_hubs_client_takes(name: str) -> None:
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        taken = False
+    else:
+        taken = "/" in name
+    assert is_hub_id(name) == taken
 
 
 def test_two_loads_have_one_fingerprint_whatever_the_folder_is_called(

@@ -74,6 +74,7 @@ def test_fast_is_bfloat16_only_where_it_is_multiplied_natively(
         ({"name": "qwen2.5-1b"}, "did you mean 'qwen2.5-1.5b'"),
         ({"name": "zzzz"}, r"unknown model 'zzzz'\. Expected one of smollm2-135m.*a Hub id like"),
         ({"name": "/nowhere/at/all"}, "unknown model '/nowhere/at/all'"),
+        ({"name": "./nowhere"}, r"unknown model '\./nowhere'\. Expected .*a local folder"),
         ({"name": "/nowhere/model.gguf"}, r"there is no file /nowhere/model\.gguf"),
         ({"device": "abacus"}, "device 'abacus' is not available here; use auto, cpu, cuda"),
         ({"dtype": "float8"}, "unknown dtype 'float8'; use auto, fast, float32, bfloat16, float16"),
