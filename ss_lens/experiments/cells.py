@@ -106,6 +106,24 @@ class CellStore:
             return True
         return not isinstance(found, dict) or type(found.get("format")) is not int
 
+    def dtype(self, asked: str, here: str) -> str:
+        """The dtype that all processes which share the folder take for ``asked``.
+
+        The first one decides, since what ``auto`` and ``fast`` mean depends on the machine.
+
+        Args:
+            asked: the name that is to be decided.
+            here: what it means on this machine.
+        """
+        with self.exclusive():
+            path = self.folder / "sweep.json"
+            said = read_json(path, "sweep (sweep.json)", remedy=_RESUME)
+            decided = said.get("dtypes", {})
+            if asked not in decided:
+                decided = {**decided, asked: here}
+                write_json(path, {**said, "dtypes": decided})
+            return decided[asked]
+
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         """While one process changes what the folder says of itself."""

@@ -48,9 +48,11 @@ def finish_on_cluster(
     """As :func:`finish_groups`, by ``config.workers`` processes that share the cells.
 
     Every worker goes through all groups and skips what others have finished, so that one which
-    lives to the end suffices. submitit carries the call to a worker in a pickle of its own; what
-    comes back is JSON and Parquet. Local workers end with this process, however it ends; jobs of
-    Slurm are cancelled when it is interrupted, and end by themselves when it is killed.
+    lives to the end suffices. All compute in one dtype
+    (:func:`ss_lens.experiments.inputs.settled`). submitit carries the call to a worker in a pickle
+    of its own; what comes back is JSON and Parquet. Local workers end with this process, however it
+    ends; jobs of Slurm are cancelled when it is interrupted, and end by themselves when it is
+    killed.
 
     Raises:
         UserError: submitit is missing or refuses the parameters, what a worker objected to, or
@@ -106,6 +108,7 @@ def work(call: str) -> None:
     from ss_lens.experiments.cells import CellStore
     from ss_lens.experiments.config import SweepConfig
     from ss_lens.experiments.grid import CellGroup
+    from ss_lens.experiments.inputs import settled
 
     config = SweepConfig(**given["config"])
     if config.cluster == "local":
@@ -113,11 +116,12 @@ def work(call: str) -> None:
         torch.set_num_threads(max(1, torch.get_num_threads() // config.workers))
     _wait_for(reports)
     _wait_for(Path(given["folder"]) / "sweep.json")
+    cells = CellStore(Path(given["folder"]))
     try:
         outcomes = worker.finish_groups(
-            config,
+            settled(config, cells),
             [CellGroup.from_json(group) for group in given["groups"]],
-            CellStore(Path(given["folder"])),
+            cells,
             Store(given["store"]),
             finished=lambda place: (reports / f"done-{place}").touch(),
             first=given["first"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
@@ -19,13 +20,16 @@ from ss_lens.behaviours.files import load_behaviour
 from ss_lens.behaviours.measures import REFUSAL, Measures
 from ss_lens.calibration.calibration import Calibration, calibrate
 from ss_lens.datasets.contrastive import ContrastiveDataset, DatasetSplit, load_dataset
+from ss_lens.experiments.cells import CellStore
 from ss_lens.experiments.config import SweepConfig
 from ss_lens.experiments.grid import Arm, CellGroup
 from ss_lens.generation.loop import stop_ids
 from ss_lens.generation.lower_blocks import LowerBlocks
 from ss_lens.geometry.operators import Operator
 from ss_lens.models.chat import ChatFormat, tokenize, tokens_digest
-from ss_lens.models.load import load_model
+from ss_lens.models.load import device_named, dtype_named, load_model
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +51,32 @@ class Setting:
     unsteered: Mapping[str, Any]
     lower: LowerBlocks
     behaviour: Behaviour | None = None
+
+
+def settled(config: SweepConfig, cells: CellStore) -> SweepConfig:
+    """The configuration with a dtype that does not depend on the machine.
+
+    What several machines compute is of one precision: that of the first process which began in the
+    folder. Where another machine would take another one, its log says so.
+
+    Args:
+        config: with the dtype that was asked for.
+        cells: in the folder that the processes share.
+    """
+    if config.dtype not in ("auto", "fast"):
+        return config
+    named = dtype_named(config.dtype, device_named(config.device))
+    here = str(named).removeprefix("torch.")
+    dtype = cells.dtype(config.dtype, here)
+    if dtype != here:
+        logger.warning(
+            "dtype %s is %s on this machine; it computes in %s all the same, as the first process "
+            "of this folder did",
+            config.dtype,
+            here,
+            dtype,
+        )
+    return config.model_copy(update={"dtype": dtype})
 
 
 class Workbench:

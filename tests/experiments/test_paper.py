@@ -27,6 +27,7 @@ from ss_lens.experiments.paper.plan import (
     Size,
 )
 from ss_lens.experiments.paper.run import run_paper
+from ss_lens.experiments.paper.stages import Work
 from ss_lens.experiments.paper.tables import METRICS
 from ss_lens.experiments.sweep import run_sweep
 from ss_lens.judges import Opinion, verdict_table
@@ -95,18 +96,34 @@ def test_the_perplexity_of_the_steered_model_is_measured_on_request_alone(asked:
     assert "perplexity_steered" in named.scores
 
 
+SMALLEST = Size(6, 2, 2, 4, (0.0, 120.0), draws=1, nulls=3, null_prompts=1, tries=1)
+
+
 @pytest.fixture(scope="module")
 def finished(
     tiny_folders: dict[str, Path], prompts_file: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[PaperConfig, Path]:
     """A run with the least of everything."""
-    size = Size(6, 2, 2, 4, (0.0, 120.0), draws=1, nulls=3, null_prompts=1, tries=1)
-    config = PaperConfig(str(tiny_folders["qwen2"]), size)
+    config = PaperConfig(str(tiny_folders["qwen2"]), SMALLEST)
     folder = tmp_path_factory.mktemp("paper") / "run"
     data = ss_lens.load_dataset(prompts_file)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ss_lens.experiments.paper.capability.is_available", lambda: False)
         return config, run_paper(config, data, folder, store=Store(folder.parent / "store"))
+
+
+@pytest.mark.parametrize(("workers", "decided"), [(1, None), (2, {"auto": "float32"})])
+def test_what_is_calibrated_here_and_steered_by_workers_is_of_one_precision(
+    workers: int,
+    decided: dict[str, str] | None,
+    prompts_file: Path,
+    tmp_path: Path,
+) -> None:
+    config = PaperConfig("a model", SMALLEST, device="cpu", workers=workers)
+    data, store = ss_lens.load_dataset(prompts_file), Store(tmp_path / "store")
+    Work.prepared(config, data, tmp_path / "run", store)
+    path = tmp_path / "run" / "sweep" / "sweep.json"
+    assert (json.loads(path.read_text()).get("dtypes") if path.exists() else None) == decided
 
 
 def test_a_run_reports_every_variant_on_test_or_says_why_not(

@@ -22,6 +22,7 @@ from ss_lens.experiments import cluster, worker
 from ss_lens.experiments.cells import CellStore
 from ss_lens.experiments.cluster import reported
 from ss_lens.experiments.config import SweepConfig
+from ss_lens.experiments.inputs import settled
 from ss_lens.experiments.sweep import load_sweep, run_sweep
 from ss_lens.experiments.worker import Outcome
 from tests.experiments.sweeping import Asked, batches, with_grid
@@ -176,6 +177,34 @@ def test_workers_of_submitit_give_the_same_table(asked: Asked, tmp_path: Path) -
     pd.testing.assert_frame_equal(there.table, here.table, check_exact=True)
     assert there.groups["key"].tolist() == here.groups["key"].tolist()
     assert not [*(tmp_path / "there" / "logs").glob("reports-*")]
+
+
+def test_all_workers_compute_in_the_precision_that_the_first_process_decided(
+    asked: Asked, tmp_path: Path
+) -> None:
+    """Whatever their own machines would take; that is told in their logs."""
+    folder, asked = tmp_path / "there", {**asked, "scores": ["refusal_score"]}
+    assert CellStore.claim(folder).dtype("auto", "bfloat16") == "bfloat16"
+    config = SweepConfig(**{**asked, "device": "cpu", "cluster": "local", "workers": 2})
+    there = run_sweep(config, folder)
+    half = run_sweep(SweepConfig(**{**asked, "dtype": "bfloat16"}), tmp_path / "half")
+    assert there.groups["key"].tolist() == half.groups["key"].tolist()
+    pd.testing.assert_frame_equal(there.table, half.table)
+    logs = [path.read_text() for path in (folder / "logs").rglob("*.err")]
+    told = "dtype auto is float32 on this machine; it computes in bfloat16 all the same"
+    assert sum(told in log for log in logs) == len(logs) == 2
+
+
+def test_what_a_dtype_means_in_a_folder_is_decided_once(asked: Asked, tmp_path: Path) -> None:
+    cells = CellStore.claim(tmp_path)
+    assert cells.dtype("fast", "float32") == "float32"
+    assert CellStore.claim(tmp_path).dtype("fast", "bfloat16") == "float32"
+    assert cells.dtype("auto", "bfloat16") == "bfloat16"  # another name, decided by itself
+    for name, meant in {"fast": "float32", "auto": "bfloat16", "float16": "float16"}.items():
+        config = SweepConfig(**{**asked, "dtype": name, "device": "cpu"})
+        assert settled(config, cells) == config.model_copy(update={"dtype": meant})
+    kept = json.loads((tmp_path / "sweep.json").read_text())["dtypes"]
+    assert kept == {"fast": "float32", "auto": "bfloat16"}  # what is named needs no decision
 
 
 class DeadJob:

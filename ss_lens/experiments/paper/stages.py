@@ -18,7 +18,7 @@ from ss_lens.experiments.answers import forget_cut_answers
 from ss_lens.experiments.cells import CellStore
 from ss_lens.experiments.config import Part, PromptClass
 from ss_lens.experiments.grid import Arm, CellGroup
-from ss_lens.experiments.inputs import Workbench
+from ss_lens.experiments.inputs import Workbench, settled
 from ss_lens.experiments.paper.folder import PLAIN, WRAPPED, claim
 from ss_lens.experiments.paper.plan import (
     BOTH,
@@ -63,7 +63,10 @@ class Work:
         claim(config, dataset, folder)
         plain, changed = str(folder / PLAIN), str(folder / WRAPPED)
         first = full_method(config, plain)
-        bench = Workbench(config.sweep({first: (0.0,)}, "dev", ONE_PASS, BOTH), store)
+        asked = config.sweep({first: (0.0,)}, "dev", ONE_PASS, BOTH)
+        if asked.cluster is not None:  # what is calibrated here is steered by the workers
+            asked = settled(asked, CellStore.claim(folder / "sweep"))
+        bench = Workbench(asked, store)
         return cls(config, folder, store, plain, changed, bench)
 
     def sweep(
