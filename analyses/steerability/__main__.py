@@ -15,7 +15,7 @@ from analyses.steerability.conclusions import findings
 from analyses.steerability.figures import figure
 from analyses.steerability.measures import Goal, measure, summarise
 from analyses.steerability.questions import Question, read_questions
-from analyses.steerability.scored import of_questions, of_sweep
+from analyses.steerability.scored import check_enough, of_questions, of_sweep
 from analyses.steerability.surface import explained, surface_of
 from analyses.steerability.transfer import transfer
 from ss_lens import UserError
@@ -48,7 +48,7 @@ def main(
     dtype: output.Dtype = "auto",
 ) -> None:
     """Slope of the score over the angle, prompt by prompt: spread, wrong way, surface, transfer."""
-    chosen = output.checked(formats)
+    chosen, wanted = output.checked(formats), _goal(goal)
     if (sweep is None) == (not questions):
         raise UserError(
             "steerability is measured on a stored sweep or on questions; give --sweep FOLDER or "
@@ -60,6 +60,7 @@ def main(
         subtitle = f"{sweep}, {low:g}° to {high:g}°; {score}, to {goal}"
     else:
         features = {path.stem: read_questions(path) for path in questions or ()}
+        check_enough(features, train, test)
         angles = [low + step * i for i in range(int((high - low) // step) + 1)]
         loaded = ss_lens.load_model(model, dtype=dtype)
         scores = of_questions(
@@ -75,7 +76,7 @@ def main(
         subtitle = (
             f"{model}; rotate_by {angles[0]:g}° to {angles[-1]:g}°; matching answer, to {goal}"
         )
-    slopes = measure(scores, _goal(goal), score=score, by=by)
+    slopes = measure(scores, wanted, score=score, by=by)
     summary = summarise(slopes, by=by, seed=seed)
     surface = _surface(slopes, by, features, train, seed)
     transferred = _transfer(slopes, by, seed)

@@ -16,8 +16,8 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from ss_lens import Calibration, ContrastiveDataset, UserError, steer
+from ss_lens.behaviours.questions import read_questions as read_choices
 from ss_lens.core.progress import progress_bar
-from ss_lens.datasets.readers import read_rows
 from ss_lens.generation.angle_batch import Angled, at_angles, checked_angles
 from ss_lens.models.chat import DEFAULT_FORMAT, ChatFormat
 from ss_lens.scoring.continuations import (
@@ -28,8 +28,6 @@ from ss_lens.scoring.continuations import (
     passes,
     start_of,
 )
-
-COLUMNS = ("question", "answer_matching_behavior", "answer_not_matching_behavior")
 
 
 @dataclass(frozen=True)
@@ -62,21 +60,13 @@ class Question:
 
 
 def read_questions(path: Path | str) -> list[Question]:
-    """The questions of a ``.jsonl`` file in the layout of the model-written evaluations.
+    """The questions of a ``.jsonl`` file in the layout of the model-written evaluations, each once.
 
     Raises:
-        UserError: it cannot be read, has no question, or another layout.
+        UserError: what :func:`ss_lens.behaviours.questions.read_questions` raises.
     """
-    rows = read_rows(Path(path))
-    for number, row in enumerate(rows, start=1):
-        if missing := [name for name in COLUMNS if not isinstance(row.get(name), str)]:
-            raise UserError(
-                f"row {number} of {path} has no text {missing[0]!r}; expected the layout of the "
-                f"model-written evaluations, {', '.join(COLUMNS)}. Check the file."
-            )
-    if not rows:
-        raise UserError(f"{path} holds no question; check the file.")
-    return [Question(*(row[name].strip() for name in COLUMNS)) for row in rows]
+    read = read_choices(path).questions
+    return [Question(one.text.strip(), one.matching.strip(), one.other.strip()) for one in read]
 
 
 def contrast(questions: Sequence[Question], name: str) -> ContrastiveDataset:

@@ -43,6 +43,16 @@ def of_sweep(
     return rows, [*varied, "prompt_class"]
 
 
+def check_enough(files: Mapping[str, Sequence[Question]], n_train: int, n_test: int) -> None:
+    """Raise for a set that has too few questions; cheap, so before a model is loaded."""
+    for name, questions in files.items():
+        if len(questions) < n_train + n_test:
+            raise UserError(
+                f"{name} has {len(questions)} questions; expected at least {n_train} to calibrate "
+                f"on and {n_test} others to score. Ask for fewer."
+            )
+
+
 def of_questions(
     model: TransformerBridge,
     files: Mapping[str, Sequence[Question]],
@@ -75,12 +85,7 @@ def of_questions(
     Raises:
         UserError: a set with fewer questions, or what calibration and steering raise.
     """
-    for name, questions in files.items():
-        if len(questions) < n_train + n_test:
-            raise UserError(
-                f"{name} has {len(questions)} questions; expected at least {n_train} to calibrate "
-                f"on and {n_test} others to score. Ask for fewer."
-            )
+    check_enough(files, n_train, n_test)
     calibrations = {}
     for name, questions in files.items():
         acts = ss_lens.capture(model, contrast(questions[:n_train], name))

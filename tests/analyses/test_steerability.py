@@ -268,13 +268,15 @@ def test_the_same_answers_and_other_layouts_are_refused(tmp_path: Path) -> None:
         Question("is it", "(A)", "(A)")
     path = tmp_path / "some.jsonl"
     path.write_text(json.dumps({"question": "is it", "answer": "(A)"}))
-    with pytest.raises(UserError, match="no text 'answer_matching_behavior'; expected the layout"):
+    with pytest.raises(
+        UserError, match="has no column 'answer_matching_behavior'"
+    ):
         read_questions(path)
     path.write_text("\n")
     with pytest.raises(UserError, match="holds no question"):
         read_questions(path)
     rows = {"answer_matching_behavior": " (A)", "answer_not_matching_behavior": " (B)"}
-    path.write_text(json.dumps({"question": "is it", **rows}))
+    path.write_text("\n".join([json.dumps({"question": "is it", **rows})] * 2))  # once is enough
     (question,) = read_questions(path)
     assert question == Question("is it", "(A)", "(B)")
     assert question.surface == {"words": 2.0, "characters": 5.0, "option order": 1.0}
@@ -287,7 +289,7 @@ def test_all_files_of_the_model_written_evaluations_are_read() -> None:
     folder = shared_file("data/mwe")
     for path in sorted(folder.glob("*.jsonl")):
         questions = read_questions(path)
-        assert len(questions) == 200
+        assert 190 < len({q.text for q in questions}) == len(questions) <= 200
         assert 0.3 < np.mean([q.surface["option order"] for q in questions]) < 0.7
 
 
