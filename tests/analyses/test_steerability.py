@@ -268,9 +268,7 @@ def test_the_same_answers_and_other_layouts_are_refused(tmp_path: Path) -> None:
         Question("is it", "(A)", "(A)")
     path = tmp_path / "some.jsonl"
     path.write_text(json.dumps({"question": "is it", "answer": "(A)"}))
-    with pytest.raises(
-        UserError, match="has no column 'answer_matching_behavior'"
-    ):
+    with pytest.raises(UserError, match="has no column 'answer_matching_behavior'"):
         read_questions(path)
     path.write_text("\n")
     with pytest.raises(UserError, match="holds no question"):
