@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import pandas as pd
 
@@ -16,6 +16,7 @@ ROWS, COLUMNS = 8, 9
 """Of a table in a notebook."""
 
 
+@runtime_checkable
 class Read(Protocol):
     """A result whose tables say which answers refuse, or show another behaviour."""
 

@@ -112,7 +112,7 @@ def _against(
     start, there = own.loc[0.0], own.loc[angle]
     change = float(there[score] - start[score])
     by = f"{change:+.1f} nats" if has_mass else f"{change:+.2f}"
-    said = f"the score on {_counted(there['n'], 'dev prompt')} moved by {by}"
+    said = f"the score on {_counted(int(there['n']), 'dev prompt')} moved by {by}"
     if has_mass:
         said += f" (opening mass {start['opening_mass']:.2f} → {there['opening_mass']:.2f})"
     if not measured:
@@ -184,7 +184,7 @@ def _beside_asking(
     whole = f" (opening mass {mass:.2f})" if has_mass else ""
     said = (
         "; asked for it in a system prompt, unsteered, the score on "
-        f"{_counted(there['n'], 'dev prompt')} moves by {by[0]}{whole}, by the turn {by[1]}: "
+        f"{_counted(int(there['n']), 'dev prompt')} moves by {by[0]}{whole}, by the turn {by[1]}: "
     )
     alike = ALIKE if has_mass else abs(turned) / 10
     if change * direction < turned * direction - alike:
