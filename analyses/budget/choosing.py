@@ -40,7 +40,7 @@ def matched(
     found = {}
     with progress_bar(len(families) * len(budgets), "match", "budget") as bar:
         for name, family in families.items():
-            curve = Curve(partial(texts.mean_kl, family), family.strengths)
+            curve = Curve(partial(texts.mean_kl, family), family.strengths, family.circle)
             for budget in budgets:
                 if family.is_fixed:
                     found[name, budget] = (Match(math.nan, curve.at([0.0])[0], FIXED),)

@@ -40,11 +40,13 @@ class Curve:
         measure: divergences, in nats, at some strengths; those of one call may share work.
         strengths: the scan, from the start of the interval to its end, up or down. Its steps decide
             what is seen: a rise above a budget and back between two neighbours is not.
+        circle: whether the last strength is the first one again, a whole turn later.
         measured: what is known so far.
     """
 
     measure: Callable[[Sequence[float]], Sequence[float]]
     strengths: Sequence[float]
+    circle: bool = False
     measured: dict[float, float] = field(default_factory=dict, init=False)
 
     def at(self, strengths: Sequence[float]) -> list[float]:
@@ -106,6 +108,8 @@ class Curve:
                 leaps.append(match)
             else:
                 found[match.strength] = match
+        if self.circle and self.strengths[0] in found:  # which the last one is again
+            found.pop(self.strengths[-1], None)
         order = sorted(found, reverse=self.strengths[0] > self.strengths[-1])
         if not order:
             return (leaps[0] if leaps else Match(math.nan, math.nan, self._no_bracket(budget)),)
@@ -113,10 +117,16 @@ class Curve:
 
     def _turns(self, budget: float | int) -> list[float]:
         """Where parabolas through three neighbours of the scan turn, near the budget or beyond."""
+        first, last = self.strengths[0], self.strengths[-1]
         self.at(self.strengths)
         places = []
-        for at in zip(self.strengths, self.strengths[1:], self.strengths[2:], strict=False):
-            left, middle, right = self.at(at)
+        triples = [*zip(self.strengths, self.strengths[1:], self.strengths[2:], strict=False)]
+        kls = [self.at(at) for at in triples]
+        if self.circle:  # around the place where it is closed
+            before = self.strengths[-2]
+            kls.append(self.at([before, first, self.strengths[1]]))
+            triples.append((before - (last - first), first, self.strengths[1]))
+        for at, (left, middle, right) in zip(triples, kls, strict=True):
             is_peak = left <= middle >= right and middle < budget
             is_pit = left >= middle <= right and middle > budget
             if not (is_peak or is_pit) or not all(map(math.isfinite, (left, middle, right))):
@@ -125,6 +135,8 @@ class Curve:
             if a == 0:
                 continue
             turn, extreme = at[1] - b / (2 * a), middle - b * b / (4 * a)
+            if (turn - first) * (last - first) < 0:
+                turn += last - first
             beyond = extreme - budget if is_peak else budget - extreme
             if beyond >= -NEAR * budget and turn not in self.strengths:
                 places.append(float(turn))

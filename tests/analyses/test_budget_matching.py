@@ -138,6 +138,27 @@ def test_around_the_circle_every_crossing_is_found(
     assert at_all(function, level) == pytest.approx(angles, abs=0.02)
 
 
+@pytest.mark.parametrize("turn", [TURN, TURN[::-1]], ids=["up", "down"])
+@pytest.mark.parametrize(
+    ("function", "level", "angles"),
+    [
+        (lambda a: dip(a + 7, 2.0), 0.001, [350.4374, 355.5626]),
+        (lambda a: 2 - dip(a - 5), 1.999, [1.3757, 8.6243]),
+        (lambda a: 2 - dip(a), 1.999, [3.6243, 356.3757]),
+        (lambda a: 2 - dip(a), 2.0, [0]),  # and not once more at 360°
+    ],
+)
+def test_a_turn_where_the_circle_is_closed_is_seen_from_both_sides(
+    function: Callable[[float], float],
+    level: float,
+    angles: list[float],
+    turn: tuple[float, ...],
+) -> None:
+    around = Curve(lambda some: [function(angle) for angle in some], turn, circle=True)
+    found = [match.strength % 360 for match in around.crossings(level, 1e-6)]
+    assert sorted(found) == pytest.approx(angles, abs=0.02)
+
+
 @given(level=st.floats(0.01, 0.99), turned=st.floats(-0.49, 0.49))
 def test_both_senses_of_a_bent_circle_are_found(level: float, turned: float) -> None:
     """One sense spends more than the other, as on real models."""
