@@ -101,12 +101,13 @@ def undominated(gains: Float[np.ndarray, "point objective"]) -> Bool[np.ndarray,
 
 
 def _changes(items: pd.DataFrame, row: str, plane: str) -> pd.DataFrame:
-    """Changes from the unsteered model, ``[angle, item]``."""
+    """Changes from the unsteered model, ``[angle, item]``; without items of no value somewhere."""
     here = (items["row"] == row) & (items["plane"] == plane) & items["angle_deg"].notna()
     chosen = items.loc[here]
     wide = chosen.pivot(index="angle_deg", columns="item", values="value")
     own = items.loc[(items["row"] == row) & (items["plane"] == OWN) & items["angle_deg"].isna()]
-    return wide - own.set_index("item")["value"].reindex(wide.columns)
+    changes = wide - own.set_index("item")["value"].reindex(wide.columns)
+    return changes.dropna(axis="columns")
 
 
 def _means(

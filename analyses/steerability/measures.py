@@ -6,6 +6,7 @@ Source: Tan et al., "Analyzing the Generalization and Reliability of Steering Ve
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -95,7 +96,8 @@ def summarise(slopes: pd.DataFrame, *, by: Sequence[str] = (), seed: int = 0) ->
 
     Returns:
         One row per group of ``by``: ``n`` prompts; the mean ``toward`` with its BCa interval
-        ``low``, ``high``; the standard deviation ``spread`` with ``spread_low``, ``spread_high``;
+        ``low``, ``high``; the standard deviation ``spread`` with ``spread_low``, ``spread_high``
+        (NaN for two prompts);
         the share ``wrong_way`` with its Wilson interval ``wrong_low``, ``wrong_high``; the median
         ``linearity``.
 
@@ -111,20 +113,28 @@ def summarise(slopes: pd.DataFrame, *, by: Sequence[str] = (), seed: int = 0) ->
             )
         values = group["toward"].to_numpy(dtype=float)
         low, high = mean_interval(group["toward"], derive_rng(seed, "steerability", *place))
-        spread = bca_interval([values], _deviation, derive_rng(seed, "spread", *place))
+        spread_low, spread_high = _spread_interval(values, derive_rng(seed, "spread", *place))
         wrong = mean_interval(group["wrong_way"].astype(bool), derive_rng(seed))
         rows.append(
             {
                 **dict(zip(by, place, strict=True)),
                 **{"n": len(group), "toward": float(values.mean()), "low": low, "high": high},
                 "spread": float(_deviation(values)),
-                **{"spread_low": float(spread.low), "spread_high": float(spread.high)},
+                **{"spread_low": spread_low, "spread_high": spread_high},
                 "wrong_way": float(group["wrong_way"].mean()),
                 **{"wrong_low": wrong[0], "wrong_high": wrong[1]},
                 "linearity": float(group["linearity"].median()),
             }
         )
     return pd.DataFrame(rows)
+
+
+def _spread_interval(values: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
+    """BCa leaves out each value in turn, and a single one has no deviation."""
+    if len(values) < 3:
+        return math.nan, math.nan
+    found = bca_interval([values], _deviation, rng)
+    return float(found.low), float(found.high)
 
 
 def _deviation(values: np.ndarray, axis: int = -1) -> Any:
@@ -162,7 +172,8 @@ def _fitted(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Slope, fitted score at the lowest strength, and R² of each row's straight line."""
     x = strengths - strengths.mean()
-    y = scores - scores.mean(axis=1, keepdims=True)
+    y = scores - scores[:, :1]  # so that scores without a change are exactly that
+    y -= y.mean(axis=1, keepdims=True)
     slope = y @ x / (x @ x)
     total = (y**2).sum(axis=1)
     left = ((y - slope[:, None] * x) ** 2).sum(axis=1)

@@ -116,6 +116,17 @@ def test_the_front_leaves_out_the_angle_that_another_beats_in_everything() -> No
             front(MADE, effect, goal)
 
 
+def test_a_prompt_without_a_divergence_is_left_out_of_the_front() -> None:
+    """As where the unsteered answer is empty; no draw is without any divergence then."""
+    lost = (MADE["row"] == "KL") & (MADE["item"] < 3)
+    some = MADE.assign(value=MADE["value"].mask(lost & MADE["angle_deg"].notna()))
+    table = front(some, "harmful", "lower", n_draws=200).set_index("angle_deg")
+    assert table["kl"].to_dict() == pytest.approx({45.0: 0.1, 90.0: 0.4, 180.0: 0.7})
+    assert table["kl_low"].notna().all()
+    assert table["on_front"].to_dict() == {45.0: True, 90.0: True, 180.0: False}
+    assert table["front_share"].to_dict() == {45.0: 1.0, 90.0: 1.0, 180.0: 0.0}
+
+
 def test_an_angle_is_beyond_the_nulls_where_it_beats_every_random_plane_there() -> None:
     def null(effect: float, place: int) -> pd.DataFrame:
         requests = {angle: [2.0 - effect] * 4 for angle in (45.0, 90.0, 180.0)}

@@ -77,6 +77,23 @@ def test_slopes_equal_numpys_least_squares_on_noisy_scores() -> None:
         assert found["linearity"] == pytest.approx(correlation**2)
 
 
+@pytest.mark.parametrize("score", [0.1, -3.3, 1e6 + 0.1])
+def test_a_score_that_does_not_change_goes_no_way(score: float) -> None:
+    """To the last bit: a mean of equal numbers may be rounded."""
+    table = measure(lines(np.zeros(3)).assign(refusal_score=score), "lower")
+    assert (table["toward"] == 0).all()
+    assert not table["wrong_way"].any()
+    assert table["linearity"].isna().all()
+
+
+def test_two_prompts_have_a_spread_without_an_interval() -> None:
+    row = summarise(measure(lines(np.array([0.1, 0.3])), "raise")).iloc[0]
+    assert row["spread"] == pytest.approx(120 * 0.2 / np.sqrt(2))
+    assert np.isnan([row["spread_low"], row["spread_high"]]).all()
+    assert row["low"] == pytest.approx(12)
+    assert row["high"] == pytest.approx(36)
+
+
 def test_a_summary_holds_the_mean_the_spread_and_the_share_of_the_wrong_way() -> None:
     slopes = np.array([0.1, 0.2, -0.1, 0.3, -0.2, 0.4, 0.5, 0.6])
     scores = pd.concat(
