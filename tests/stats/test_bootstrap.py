@@ -54,6 +54,16 @@ def test_one_observation_has_no_interval() -> None:
     assert np.isnan(bca_mean_interval(np.array([3.0]), derive_rng(0))).all()
 
 
+def test_two_observations_bound_their_mean_and_ties_do_not_narrow_it_to_a_point() -> None:
+    low, high = bca_mean_interval(np.array([1.0, 4.0]), derive_rng(0))
+    assert (low, high) == (1.0, 4.0)
+    tied = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 1.0])
+    low, high = bca_mean_interval(tied, derive_rng(0))
+    assert 0 <= low <= tied.mean() < high <= 1
+    mirrored = bca_mean_interval(-tied, derive_rng(0))
+    assert mirrored == pytest.approx((-high, -low), abs=0.17)  # a step of one observation
+
+
 def test_a_product_of_two_means_takes_samples_of_different_sizes() -> None:
     rng = np.random.default_rng(4)
     a, b = rng.normal(2, 1, size=(40, 2)), rng.normal(-1, 1, size=(25, 2))

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, strategies as st
+from scipy.stats import binomtest
 
 from ss_lens import UserError
 from ss_lens.stats.bootstrap import bca_mean_interval, derive_rng
@@ -40,6 +41,13 @@ def test_wilson_interval_solves_its_quadratic_and_holds_the_rate(case: tuple[int
     for bound in (low, high):
         # Each bound is a rate whose score statistic is exactly z.
         assert (rate - bound) ** 2 == pytest.approx(z * z * bound * (1 - bound) / n, abs=1e-9)
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 40])
+def test_wilson_interval_is_scipys(n: int) -> None:
+    for successes in range(n + 1):
+        found = binomtest(successes, n).proportion_ci(method="wilson")
+        assert wilson_interval(successes, n) == pytest.approx((found.low, found.high), abs=1e-12)
 
 
 @given(st.integers(1, 200).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))

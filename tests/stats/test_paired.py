@@ -152,6 +152,22 @@ def test_a_rate_with_undefined_answers_is_a_rate_of_the_others() -> None:
     assert (found["low"], found["high"]) == wilson_interval(2, 3)
 
 
+def test_ties_and_equal_effects_have_the_p_value_of_their_signs() -> None:
+    """Of n equal effects 2 of 2ⁿ patterns of signs reach the mean; zeros count for neither side."""
+    for effects, expected in (([2.0] * 5, 2 / 2**5), ([0.3, 0.3, 0.0], 1 / 2), ([0.0] * 4, 1.0)):
+        table = cells({"full": [[0.0] * len(effects)], "x": [effects]})
+        found = row_of(compare(table, ["score"], "full"), "x")
+        assert found["p_value"] == pytest.approx(expected)
+    many = cells({"full": [[0.0] * 40], "x": [[0.1] * 40]})
+    assert row_of(compare(many, ["score"], "full"), "x")["p_value"] == pytest.approx(1 / 10_001)
+
+
+def test_holm_gives_equal_p_values_the_same_correction() -> None:
+    assert holm(pd.Series([0.02, 0.02, 0.5])).tolist() == pytest.approx([0.06, 0.06, 0.5])
+    assert holm(pd.Series([math.nan, math.nan])).isna().all()
+    assert holm(pd.Series([0.03])).tolist() == [0.03]
+
+
 def test_one_pair_has_a_difference_and_no_interval() -> None:
     found = row_of(compare(cells({"full": [[1.0]], "x": [[3.0]]}), ["score"], "full"), "x")
     assert (found["n_pairs"], found["difference"]) == (1, 2.0)
