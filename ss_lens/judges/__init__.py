@@ -30,6 +30,7 @@ __all__ = [
     "PolyGuard",
     "Qwen3Guard",
     "RubricJudge",
+    "check_ready",
     "outcomes_of",
     "parse_reply",
     "read_judge",
@@ -46,6 +47,17 @@ def read_judge(text: str) -> Judge:
     'card'
     """
     return read_value(text, get_args(Judge), "judge")
+
+
+def check_ready(judge: object) -> None:
+    """Raise what would keep a judge from judging, where that shows without its weights.
+
+    Raises:
+        UserError: a rubric that cannot be read, verdict words that the judge's tokenizer does not
+            tell apart, or an endpoint's key or package that is missing.
+    """
+    if isinstance(judge, RubricJudge | EndpointJudge):
+        judge.check_ready()
 
 
 def outcomes_of(judge: object) -> tuple[str, str]:

@@ -162,6 +162,11 @@ class EndpointJudge:
                 ) from None
         return verdict_table([parse_reply(replies[key].text) for key in keys])
 
+    def check_ready(self) -> None:
+        """Raise where the rubric, the key or the client's package is missing; asks nothing."""
+        read_rubric(self.rubric)
+        Endpoint(self._service(), self._key(), Ledger()).close()
+
     def _service(self) -> Service:
         options: dict[str, Any] = {self.token_limit: self.max_tokens}
         if self.temperature is not None:

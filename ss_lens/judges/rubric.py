@@ -37,6 +37,14 @@ def read_rubric(name: str, kind: str = OF_REPLIES) -> str:
     return text
 
 
+def beside(name: str, folder: Path, kind: str = OF_REPLIES) -> str:
+    """The path of a rubric in ``folder``; what is no file there stays as it is."""
+    if _PROMPT in name or name in _packaged(kind):
+        return name
+    path = folder / Path(name).expanduser()
+    return str(path) if path.is_file() else name
+
+
 _LONGEST = 80
 """Characters of a rubric that a message repeats."""
 
@@ -47,13 +55,19 @@ def fill(rubric: str, prompt: str, response: str) -> str:
 
 
 def _stored(name: str, kind: str) -> str:
+    known = _packaged(kind)
     folder = files("ss_lens.judges") / kind
-    known = sorted(entry.name.removesuffix(".md") for entry in folder.iterdir())
     source = folder / f"{name}.md" if name in known else Path(name).expanduser()
     try:
         return source.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"the rubric {name!r} cannot be read ({type(error).__name__}); use "
-            f"{', '.join(known)}, or the path of a text file."
+            f"the rubric {name[:_LONGEST]!r} cannot be read ({type(error).__name__}); use "
+            f"{', '.join(known)}, or the path of a text file, or a text with {_PROMPT} and "
+            f"{_ANSWERS[kind == OF_WORDS]} in it."
         ) from error
+
+
+def _packaged(kind: str) -> list[str]:
+    folder = files("ss_lens.judges") / kind
+    return sorted(entry.name.removesuffix(".md") for entry in folder.iterdir())

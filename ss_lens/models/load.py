@@ -148,6 +148,20 @@ def load_model(
     return model
 
 
+def load_tokenizer(name: str, *, revision: str | None = None) -> Any:
+    """The tokenizer of a model, as its files have it, without the model.
+
+    Raises:
+        UserError: the name is unknown, or the model is unavailable.
+    """
+    _check_name(name)
+    folder = adapters.adapter_folder(name)
+    adapter = adapters.read_adapter(folder) if folder else None
+    source = _resolve(name, revision) if adapter is None else _base_of(adapter, revision)
+    with load_errors(name, source.place, DEFAULT_MODEL), without_bars():
+        return AutoTokenizer.from_pretrained(source.place, **source.arguments())
+
+
 @dataclass(frozen=True, eq=False)
 class Loaded:
     """How a model was loaded: its source, and the folder of the adapter that was merged into it."""

@@ -146,6 +146,33 @@ def test_what_was_measured_is_known_where_the_judge_is_used(file: Path, judge: s
     assert str(found).startswith("HarmBench(), κ with people 1.00 [")
 
 
+def test_agreement_without_an_interval_is_told_and_not_kept(
+    ss: CommandLine, tmp_path: Path, judge: str
+) -> None:
+    """Of one prompt alone, and where judge and people call all answers the same."""
+    rows = labelled_rows()
+    alike = rows.loc[rows["human_label"] == "1_full_compliance"]
+    for table in (rows.assign(prompt="May I?"), alike):
+        path = tmp_path / "few.csv"
+        table.to_csv(path, index=False)
+        done = ss("judges", "measure", "--labels", path, "--judge", judge)
+        assert done.code == 0, done.err
+        assert f"{judge} has no κ with an interval on these answers" in done.out
+        assert known.known(judge) is None
+
+
+def test_a_judge_that_is_not_ready_is_refused_before_another_judges(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    asked: list[str] = []
+    monkeypatch.setattr(measure, "refuses", lambda judge: asked.append(repr(judge)))
+    pair = ("HarmBench()", "EndpointJudge(model='m')")
+    with pytest.raises(UserError, match="the environment variable OPENAI_API_KEY is not set"):
+        measure.measure(labels.read_labelled(file), pair)
+    assert not asked
+
+
 def test_a_changed_rubric_is_another_judge(tmp_path: Path) -> None:
     rubric = tmp_path / "rubric.md"
     rubric.write_text("{prompt} {answer} yes or no?")

@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import ss_lens
 from ss_lens import ContrastiveDataset, Store, UserError
-from ss_lens.judges import RubricJudge, outcomes_of, read_judge, summary
+from ss_lens.judges import RubricJudge, check_ready, outcomes_of, read_judge, summary
 from ss_lens.judges.rubric import OF_WORDS, fill, read_rubric
+from ss_lens.judges.words import verdict_tokens
 
 RUBRIC = "w31 {prompt} w32 {answer} w33"
 PROMPTS = ["w8 w9 w10", "w11", "w12 w13", "w14 w15 w16 w17", "w18"]
@@ -86,6 +87,24 @@ def test_words_that_tokens_do_not_tell_apart_are_refused(
     with pytest.raises(UserError, match=message) as caught:
         judge(PROMPTS, ANSWERS)
     assert "\n" not in str(caught.value)
+
+
+def test_what_keeps_it_from_judging_shows_before_its_weights_are_loaded(
+    judge: RubricJudge, tiny_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("the weights were loaded")
+
+    monkeypatch.setattr(verdict_tokens, "load_model", never)
+    judge.check_ready()
+    folder = str(tiny_folders["qwen2"])
+    for wrong, message in (
+        (RubricJudge(folder, RUBRIC, "ja", "jein"), "begin with the same token 'j'"),
+        (RubricJudge(folder, "{prompt} alone"), r"has no \{answer\}"),
+        (RubricJudge("smollm", RUBRIC), "unknown model 'smollm'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            check_ready(wrong)
 
 
 @pytest.mark.parametrize(

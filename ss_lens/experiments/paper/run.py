@@ -11,10 +11,11 @@ from ss_lens.experiments.answers import cut_answers
 from ss_lens.experiments.paper.choosing import answer_on_test, choose
 from ss_lens.experiments.paper.clock import Clock
 from ss_lens.experiments.paper.facts import activations_of, facts
-from ss_lens.experiments.paper.folder import finish
+from ss_lens.experiments.paper.folder import FINISHED, finish
 from ss_lens.experiments.paper.plan import FULL, PaperConfig
 from ss_lens.experiments.paper.stages import Work
 from ss_lens.experiments.paper.tables import Measured, judged_answers, write_tables
+from ss_lens.judges import check_ready, read_judge
 
 
 def run_paper(
@@ -48,6 +49,9 @@ def run_paper(
     check_is("config", config, (PaperConfig,), "a PaperConfig(model=...)")
     check_is("dataset", dataset, (ContrastiveDataset,), "a dataset from load_dataset(...)")
     check_path("folder", folder)
+    if not (Path(folder) / FINISHED).exists():
+        for text in config.judges:
+            check_ready(read_judge(text))
     work = Work.prepared(config, dataset, Path(folder), Store() if store is None else store)
     clock = Clock()
     with clock.stage("capture and the method's sites"):

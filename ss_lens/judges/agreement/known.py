@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cache
@@ -66,7 +67,7 @@ def known(judge: str) -> Known | None:
 
 
 def remember(agreement: Agreement, labelled: Labelled, judges: Sequence[str]) -> Path:
-    """Keep the agreement of these judges, and return the folder.
+    """Keep the agreement of these judges where there is a κ with an interval; return the folder.
 
     The classifier's own is what was measured when it was fitted, and is not replaced.
     """
@@ -79,6 +80,8 @@ def remember(agreement: Agreement, labelled: Labelled, judges: Sequence[str]) ->
         named = (table["judge"] == judge) & (table["counted"] == COUNTED[1])
         (row,) = table.loc[named & (table["model"] == ALL)].to_dict("records")
         values = {name: row[name] for name in ("kappa", "low", "high", "n")}
+        if not all(map(math.isfinite, values.values())):
+            continue
         record = asdict(Known(judge, **values, labels=labels))
         more = {"labels_sha256": labelled.sha256, "ss_lens": version("ss_lens")}
         _home().mkdir(parents=True, exist_ok=True)

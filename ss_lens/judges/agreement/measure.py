@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ss_lens.core.errors import UserError
-from ss_lens.judges import RubricJudge, outcomes_of, read_judge
+from ss_lens.judges import RubricJudge, check_ready, outcomes_of, read_judge
 from ss_lens.judges.agreement.labels import Labelled
 from ss_lens.scoring.refusal import contains_refusal, opens_with_refusal
 from ss_lens.scoring.refusal_classifier.classify import classify_refusal, trained_on
@@ -70,6 +70,8 @@ def measure(labelled: Labelled, judges: Sequence[str] = (), seed: int = 0) -> Ag
         read_judge(text)
         if text in judges[:place]:
             raise UserError(f"the judge {text!r} is given twice; expected each once. Keep one.")
+    for text in judges:
+        check_ready(read_judge(text))  # before the first of them judges
     said = dict(RULES) | {text: refuses(read_judge(text)) for text in judges}
     table, kappas, confusions = labelled.table, [], []
     for name, judge in said.items():
@@ -77,7 +79,8 @@ def measure(labelled: Labelled, judges: Sequence[str] = (), seed: int = 0) -> Ag
         kappas += _kappas(name, table, pd.Series(found, dtype=object), seed)
         confusions.append(_confusion(name, table, pd.Series(found, dtype=object)))
     frame = pd.DataFrame(kappas)
-    return Agreement(frame, pd.concat(confusions, ignore_index=True), tuple(_notes(labelled)))
+    notes = [*_notes(labelled), *_undefined(frame, judges)]
+    return Agreement(frame, pd.concat(confusions, ignore_index=True), tuple(notes))
 
 
 def refuses(judge: Any) -> Refuses:
@@ -144,3 +147,15 @@ def _notes(labelled: Labelled) -> list[str]:
             f"{fitted.full_or_none} and, with partial refusals, {fitted.with_partial}"
         )
     return notes
+
+
+def _undefined(kappas: pd.DataFrame, judges: Sequence[str]) -> list[str]:
+    """Of each judge without a κ or an interval over all models, that nothing is kept of it."""
+    whole = (kappas["model"] == ALL) & (kappas["counted"] == COUNTED[1])
+    found = kappas.loc[whole].set_index("judge")[["kappa", "low", "high"]]
+    return [
+        f"{judge} has no κ with an interval on these answers, and none is kept: all are called the "
+        "same, or they are of one prompt"
+        for judge in judges
+        if not np.isfinite(found.loc[judge].to_numpy(float)).all()
+    ]

@@ -81,6 +81,18 @@ class RubricJudge:
             "device": self.device,
         }
 
+    def check_ready(self) -> None:
+        """Raise where the rubric cannot be read or the tokenizer does not tell the words apart.
+
+        The model's weights are not loaded.
+        """
+        read_rubric(self.rubric, OF_WORDS)
+        from ss_lens.judges.words import verdict_tokens
+        from ss_lens.models.load import load_tokenizer
+
+        tokenizer = load_tokenizer(self.model, revision=self.revision)
+        verdict_tokens.of_words(tokenizer, self.model, self.positive, self.negative)
+
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> pd.DataFrame:
         """Judge each response to its prompt.
 
@@ -101,7 +113,8 @@ class RubricJudge:
         from ss_lens.judges.words import verdict_tokens
 
         model = resident(verdict_tokens.load, self.model, self.revision, self.dtype, self.device)
-        words = verdict_tokens.of_words(model, self.positive, self.negative)
+        name = str(model.cfg.model_name)
+        words = verdict_tokens.of_words(model.tokenizer, name, self.positive, self.negative)
         questions = [
             fill(rubric, prompt, response)
             for prompt, response in zip(prompts, responses, strict=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformer_lens.model_bridge import TransformerBridge
@@ -30,29 +31,35 @@ def load(name: str, revision: str | None, dtype: str, device: str) -> Transforme
     return load_model(name, device=device, dtype=dtype, revision=revision)
 
 
-def of_words(model: TransformerBridge, positive: str, negative: str) -> Words:
+def of_words(tokenizer: Any, name: str, positive: str, negative: str) -> Words:
     """The tokens that two words begin with, after a space or not, and in capitals or not.
 
     A token of another way of writing them that begins both says neither, and is left out.
 
+    Args:
+        tokenizer: of the judge.
+        name: of the judge's model, for messages.
+        positive: one verdict.
+        negative: the other.
+
     Raises:
         UserError: as they are written both begin with the same token, or the tokenizer lacks one.
     """
-    yes, no = (_first_tokens(model, (word.strip(),)) for word in (positive, negative))
+    yes, no = (_first_tokens(tokenizer, (word.strip(),)) for word in (positive, negative))
     for word, tokens in ((positive, yes), (negative, no)):
         if not tokens:
             raise UserError(
-                f"the verdict {word!r} has no token in the tokenizer of {model.cfg.model_name}; "
+                f"the verdict {word!r} has no token in the tokenizer of {name}; "
                 "expected a word that it knows. Write for instance 'yes' and 'no'."
             )
     if shared := sorted(yes & no):
-        text = model.tokenizer.decode([shared[0]])
+        text = tokenizer.decode([shared[0]])
         raise UserError(
             f"the verdicts {positive!r} and {negative!r} begin with the same token {text!r} in the "
-            f"tokenizer of {model.cfg.model_name}; expected words that differ in their first "
+            f"tokenizer of {name}; expected words that differ in their first "
             "token. Write for instance positive='yes', negative='no'."
         )
-    more_yes, more_no = (_first_tokens(model, _ways(word)) for word in (positive, negative))
+    more_yes, more_no = (_first_tokens(tokenizer, _ways(word)) for word in (positive, negative))
     both = (yes | more_yes) & (no | more_no)
     ids = (tuple(sorted(own | (more - both))) for own, more in ((yes, more_yes), (no, more_no)))
     return Words(positive, negative, *ids)
@@ -84,10 +91,9 @@ def _ways(word: str) -> tuple[str, ...]:
     return (plain.lower(), plain.capitalize(), plain.upper())
 
 
-def _first_tokens(model: TransformerBridge, ways: Sequence[str]) -> set[int]:
+def _first_tokens(tokenizer: Any, ways: Sequence[str]) -> set[int]:
     """The first token of each way of writing a word; bare spaces and unknown ones say nothing."""
     texts = [f"{space}{way}" for way in ways for space in ("", " ")]
-    tokenizer = model.tokenizer
     firsts = {ids[0] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"] if ids}
     known = firsts - {tokenizer.unk_token_id}
     return {token for token in known if tokenizer.decode([token]).strip()}
