@@ -5,12 +5,14 @@ from __future__ import annotations
 import inspect
 import math
 import os
-from collections.abc import Collection, Iterable, Mapping, Set
+from collections.abc import Collection, Hashable, Iterable, Mapping, Set
 from numbers import Integral, Real
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 from ss_lens.core.errors import UserError
+
+Value = TypeVar("Value", bound=Hashable)
 
 
 def check_is(name: str, value: object, kinds: tuple[type, ...], expected: str) -> None:
@@ -71,6 +73,20 @@ def is_finite(number: float | int) -> bool:
         return math.isfinite(number)
     except OverflowError:
         return False
+
+
+def first_repeated(values: Iterable[Value]) -> Value | None:
+    """The first value that stands there a second time; ``None`` where none does.
+
+    >>> first_repeated([3, 1, 2, 1, 3])
+    1
+    """
+    seen: set[Value] = set()
+    for value in values:
+        if value in seen:
+            return value
+        seen.add(value)
+    return None
 
 
 def check_whole(name: str, value: object, at_least: int) -> None:

@@ -14,7 +14,14 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple, cast
 
-from ss_lens.core.checks import check_flag, check_is, check_one_of, described, is_finite
+from ss_lens.core.checks import (
+    check_flag,
+    check_is,
+    check_one_of,
+    described,
+    first_repeated,
+    is_finite,
+)
 from ss_lens.core.errors import UserError
 from ss_lens.core.files import sha256_of_json
 from ss_lens.core.shown import card, table
@@ -90,8 +97,7 @@ class ContrastiveDataset:
                     raise UserError(
                         f"{label} prompt {index} of dataset {self.name!r} {problem}; remove it."
                     )
-            if len(set(prompts)) < len(prompts):
-                repeated = next(p for i, p in enumerate(prompts) if p in prompts[:i])
+            if (repeated := first_repeated(prompts)) is not None:
                 raise UserError(
                     f"the {label} prompt {_short(repeated)} of dataset {self.name!r} appears "
                     "twice, so it could be both calibrated on and reported; keep one."
@@ -252,6 +258,13 @@ def load_dataset(
         if positive is not None or negative is not None:
             raise UserError("give either one source, or positive= and negative=, not both.")
         return _load_both(source, prompt_column, class_column, class_values, paired)
+    if (positive is None) != (negative is None):
+        given, missing = CLASSES if negative is None else CLASSES[::-1]
+        raise UserError(
+            f"the {given} prompts are given without {missing} ones, expected a source, or both "
+            f"positive= and negative=; embedded: {', '.join(EMBEDDED)}. Give {missing}= too "
+            f"(--{missing} on the command line)."
+        )
     if positive is None or negative is None:
         raise UserError(
             "give a source (an embedded name or a file), or both positive= and negative=; "
@@ -301,7 +314,8 @@ def _load_both(
             raise UserError(
                 f"row {number} of {name} has class {value!r}; expected one of "
                 f"{', '.join(class_values)}. Write one of these, or map the values in Python: "
-                f"load_dataset(..., class_values={{{value!r}: 'positive', ...}})."
+                f"load_dataset(..., class_values={{{value!r}: 'positive', ...}}); on the command "
+                f"line: --class-values {value}=positive,…"
             )
         classes[class_values[value]].append(_prompt(row, prompt_column, name, number))
     return ContrastiveDataset(name, tuple(classes["positive"]), tuple(classes["negative"]), paired)

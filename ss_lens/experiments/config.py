@@ -13,13 +13,13 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from ss_lens.behaviours.behaviour import Behaviour
 from ss_lens.behaviours.files import load_behaviour
-from ss_lens.core.checks import check_path
+from ss_lens.core.checks import check_path, first_repeated
 from ss_lens.core.errors import UserError
 from ss_lens.core.yaml import Section, read_yaml, unknown_key
 from ss_lens.experiments.choose_angle import AngleCriterion
 from ss_lens.experiments.grid import Arm, CellGroup
 from ss_lens.generation.angle_batch import BATCH_ROWS
-from ss_lens.geometry.strengths import reduced
+from ss_lens.geometry.strengths import MOST_ANGLES, check_count, reduced
 from ss_lens.models.chat import DEFAULT_FORMAT, ChatFormat
 from ss_lens.scoring.registry import ANSWERS, columns_of, measured_names, parts_of
 
@@ -43,8 +43,7 @@ def _as_tuple(value: Any) -> Any:
 def _some(value: tuple[Any, ...]) -> tuple[Any, ...]:
     if not value:
         raise UserError("this list is empty, and with it the sweep; name at least one.")
-    if len(set(value)) < len(value):
-        twice = next(v for i, v in enumerate(value) if v in value[:i])
+    if (twice := first_repeated(value)) is not None:
         raise UserError(f"{twice!r} appears twice; keep one.")
     return value
 
@@ -55,6 +54,7 @@ def _as_angles(value: Any) -> Any:
 
 def _on_circle(value: tuple[float, ...]) -> tuple[float, ...]:
     """0 and 360 are one cell, and −90 is 270."""
+    check_count(value)
     if not all(map(math.isfinite, value)):
         raise UserError(f"angles must be finite, in degrees; got {value}.")
     written: dict[float, float] = {}
@@ -97,8 +97,6 @@ OneOrMore = Annotated[tuple[T, ...], BeforeValidator(_as_tuple), AfterValidator(
 
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-MOST_ANGLES = 3600
-"""A tenth of a degree apart; what exceeds it is a slip of the pen."""
 
 
 class AngleRange(Section):

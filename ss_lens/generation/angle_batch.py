@@ -17,7 +17,7 @@ from tqdm import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from ss_lens.calibration.calibration import Calibration
-from ss_lens.core.checks import check_at_least, check_is, described
+from ss_lens.core.checks import check_at_least, check_is, described, first_repeated
 from ss_lens.core.errors import UserError
 from ss_lens.core.progress import progress_bar
 from ss_lens.generation import reuse as shared_work
@@ -25,7 +25,7 @@ from ss_lens.generation.loop import check_logits, continue_tokens, decode, greed
 from ss_lens.generation.lower_blocks import LowerBlocks
 from ss_lens.generation.reuse import Reach, SharedPrefix
 from ss_lens.geometry.operators import AngularOperator, Operator
-from ss_lens.geometry.strengths import Strengths, reduced
+from ss_lens.geometry.strengths import Strengths, check_count, reduced
 from ss_lens.models import forward
 from ss_lens.models.chat import (
     DEFAULT_FORMAT,
@@ -189,8 +189,8 @@ def checked_angles(
             f"angles_deg must be a list of degrees such as [0, 60, 120]; got "
             f"{described(angles_deg)}."
         )
-    if len(set(degrees)) < len(degrees):
-        repeated = next(angle for angle in degrees if degrees.count(angle) > 1)
+    check_count(degrees)
+    if (repeated := first_repeated(degrees)) is not None:
         alike = [angle for angle in np.ravel(angles_deg) if reduced(angle) == repeated]
         turns = [f"{angle:g}" for angle in dict.fromkeys(alike)]
         same = f" ({' and '.join(turns)} are the same)" if len(turns) > 1 else ""

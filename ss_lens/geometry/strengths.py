@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from functools import lru_cache
 from typing import cast
 
@@ -42,6 +42,19 @@ def validated(name: str, value: Strengths) -> float | tuple[float, ...]:
     if not np.isfinite(rows).all():
         raise UserError(f"{name} must be finite; got {described(value)}.")
     return float(rows) if rows.ndim == 0 else tuple(rows.tolist())
+
+
+MOST_ANGLES = 3600
+"""Of one sweep: a tenth of a degree apart; what exceeds it is a slip of the pen."""
+
+
+def check_count(angles_deg: Sized) -> None:
+    """Raise where more angles are asked for than anybody means."""
+    if len(angles_deg) > MOST_ANGLES:
+        raise UserError(
+            f"{len(angles_deg):,} angles are given, expected at most {MOST_ANGLES:,}, a tenth of a "
+            "degree apart; give fewer."
+        )
 
 
 def reduced(degrees: float | int | np.integer) -> float:

@@ -13,11 +13,12 @@ from ss_lens.core.checks import (
     check_is,
     check_numbers,
     check_whole,
+    first_repeated,
 )
 from ss_lens.core.errors import UserError
 from ss_lens.datasets.contrastive import check_part
 from ss_lens.experiments.config import Grid, Split, SweepConfig
-from ss_lens.geometry.strengths import reduced
+from ss_lens.geometry.strengths import check_count, reduced
 from ss_lens.models.chat import DEFAULT_FORMAT, ChatFormat
 
 EIGHT_ANGLES = (0.0, 45.0, 90.0, 135.0, 180.0, 225.0, 270.0, 315.0)
@@ -54,10 +55,12 @@ class RunConfig:
         check_at_least("max_new_tokens", self.max_new_tokens)
         check_whole("draws", self.draws, at_least=1)
         check_flag("keep_answers", self.keep_answers)
+        check_count(self.angles_deg)
         angles = tuple(map(reduced, self.angles_deg))
-        if len(set(angles)) < len(angles):
+        if (twice := first_repeated(angles)) is not None:
             raise UserError(
-                f"an angle of {self.angles_deg} is given twice (0 and 360 are one); keep one."
+                f"the angle {twice:g} is given twice (0 and 360 are one), expected each once; keep "
+                "one."
             )
         object.__setattr__(self, "angles_deg", angles)
 
