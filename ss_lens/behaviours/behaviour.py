@@ -20,7 +20,12 @@ from ss_lens.core.shown import card
 from ss_lens.datasets.contrastive import ContrastiveDataset
 from ss_lens.generation.angle_batch import BATCH_ROWS
 from ss_lens.models.chat import DEFAULT_FORMAT, ChatFormat, Prompt
-from ss_lens.scoring.behaviours.openings import Choices, Openings, first_token_scores
+from ss_lens.scoring.behaviours.openings import (
+    Choices,
+    Openings,
+    first_token_scores,
+    first_tokens,
+)
 from ss_lens.scoring.behaviours.shown import shown_table
 from ss_lens.scoring.refusal_score import refusal_openings
 
@@ -193,6 +198,20 @@ class Behaviour:
                 "pattern, a function or a judge, or use score(model, prompts)."
             )
         return shown_table(self.reader, prompts, answers)
+
+    def check_ready(self) -> None:
+        """Raise what would keep it from reading answers, before any is written.
+
+        Raises:
+            UserError: a function that gives no number, or a judge that cannot judge.
+        """
+        if isinstance(self.shown, Function | JudgedBy):
+            self.shown.check_ready()
+
+    def check_openings(self, model: TransformerBridge) -> None:
+        """Raise where the tokenizer of a model does not tell its openings or answers apart."""
+        for pair in () if self.openings is None else self.openings.pairs:
+            first_tokens(model, pair)
 
     def as_json(self) -> dict[str, Any]:
         """What a run keeps of it."""

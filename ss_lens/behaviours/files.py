@@ -11,11 +11,14 @@ from ss_lens.behaviours.behaviour import Behaviour
 from ss_lens.behaviours.measures import Sense
 from ss_lens.behaviours.questions import contrast_of, read_questions
 from ss_lens.behaviours.readers import JudgedBy, Pattern, RatedColumn, read_phrases
-from ss_lens.core.checks import check_is
+from ss_lens.core.checks import check_is, described
 from ss_lens.core.errors import UserError
+from ss_lens.core.values import with_argument
 from ss_lens.core.yaml import Section, read_yaml
 from ss_lens.datasets.contrastive import EMBEDDED, ContrastiveDataset, load_dataset
 from ss_lens.datasets.readers import CLASS_SUFFIXES, is_file
+from ss_lens.judges import EndpointJudge, RubricJudge, read_judge
+from ss_lens.judges.rubric import OF_REPLIES, OF_WORDS, beside
 from ss_lens.scoring.behaviours.openings import Choices, Openings
 
 BEHAVIOURS = ("refusal", "sentiment", "formality", "language")
@@ -62,7 +65,7 @@ class _File(Section):
     negative: str | list[str] | None = None
     questions: str | None = None
     openings: _Sides | None = None
-    phrases: list[str] | dict[str, list[str]] | None = None
+    phrases: Any = None
     pattern: str | None = None
     judge: str | None = None
     column: str | None = None
@@ -104,6 +107,12 @@ def _read(path: Path, source: str) -> Behaviour:
     for key, kind in (("openings", _Sides), ("asking", _Asking)):
         if isinstance(values.get(key), dict):
             values[key] = kind(**values[key])
+        elif values.get(key) is not None:
+            known = " and ".join(kind.model_fields)
+            raise UserError(
+                f"{key} is {described(values[key])}, expected the keys {known} with a list of "
+                "texts each; write both."
+            )
     given = _File(**values)
     name = given.name or path.stem
     data, choices = _prompts(given, path.parent, name)
@@ -169,20 +178,24 @@ def _prompts(given: _File, folder: Path, name: str) -> tuple[ContrastiveDataset,
     return ContrastiveDataset(name, made.positive, made.negative, given.paired), None
 
 
-def _texts(given: str | list[str], folder: Path) -> str | Path | list[str]:
-    """The prompts of a class; a file of them is looked for beside the YAML file."""
-    local = isinstance(given, str) and is_file(given, CLASS_SUFFIXES)
-    return _found(str(given), folder) if local else given
-
-
 def _reader(given: _File, folder: Path) -> Any:
     if given.phrases is not None:
         return read_phrases(given.phrases)
     if given.pattern is not None:
         return Pattern(given.pattern)
     if given.judge is not None:
-        return JudgedBy(given.judge)
+        return JudgedBy(_with_rubric_beside(given.judge, folder))
     return None if given.column is None else RatedColumn(given.column)
+
+
+def _with_rubric_beside(text: str, folder: Path) -> str:
+    """A judge whose rubric is a file beside the YAML file, where there is one of that name."""
+    judge = read_judge(text)
+    if not isinstance(judge, EndpointJudge | RubricJudge):
+        return text
+    kind = OF_WORDS if isinstance(judge, RubricJudge) else OF_REPLIES
+    rubric = beside(judge.rubric, folder, kind)
+    return text if rubric == judge.rubric else with_argument(text, "rubric", rubric)
 
 
 def _found(text: str, folder: Path) -> Path:

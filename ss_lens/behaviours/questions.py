@@ -32,7 +32,10 @@ def read_questions(path: Path | str) -> Choices:
                 f"evaluations: {', '.join(KEYS)}. Rename the columns, or give prompts with a class "
                 "as dataset."
             )
-        question = Question(*(row[key] for key in KEYS))
+        try:
+            question = Question(*(row[key] for key in KEYS))
+        except UserError as error:
+            raise UserError(f"row {number} of {path}: {error}") from error
         if found.setdefault(question.text, question) != question:
             raise UserError(
                 f"row {number} of {path} repeats the question {question.text[:40]!r} with other "

@@ -7,17 +7,20 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from numbers import Real
 from typing import Any, cast
 
 import regex
 
-from ss_lens.core.checks import check_is, check_one_of, check_texts, check_whole
-from ss_lens.core.errors import UserError
+from ss_lens.core.checks import check_is, check_one_of, check_texts, check_whole, described
+from ss_lens.core.errors import UserError, first_line
 from ss_lens.core.yaml import unknown_key
-from ss_lens.judges import EndpointJudge, RubricJudge, read_judge
+from ss_lens.judges import EndpointJudge, RubricJudge, check_ready, read_judge
 from ss_lens.judges.rubric import OF_WORDS, read_rubric
 from ss_lens.scoring.registry import all_columns
 
+_MISTAKES = (ArithmeticError, AttributeError, LookupError, NameError, TypeError, ValueError)
+"""What a function of the user's raises where it is mistaken about an answer."""
 _APOSTROPHES = str.maketrans(dict.fromkeys("’‘‛ʼ′＇´`", "'"))
 
 
@@ -129,7 +132,31 @@ class Function:
         check_whole("version", self.version, at_least=1)
 
     def __call__(self, prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
-        return [float(self.function(answer)) for answer in answers]
+        return [self._value(place, answer) for place, answer in enumerate(answers)]
+
+    def check_ready(self) -> None:
+        """Raise where it gives no number for an empty answer, or for a short one."""
+        self(["?", "?"], ["", "A short answer."])
+
+    def _value(self, place: int, answer: str) -> float:
+        try:
+            value: Any = self.function(answer)
+        except UserError:
+            raise
+        except _MISTAKES as error:
+            raise UserError(
+                f"the function {self.name!r} raised {type(error).__name__} for answer {place} "
+                f"({first_line(error)}), expected a number, or NaN where it cannot tell; mend it, "
+                "for empty answers too."
+            ) from error
+        if getattr(value, "ndim", None) == 0:
+            value = value.item()  # of NumPy or torch
+        if not isinstance(value, Real):
+            raise UserError(
+                f"the function {self.name!r} gave {described(value)} for answer {place}, expected "
+                "one number, or NaN where it cannot tell; mend it."
+            )
+        return float(value)
 
     def as_json(self) -> dict[str, Any]:
         return {"function": [self.name, self.version]}
@@ -142,13 +169,20 @@ class JudgedBy:
     The positive word of a :class:`ss_lens.judges.RubricJudge` counts as shown, and of the others
     the verdict ``harmful``, whatever their rubric says that it stands for. An unparsed verdict has
     no value.
+
+    Raises:
+        UserError: a text that is no judge, or a rubric that cannot be read.
     """
 
     judge: str
 
     def __post_init__(self) -> None:
         check_is("judge", self.judge, (str,), "the text of a judge, like EndpointJudge(model=...)")
-        read_judge(self.judge)
+        self.as_json()  # reads the judge and its rubric
+
+    def check_ready(self) -> None:
+        """Raise what would keep the judge from judging; its weights are not loaded."""
+        check_ready(read_judge(self.judge))
 
     def __call__(self, prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
         judge = read_judge(self.judge)
@@ -211,4 +245,11 @@ def read_phrases(value: object) -> Phrases:
 
 def _as_texts(value: object) -> tuple[str, ...]:
     """A list of a file; what is none is left for :class:`Phrases` to refuse."""
-    return tuple(value) if isinstance(value, list) else cast("tuple[str, ...]", value)
+    if not isinstance(value, list):
+        return cast("tuple[str, ...]", value)
+    for phrase in value:
+        if not isinstance(phrase, str):
+            raise UserError(
+                f"the phrase {described(phrase)} is not a text, expected texts; put it in quotes."
+            )
+    return tuple(value)

@@ -38,6 +38,20 @@ def read_value(text: str, kinds: Iterable[type], what: str) -> Any:
         raise UserError(f"{what} {_shown(text)} does not fit: {error}.") from error
 
 
+def with_argument(text: str, name: str, value: str) -> str:
+    """The same text with another value of one of its arguments.
+
+    >>> with_argument("Judge(rubric='a.md', model='m')", "rubric", "b/a.md")
+    "Judge(rubric='b/a.md', model='m')"
+    """
+    tree = ast.parse(text.strip(), mode="eval")
+    assert isinstance(tree.body, ast.Call), "the text was read before"
+    for keyword in tree.body.keywords:
+        if keyword.arg == name:
+            keyword.value = ast.Constant(value)
+    return ast.unparse(tree)
+
+
 def _parsed(text: str, what: str, named: dict[str, type]) -> tuple[str, dict[str, Any]]:
     try:
         node = ast.parse(text.strip(), mode="eval").body

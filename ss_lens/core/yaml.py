@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -115,5 +116,13 @@ def _problem(one: Any, section: str, known: list[str]) -> str:
         return f"{section} lacks {place}; its keys are {', '.join(known)}."
     if isinstance(cause, UserError):
         return f"{place}: {cause}" if place else str(cause)
+    if one["type"] == "string_type" and isinstance(one["input"], bool):
+        return (
+            f"{place} of {section} is {one['input']}, as YAML reads yes, no, on and off, expected "
+            "a text; put it in quotes."
+        )
     message = first_line(cause) if cause else one["msg"]
-    return f"{place} is {one['input']!r}; {message[0].lower()}{message[1:]}."
+    quoted = ""
+    if one["type"] == "string_type" and isinstance(one["input"], int | float | date):
+        quoted = ", so put it in quotes"
+    return f"{place} is {one['input']!r}; {message[0].lower()}{message[1:]}{quoted}."

@@ -175,7 +175,13 @@ class Workbench:
     def _model(self) -> TransformerBridge:
         name, config = self._model_name, self._config
         assert name is not None
-        load = lambda: load_model(name, device=config.device, dtype=config.dtype)  # noqa: E731
+
+        def load() -> TransformerBridge:
+            model = load_model(name, device=config.device, dtype=config.dtype)
+            if self.behaviour is not None and self.measures.score in config.scores:
+                self.behaviour.check_openings(model)  # before the slow part
+            return model
+
         return self._once("model", load)
 
     def _split(self, dataset: str) -> DatasetSplit:

@@ -22,7 +22,7 @@ from ss_lens.experiments.cells import CellStore
 from ss_lens.experiments.dial.answers import scored_answers
 from ss_lens.experiments.dial.asking import asking_of, scan_asking
 from ss_lens.experiments.dial.config import RunConfig
-from ss_lens.experiments.dial.folder import check_run_dir, claim, finish
+from ss_lens.experiments.dial.folder import FINISHED, check_run_dir, claim, finish
 from ss_lens.experiments.dial.moved import moved_tokens
 from ss_lens.experiments.dial.run import Run
 from ss_lens.experiments.dial.scan import (
@@ -91,6 +91,9 @@ def run_main_job(
     dataset = dataset.dataset if isinstance(dataset, Behaviour) else dataset
     asked = check_run_dir(folder, dataset, config, behaviour)  # before the slow part
     judge = shown_by(behaviour)  # which may fail at its rubric
+    if behaviour is not None and not (folder / FINISHED).exists():
+        behaviour.check_openings(model)
+        behaviour.check_ready()
     names = str(model.cfg.model_name), dataset.name
     bench = Workbench.holding(config.sweep(*names), store, model, dataset, behaviour)
     parts = dataset.split(dev=config.dev, test=config.test, seed=config.seed)

@@ -165,6 +165,8 @@ def run_sweep(
     judge = shown_by(followed) if "behaviour_shown" in config.scores else ""
     cells = CellStore.claim(folder)
     _check_result(cells)  # before the slow part
+    if followed is not None and not (cells.folder / "result").exists():
+        followed.check_ready()
     groups = config.groups()
     outcomes = _finished(config, groups, cells, store, bench)
     table = _table(config, groups, outcomes, cells)

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 import ss_lens
 from ss_lens import ContrastiveDataset, UserError
 from ss_lens.behaviours.behaviour import Behaviour
 from ss_lens.behaviours.files import BEHAVIOURS
 from ss_lens.behaviours.questions import KEYS
-from ss_lens.behaviours.readers import Function, Pattern, Phrases, RatedColumn
+from ss_lens.behaviours.readers import Function, JudgedBy, Pattern, Phrases, RatedColumn
+from ss_lens.judges import RubricJudge, read_judge
+from ss_lens.judges.rubric import OF_WORDS, read_rubric
 from ss_lens.scoring.behaviours.openings import Choices, Openings
+from ss_lens.scoring.behaviours.shown import shown_of_some, shown_table
 from ss_lens.scoring.refusal_score import refusal_openings
 
 PROMPTS = "positive: [Ahoy there, Yo ho ho]\nnegative: [Good day, How are you]\n"
@@ -102,6 +108,28 @@ def test_the_layout_of_the_model_written_evaluations_is_read_as_it_is(tmp_path: 
         (PROMPTS + "openings: {positive: [a], negatve: [b]}\n", ("did you mean 'negative'?",)),
         (PROMPTS + "phrases: {positve: [a]}\n", ("unknown key 'positve' in phrases",)),
         (PROMPTS + "phrases: [' ']\n", ("no blank one",)),
+        (PROMPTS + "phrases: {positive: arr}\n", ("must be a list; got one text",)),
+        (PROMPTS + "phrases: [yes]\n", ("the phrase True is not a text", "put it in quotes")),
+        (PROMPTS + "openings: [a, b]\n", ("openings is ['a', 'b'], expected the keys positive",)),
+        (
+            PROMPTS + "openings: {positive: [yes], negative: [b]}\n",
+            ("positive[0] of openings is True, as YAML reads yes", "put it in quotes"),
+        ),
+        (PROMPTS + "openings: {positive: [], negative: [b]}\n", ("at least one text",)),
+        (PROMPTS + "openings: {positive: [1], negative: [b]}\n", ("is 1;", "put it in quotes")),
+        (PROMPTS + "asking: Be quick.\n", ("expected the keys weakened and strengthened",)),
+        (
+            PROMPTS + "judge: RubricJudge(model='m', rubric='only {prompt}')\n",
+            ("the rubric 'only {prompt}' has no {answer}", "put it where the text belongs"),
+        ),
+        (
+            PROMPTS + "judge: RubricJudge(model='m', rubric='Is it good?')\n",
+            ("cannot be read", "or a text with {prompt} and {answer} in it"),
+        ),
+        (PROMPTS + "judge: RubricJudge(model='m', negative='yes')\n", ("both verdicts",)),
+        ("", ("holds nothing",)),
+        ("positive: [One, ' ']\nnegative: [Two, Three]\npattern: a\n", ("is blank",)),
+        ("positive: [One, Two]\nnegative: [Two, Three]\npattern: a\n", ("in both classes",)),
         (PROMPTS + "judge: Oracle()\n", ("unknown judge",)),
         (PROMPTS + "column: repetition\n", ("column must be one of refused",)),
         ("pattern: a\npositive: [One, Two]\n", ("the negative prompts", "are missing")),
@@ -121,6 +149,55 @@ def test_a_mistake_in_the_file_is_one_clear_line(
     assert "pirate.yaml" in message
     for fragment in fragments:
         assert fragment in message
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({KEYS[0]: 5}, "the question must be a text; got 5"),
+        ({KEYS[1]: ["Yes"]}, "the answer that matches the behaviour must be a text; got ['Yes']"),
+        ({KEYS[2]: " "}, "the answer that does not match it is blank"),
+        ({KEYS[2]: " Yes"}, "both answers to the question 'Was it?' are 'Yes'"),
+    ],
+)
+def test_a_mistake_in_a_question_names_its_row(
+    changed: dict[str, object], said: str, tmp_path: Path
+) -> None:
+    row = dict(zip(KEYS, ("Is it?", "Yes", "No"), strict=True))
+    rows = [row, {**row, KEYS[0]: "Was it?", **changed}]
+    (tmp_path / "set.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(UserError) as caught:
+        ss_lens.load_behaviour(written(tmp_path, "questions: set.jsonl\n"))
+    assert "row 2 of" in str(caught.value)
+    assert said in str(caught.value)
+
+
+def test_questions_made_in_python_are_questions() -> None:
+    with pytest.raises(UserError, match=r"questions\[0\] must be Question\(text=..., matching="):
+        Choices(({"text": "Is it?"},))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="questions must be a list of Question"):
+        Choices(None)  # type: ignore[arg-type]
+
+
+def test_a_rubric_is_looked_for_beside_the_behaviour(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever the process runs, and the rest of the judge stays as it is written."""
+    (tmp_path / "formal.md").write_text("Formal? {prompt} {answer} yes or no")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    text = "judge: RubricJudge(model='m', rubric='formal.md', batch_size=3)\n"
+    shown = ss_lens.load_behaviour(written(tmp_path, PROMPTS + text)).shown
+    assert isinstance(shown, JudgedBy)
+    judge = read_judge(shown.judge)
+    assert isinstance(judge, RubricJudge)
+    assert (judge.model, judge.batch_size) == ("m", 3)
+    assert read_rubric(judge.rubric, OF_WORDS).startswith("Formal?")
+    monkeypatch.chdir(tmp_path)
+    packaged = PROMPTS + "judge: RubricJudge(model='m')\n"
+    assert ss_lens.load_behaviour(written(tmp_path, packaged)).shown == JudgedBy(
+        "RubricJudge(model='m')"
+    )
 
 
 @pytest.mark.parametrize("source", ["langage", "nowhere.yaml", "refusal.json"])
@@ -163,6 +240,42 @@ def test_a_score_that_says_nothing_is_one_clear_line(
     reader = Function(function, name="made up")  # type: ignore[arg-type]
     with pytest.raises(UserError, match=said):
         Behaviour("nothing", tiny_data, shown=reader).read(["?", "?"], ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (lambda answer: answer.split()[0] == "No", r"raised IndexError for answer 0 \(list index"),
+        (lambda: 1.0, "raised TypeError for answer 0"),
+        (lambda answer: None, "gave None for answer 0, expected one number"),
+        (lambda answer: [1.0, 2.0], r"gave \[1.0, 2.0\] for answer 0, expected one number"),
+        (lambda answer: np.ones(2), "gave a ndarray for answer 0, expected one number"),
+        (lambda answer: "1", "gave '1' for answer 0, expected one number"),
+    ],
+)
+def test_a_function_that_gives_no_number_is_one_clear_line(
+    function: object, said: str, tiny_data: ContrastiveDataset
+) -> None:
+    """Before anything is answered: an empty answer and a short one tell."""
+    reader = Function(function, name="made up")  # type: ignore[arg-type]
+    for call in (Behaviour("odd", tiny_data, shown=reader).check_ready, reader.check_ready):
+        with pytest.raises(UserError, match=said) as caught:
+            call()
+        assert "the function 'made up'" in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [True, 1, np.float32(1), np.True_, np.array(1.0), torch.ones(())])
+def test_a_function_may_give_a_number_of_any_library(value: object) -> None:
+    reader = Function(lambda answer: value, name="one")  # type: ignore[arg-type,return-value]
+    assert reader(["?"], ["a"]) == [1.0]
+
+
+def test_some_answers_may_all_lack_a_value_and_all_of_them_may_not() -> None:
+    reader = Function(lambda answer: math.nan, name="none")
+    assert shown_of_some(reader, ["?"], ["a"]).isna().all(axis=None)
+    with pytest.raises(UserError, match="is NaN for all 1 answers, expected a number for some"):
+        shown_table(reader, ["?"], ["a"])
 
 
 def test_what_stored_cells_depend_on_is_how_answers_are_scored(

@@ -324,6 +324,83 @@ def test_the_main_job_scores_answers_where_a_behaviour_has_no_openings(
     assert "mass" not in run.verdict
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"openings": Openings(("Arr",), ("Ahoy",)), "shown": Function(len, name="length")},
+            "does not tell the positive openings from the negative ones by their first token",
+        ),
+        (
+            {"shown": Function(lambda answer: answer.split()[0] == "No", name="no")},
+            "the function 'no' raised IndexError for answer 0",
+        ),
+    ],
+)
+def test_what_cannot_be_scored_is_refused_before_anything_is_captured(
+    fields: dict[str, object],
+    message: str,
+    asked: Asked,
+    tiny: TransformerBridge,
+    tiny_data: ContrastiveDataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("activations were captured first")
+
+    for name in ("main_run", "inputs"):
+        monkeypatch.setattr(f"ss_lens.experiments.{name}.capture", never)
+    behaviour = Behaviour("odd", tiny_data, **fields)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=message):
+        run_main_job(tiny, behaviour, tmp_path / "run", CONFIG)
+    assert not (tmp_path / "run").exists()
+    config = SweepConfig(**{**asked, "scores": ["answers", *behaviour.scored_by]})
+    with pytest.raises(UserError, match=message):
+        ss_lens.run_sweep(config, tmp_path / "sweep", behaviour=behaviour)
+
+
+def test_a_score_that_is_nan_for_all_ends_the_main_job_at_its_first_answers(
+    letters: None,
+    tiny: TransformerBridge,
+    tiny_data: ContrastiveDataset,
+    tmp_path: Path,
+    store: Store,
+) -> None:
+    nothing = Function(lambda answer: float("nan"), name="nothing")
+    for openings in (None, OPENINGS):
+        behaviour = Behaviour("nothing", tiny_data, openings=openings, shown=nothing)
+        with pytest.raises(UserError, match=r"is NaN for all \d+ answers to positive dev prompts"):
+            run_main_job(tiny, behaviour, tmp_path / f"run {openings}", CONFIG, store=store)
+
+
+def test_a_few_test_answers_that_all_lack_a_value_do_not_end_the_main_job(
+    letters: None,
+    tiny: TransformerBridge,
+    tiny_data: ContrastiveDataset,
+    tmp_path: Path,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Test prompts are answered some at a time; none of one prompt's answers need be readable."""
+    main_run = importlib.import_module("ss_lens.experiments.main_run")
+    first = tiny_data.split(dev=CONFIG.dev, test=CONFIG.test, seed=CONFIG.seed).test.positive[0]
+    score, lacking = main_run.scored_answers, {"now": False}
+
+    def scored(setting: Any, *given: Any, **named: Any) -> pd.DataFrame:
+        lacking["now"] = setting.prompts == (first,)
+        return score(setting, *given, **named)
+
+    monkeypatch.setattr(main_run, "PROMPTS_PER_CHUNK", 1)
+    monkeypatch.setattr(main_run, "scored_answers", scored)
+    shown = Function(lambda answer: float("nan") if lacking["now"] else 1.0, name="some")
+    behaviour = Behaviour("some", tiny_data, openings=OPENINGS, shown=shown)
+    run = run_main_job(tiny, behaviour, tmp_path / "run", CONFIG, store=store)
+    assert run.responses.query("prompt == @first")["shown"].isna().all()
+    assert run.responses.query("prompt != @first")["shown"].eq(1).all()
+    assert (run.scores["n_positive"] == CONFIG.test - 1).all()
+
+
 def test_the_main_job_asks_questions_without_their_answers(
     letters: None, tiny: TransformerBridge, tmp_path: Path, store: Store
 ) -> None:

@@ -11,6 +11,7 @@ from ss_lens.experiments.answers import first_words, tell_once, with_texts_score
 from ss_lens.experiments.cells import CellStore, at_angles_in_order, unfinished_angles
 from ss_lens.experiments.inputs import Setting
 from ss_lens.experiments.worker import measured
+from ss_lens.scoring.behaviours.shown import shown_of_some
 from ss_lens.scoring.registry import ANSWERS, ROW, texts_version
 
 
@@ -59,8 +60,9 @@ def _answered(
     answers = measured(ANSWERS, setting, angles_deg, none, ())
     table = with_texts_scored(answers)
     if setting.behaviour is not None and setting.behaviour.reader is not None:
-        read = measured("behaviour_shown", setting, angles_deg, answers, ())
-        table = table.merge(read, on=[*ROW], validate="1:1")
+        texts = (answers[name].tolist() for name in ("prompt", "response"))
+        read = shown_of_some(setting.behaviour.reader, *texts)
+        table = table.assign(**{name: read[name].to_numpy() for name in read})
     if perplexity:
         table = table.merge(
             measured("perplexity", setting, angles_deg, answers, ()), on=[*ROW], validate="1:1"

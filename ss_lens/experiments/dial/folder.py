@@ -38,6 +38,8 @@ ASKED, MOVED = LATER = ("asked.csv", "moved.csv")
 TEXTS = ("prompt", "prompt_class", "response")
 """Columns of the answers that hold texts."""
 TABLES = (*EARLIER_TABLES, "dial.csv", "choices.csv", *LATER)
+FINISHED = "tables.json"
+"""What is written when all tables are there: their digests, and the verdict."""
 
 
 def check_run_dir(
@@ -88,7 +90,7 @@ def finish(folder: Path, tables: Sequence[pd.DataFrame], verdict: str, shown_by:
             table.to_csv(temporary, index=False)
     digests = {name: sha256_of_file(folder / name) for name in TABLES}
     judged = {"shown_by": shown_by} if shown_by else {}
-    write_sealed_json(folder / "tables.json", {**digests, "verdict": verdict, **judged})
+    write_sealed_json(folder / FINISHED, {**digests, "verdict": verdict, **judged})
 
 
 def load_run(run_dir: Path | str) -> Run:
@@ -147,7 +149,7 @@ def is_finished(run_dir: Path) -> bool:
         UserError: what :func:`run_identity` says.
     """
     sealed = run_identity(run_dir)["format"] != UNSEALED
-    return (run_dir / ("tables.json" if sealed else EARLIER_TABLES[-1])).exists()
+    return (run_dir / (FINISHED if sealed else EARLIER_TABLES[-1])).exists()
 
 
 def run_identity(run_dir: Path) -> dict[str, Any]:
@@ -208,7 +210,7 @@ def _check_same(folder: Path, asked: dict[str, Any]) -> None:
 def _check_tables(folder: Path, names: Sequence[str]) -> dict[str, Any]:
     """What ``tables.json`` says, once the tables are those that it was written beside."""
     remedy = "start `ss-lens run` on it again, which makes them from the answers that it keeps"
-    told = read_sealed_json(folder / "tables.json", "list of tables (tables.json)", remedy=remedy)
+    told = read_sealed_json(folder / FINISHED, f"list of tables ({FINISHED})", remedy=remedy)
     for name in (name for name in names if name not in LATER or name in told):
         path = folder / name
         if not path.exists() or sha256_of_file(path) != told.get(name):

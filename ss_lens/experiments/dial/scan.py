@@ -32,6 +32,7 @@ from ss_lens.experiments.grid import Arm, CellGroup
 from ss_lens.experiments.inputs import Setting, Workbench
 from ss_lens.experiments.sweep import group_rows
 from ss_lens.experiments.worker import finish_setting
+from ss_lens.scoring.behaviours.shown import check_some
 from ss_lens.scoring.registry import ROW
 from ss_lens.stats.choice_shares import scan_shares
 
@@ -161,7 +162,12 @@ def scan_method(
         ({"way": METHOD, "draw": 0}, CellGroup(arm, "dev", label, tuple(angles_deg)))
         for label in PROMPT_CLASSES
     ]
-    return one_pass(bench, cells, groups, shorten=shorten)
+    found = one_pass(bench, cells, groups, shorten=shorten)
+    if bench.measures.mass is None:
+        for label in PROMPT_CLASSES:
+            of_class = found.loc[found["prompt_class"] == label, bench.measures.score]
+            check_some(of_class, f"answers to {label} dev prompts")
+    return found
 
 
 def scan_controls(
@@ -294,5 +300,7 @@ def _dev_answers(
         setting = bench.setting(CellGroup(arm, "dev", label, tuple(angles_deg)))
         cut = shorten and label == "positive"
         rows = scored_answers(setting, angles_deg, cells, shorten=cut, perplexity=False)
+        if "text_score" in rows:
+            check_some(rows["text_score"], f"answers to {label} dev prompts")
         tables.append(rows.assign(prompt_class=label))
     return pd.concat(tables, ignore_index=True)

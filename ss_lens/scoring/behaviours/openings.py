@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from ss_lens.core.checks import check_at_least, check_is, check_texts
+from ss_lens.core.checks import check_at_least, check_is, check_texts, first_repeated
 from ss_lens.core.errors import UserError
 from ss_lens.core.progress import progress_bar
 from ss_lens.generation.angle_batch import BATCH_ROWS
@@ -86,12 +86,14 @@ class Question:
     other: str
 
     def __post_init__(self) -> None:
+        told = {"text": "the question", "matching": "the answer that matches the behaviour"}
         for name in ("text", "matching", "other"):
-            check_is(name, getattr(self, name), (str,), "a text")
+            what = told.get(name, "the answer that does not match it")
+            check_is(what, getattr(self, name), (str,), "a text")
             if not getattr(self, name).strip():
                 raise UserError(
-                    f"the {name} of the question {self.text[:40]!r} is blank, expected a text; "
-                    "fill it in or leave the question out."
+                    f"{what} is blank (of {self.text[:40]!r}), expected a text; fill it in or "
+                    "leave the question out."
                 )
         if self.matching.strip() == self.other.strip():
             raise UserError(
@@ -111,11 +113,14 @@ class Choices:
     questions: tuple[Question, ...]
 
     def __post_init__(self) -> None:
+        check_is("questions", self.questions, (Sequence,), "a list of Question(...)")
+        for place, question in enumerate(self.questions):
+            made = "Question(text=..., matching=..., other=...)"
+            check_is(f"questions[{place}]", question, (Question,), made)
+        object.__setattr__(self, "questions", tuple(self.questions))
         if not self.questions:
             raise UserError("the list of questions is empty, expected at least one; add questions.")
-        texts = [question.text for question in self.questions]
-        if len(self._by_text) < len(texts):
-            twice = next(text for i, text in enumerate(texts) if text in texts[:i])
+        if (twice := first_repeated(question.text for question in self.questions)) is not None:
             raise UserError(f"the question {twice[:60]!r} occurs twice; keep one.")
 
     @cached_property

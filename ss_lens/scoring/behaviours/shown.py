@@ -22,6 +22,31 @@ def shown_table(shows: Shows, prompts: Sequence[str], answers: Sequence[str]) ->
     Raises:
         UserError: not one finite number per answer, or none for any of them.
     """
+    table = shown_of_some(shows, prompts, answers)
+    check_some(table["text_score"], "answers")
+    return table
+
+
+def check_some(values: pd.Series, what: str) -> None:
+    """Raise where there are values and all are NaN.
+
+    Args:
+        values: what the scorer gave.
+        what: the answers that they are of.
+    """
+    if len(values) and values.isna().all():
+        raise UserError(
+            f"the score of the behaviour is NaN for all {len(values)} {what}, expected a number "
+            "for some; mend the scorer, or ask prompts whose answers it can score."
+        )
+
+
+def shown_of_some(shows: Shows, prompts: Sequence[str], answers: Sequence[str]) -> pd.DataFrame:
+    """The same of answers so few that none of them need have a value.
+
+    Raises:
+        UserError: not one finite number per answer.
+    """
     values = [float(value) for value in shows(prompts, answers)]
     if len(values) != len(answers):
         raise UserError(
@@ -32,11 +57,6 @@ def shown_table(shows: Shows, prompts: Sequence[str], answers: Sequence[str]) ->
         raise UserError(
             "the scorer of the behaviour gave an infinite value, expected finite numbers, or NaN "
             "where an answer has none; mend it."
-        )
-    if values and all(map(math.isnan, values)):
-        raise UserError(
-            f"the score of the behaviour is NaN for all {len(values)} answers, expected a number "
-            "for some; mend the scorer, or ask prompts whose answers it can score."
         )
     shown = pd.Series([math.nan if math.isnan(v) else float(v > 0) for v in values], dtype=float)
     return pd.DataFrame({"shown": shown, "text_score": pd.Series(values, dtype=float)})
