@@ -23,6 +23,7 @@ from rich.markup import escape
 
 from analyses import style
 from ss_lens import ContrastiveDataset, UserError, load_dataset
+from ss_lens.cli.console import warnings_in_one_line
 from ss_lens.cli.options import Dtype as Dtype, Model as Model
 from ss_lens.core.files import atomic_path, disk_errors
 from ss_lens.datasets.contrastive import DatasetSplit
@@ -297,6 +298,7 @@ def _write_print(figure: Figure, path: Path) -> None:
 
 def command(function: Callable[..., Any]) -> None:
     """Run a function as a command line; a user's mistake is one line and exit code 2."""
+    warnings_in_one_line()
     try:
         typer.run(function)
     except UserError as error:

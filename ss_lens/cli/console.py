@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
-from typing import TYPE_CHECKING, Any, ParamSpec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TextIO
 
 import typer
 from rich.console import Console
@@ -25,6 +27,26 @@ if not _out.is_terminal:
 def error(message: str) -> None:
     """One line on standard error."""
     _err.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True, highlight=False)
+
+
+def warnings_in_one_line() -> None:
+    """Print what this package warns of without the line of code that it was called from."""
+    shown = warnings.showwarning
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if category is UserWarning and {"ss_lens", "analyses"} & {*Path(filename).parts}:
+            note(f"warning: {message}")
+        else:
+            shown(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = show
 
 
 def note(message: str) -> None:

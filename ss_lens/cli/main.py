@@ -60,6 +60,7 @@ def main() -> None:
     handler.setFormatter(logging.Formatter("%(message)s"))
     logging.getLogger("ss_lens").addHandler(handler)
     logging.getLogger("ss_lens").setLevel(logging.INFO)
+    console.warnings_in_one_line()
     try:
         app(prog_name="ss-lens")
     except UserError as error:

@@ -59,10 +59,13 @@ TemplateArguments = Annotated[
 
 def angles(text: str) -> tuple[float, ...]:
     """The angles in ``0,90,180``."""
+    from ss_lens.geometry.strengths import check_count
+
     try:
         numbers = tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise UserError(f"--angles {text!r} is not a list of numbers like 0,90,180.") from None
+        raise UserError(f"--angles {text!r:.60} is not a list of numbers like 0,90,180.") from None
+    check_count(numbers)
     return cast("tuple[float, ...]", ss_lens.RotateBy(numbers).angle_deg)
 
 
@@ -160,13 +163,15 @@ def chat(system: str | None, date: str | None, arguments: list[str] | None) -> C
     return ChatFormat(system, DATE if date is None else date, pairs)
 
 
-def question(prompt: str, max_new_tokens: int) -> str:
+def question(prompt: str, max_new_tokens: int, temperature: float = 0) -> str:
     """A prompt that can be asked and answered."""
     from ss_lens.core.checks import check_at_least
+    from ss_lens.generation.loop import check_temperature
     from ss_lens.models.chat import check_prompts
 
     check_prompts([prompt])
     check_at_least("max_new_tokens", max_new_tokens)
+    check_temperature(temperature)
     return prompt
 
 

@@ -149,7 +149,7 @@ def steer(
     """Answer one prompt under Selective Steering, or another operator."""
     edit, where = subjects.operator(angle, operator), subjects.positions(positions)
     chat = options.chat(system, date, template_arguments)
-    asked = options.question(prompt, max_new_tokens)
+    asked = options.question(prompt, max_new_tokens, temperature)
     source = _source(model, calibration, dataset, behaviour, positive, negative, class_values, rule)
     loaded = ss_lens.load_model(model, device=device, dtype=dtype)
     saved = _saved_or_made(loaded, source, rule, chat)
@@ -181,7 +181,7 @@ def generate(
 ) -> None:
     """Answer one prompt without steering."""
     chat = options.chat(system, date, template_arguments)
-    asked = options.question(prompt, max_new_tokens)
+    asked = options.question(prompt, max_new_tokens, temperature)
     loaded = ss_lens.load_model(model, device=device, dtype=dtype)
     (text,) = ss_lens.generate(
         *(loaded, [asked]),
@@ -225,9 +225,12 @@ def compare(
     as_json: options.Json = False,
 ) -> None:
     """Answer one prompt unsteered and under each operator at each angle; the model loads once."""
-    from ss_lens.generation.comparison import compare_operators, read_operators
+    from ss_lens.generation.angle_batch import checked_angles
+    from ss_lens.generation.comparison import check_operators, compare_operators, read_operators
 
     degrees, where = options.angles(angles), subjects.positions(positions)
+    checked_angles(ss_lens.RotateBy, degrees)
+    check_operators(operators)
     chat = options.chat(system, date, template_arguments)
     asked = options.question(prompt, max_new_tokens)
     source = _source(model, calibration, dataset, behaviour, positive, negative, class_values, rule)
@@ -277,7 +280,8 @@ def _source(
     """The saved calibration, or the prompts to make one from; checked before a model is loaded."""
     if calibration is not None:
         given = {"dataset": dataset, "behaviour": behaviour, "rule": rule, "positive": positive}
-        options.refuse_beside("--calibration", **given, negative=negative)
+        given |= {"negative": negative, "class_values": class_values}
+        options.refuse_beside("--calibration", **given)
         return ss_lens.Calibration.load(calibration)
     options.rule(rule or options.DEFAULT_RULE)
     return subjects.prompts(model, dataset, positive, negative, class_values, named=behaviour)

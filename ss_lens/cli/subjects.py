@@ -115,7 +115,11 @@ def _class_values(text: str) -> Mapping[str, str]:
                 f"--class-values {text!r} has the part {part!r}, expected VALUE=positive or "
                 "VALUE=negative; write for instance toxic=positive,clean=negative."
             )
-        found[value.lower()] = label
+        if found.setdefault(value.lower(), label) != label:
+            raise UserError(
+                f"--class-values {text!r} maps {value!r} to {found[value.lower()]} and to {label}, "
+                "expected one class for each value; keep one."
+            )
     return found
 
 

@@ -82,14 +82,19 @@ def read_operators(text: str, calibration: Calibration) -> tuple[Angled, ...]:
     """
     found: list[Angled] = []
     for part in _parts(text):
-        if part.lower() == "add":
+        if _is_add(part):
             gap = class_gap(calibration)
             found += [Add(alpha=gap), Add(alpha=-gap)]
-            continue
-        name = "".join(word[:1].upper() + word[1:] for word in part.split("_"))
-        angular = {kind.__name__: kind for kind in AngularOperator.kinds()}
-        found.append(angular[name] if name in angular else _value(part, name))
+        else:
+            found.append(_named(part))
     return tuple(found)
+
+
+def check_operators(text: str) -> None:
+    """Raise what :func:`read_operators` says of the names, which need no calibration."""
+    for part in _parts(text):
+        if not _is_add(part):
+            _named(part)
 
 
 def class_gap(calibration: Calibration) -> float:
@@ -109,7 +114,16 @@ def class_gap(calibration: Calibration) -> float:
     return float(f"{gap:.4g}")
 
 
-def _value(part: str, name: str) -> Operator:
+def _is_add(part: str) -> bool:
+    """Whether an operator is ``add`` alone, whose size the calibration says."""
+    return part.lower() == "add"
+
+
+def _named(part: str) -> Angled:
+    name = "".join(word[:1].upper() + word[1:] for word in part.split("_"))
+    angular = {kind.__name__: kind for kind in AngularOperator.kinds()}
+    if name in angular:
+        return angular[name]
     plain = {kind.__name__: kind for kind in (Ablate, Reflect)}
     if name in plain:
         return plain[name]()

@@ -101,6 +101,26 @@ def test_operators_stand_side_by_side_and_unsteered_is_first(
         (("capture", "--positive", "a.txt", "--dataset", "b"), ("--dataset", "no effect")),
         (("capture", "--class-values", "a=positive"), ("--class-values got no --dataset",)),
         (("capture", "--dataset", "refusal", "--class-values", "a"), ("expected VALUE=positive",)),
+        (
+            ("capture", "--dataset", "refusal", "--class-values", "a=positive,A=negative"),
+            ("maps 'A' to positive and to negative", "keep one"),
+        ),
+        (
+            ("capture", "--dataset", "refusal", "--class-values", "a=yes"),
+            ("must be one of positive, negative; got 'yes'",),
+        ),
+        (
+            ("capture", "--positive", "a.txt"),
+            ("the positive prompts are given without negative ones", "--negative"),
+        ),
+        (
+            ("run", "--negative", "a.txt"),
+            ("the negative prompts are given without positive ones", "--positive"),
+        ),
+        (
+            ("steer", "w9", "--angle", "1", "--calibration", "c", "--class-values", "a=positive"),
+            ("--class-values", "no effect"),
+        ),
         (("calibrate", "--out", "x", "--plane", "PC9()"), ("unknown plane 'PC9'",)),
         (("compare", "w9", "--positions", "Last()"), ("unknown positions 'Last'",)),
         (("compare", "w9", "--calibration", "c", "--dataset", "d"), ("no effect",)),
@@ -111,3 +131,18 @@ def test_a_mistake_is_one_line(
     ss: CommandLine, arguments: tuple[str, ...], fragments: tuple[str, ...]
 ) -> None:
     assert_one_clear_line(only_errors(ss(*arguments)), *fragments)
+
+
+@pytest.mark.filterwarnings("default:the calibration rests on")
+def test_a_class_of_one_prompt_is_warned_of_in_one_line(
+    ss: CommandLine, llama: Path, tmp_path: Path
+) -> None:
+    for label, text in (("positive", "w9 w70"), ("negative", "w11")):
+        (tmp_path / f"{label}.txt").write_text(text)
+    sides = ("--positive", tmp_path / "positive.txt", "--negative", tmp_path / "negative.txt")
+    where = ("--rule", "uniform", "--out", tmp_path / "c")
+    done = ss("calibrate", "--model", llama, *sides, *where)
+    assert done.code == 0, done.err
+    (told,) = [x for x in done.err.splitlines() if "rests on" in x]
+    assert told.startswith("warning: the calibration rests on 1 + 1 prompts")
+    assert "steps.py" not in done.err
