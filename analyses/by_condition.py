@@ -11,6 +11,8 @@ from plotly.subplots import make_subplots
 from analyses import style
 
 PANELS = (("change", "change of the score (nats)"), ("kl", "KL (nats per token)"))
+APART = 0.2
+"""Of a row's height, between two conditions of one source."""
 
 
 def figure(
@@ -43,9 +45,10 @@ def figure(
         subplot_titles=[heading for _, heading in PANELS],
     )
     crossed = style.Crosses()
-    for condition, look in looks.items():
+    places = {name: place for place, name in enumerate(names)}
+    for order, (condition, look) in enumerate(looks.items()):
         rows = table.loc[table["condition"] == condition]
-        places = rows["source"].map(names)
+        heights = rows["source"].map(places) + APART * (order - (len(looks) - 1) / 2)
         legend = condition if told is None else told[condition]
         for panel, (column, _) in enumerate(PANELS, start=1):
             whiskers = {
@@ -55,20 +58,26 @@ def figure(
             drawn.add_trace(
                 go.Scatter(
                     x=rows[column],
-                    y=places,
+                    y=heights,
+                    text=rows["source"].map(names),
                     mode="markers",
                     name=legend,
                     legendgroup=legend,
                     showlegend=panel == 1,
                     marker={"color": look.colour, "size": 10, "symbol": look.symbol},
                     error_x={"type": "data", "color": look.colour, **whiskers},
-                    hovertemplate=f"%{{y}}, {legend}: %{{x:.3f}}<extra></extra>",
+                    hovertemplate=f"%{{text}}, {legend}: %{{x:.3f}}<extra></extra>",
                 ),
                 row=1,
                 col=panel,
             )
-        crossed.draw(drawn, rows["change"], places, rows["opening_mass"])
+        crossed.draw(drawn, rows["change"], heights, rows["opening_mass"])
     style.explain(drawn, style.ACROSS, "95 % interval")
     style.upright(drawn, 0, row=1, col=1)
-    drawn.update_yaxes(autorange="reversed", automargin=True)
+    drawn.update_yaxes(
+        range=[len(names) - 0.5, -0.5],
+        tickvals=[*places.values()],
+        ticktext=[*names.values()],
+        automargin=True,
+    )
     return style.layout(drawn, title, subtitle, height=240 + row_height * len(names))

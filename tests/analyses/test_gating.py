@@ -100,7 +100,9 @@ def test_findings_and_figure_name_each_source_and_its_share(
     assert ("the score says little there" in said[0]) == (table["opening_mass"].min() < 0.5)
     drawn = figure(table, "a model")
     assert {trace.name for trace in drawn.data} >= {"ungated", "gated"}
-    assert "first<br>(open: 0%)" in drawn.data[0].y
+    assert "first<br>(open: 0%)" in drawn.layout.yaxis.ticktext
+    apart = {trace.name: {*trace.y} for trace in drawn.data}
+    assert not apart["ungated"] & apart["gated"]  # the two stand beside each other
 
 
 def test_bad_sources_are_refused_in_one_line(

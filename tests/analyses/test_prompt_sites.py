@@ -122,7 +122,7 @@ def test_findings_and_figure_name_each_source_and_its_difference(
     drawn = figure(table, "a model")
     names = {trace.name for trace in drawn.data}
     assert names >= {"all sites (5)", "fixed (2)", "per prompt (2)", "95 % interval"}
-    assert any("per prompt − fixed" in str(label) for label in drawn.data[0].y)
+    assert any("per prompt − fixed" in str(label) for label in drawn.layout.yaxis.ticktext)
 
 
 def test_bad_comparisons_of_sites_are_refused_in_one_line(
