@@ -28,7 +28,7 @@ import os
 import ss_lens
 from analyses.widget import StoredDial
 from ss_lens.experiments.config import Grid, Split
-from ss_lens.experiments.sweep import by_cell
+from ss_lens.experiments.sweeps.tables import by_cell
 from ss_lens.models.sources import DEFAULT_MODEL, default_dataset
 
 # %% tags=["parameters"]

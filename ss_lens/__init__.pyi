@@ -64,11 +64,8 @@ from .experiments.dial.config import RunConfig as RunConfig
 from .experiments.dial.folder import load_run as load_run
 from .experiments.dial.run import Run as Run
 from .experiments.main_run import run_main_job as run_main_job
-from .experiments.sweep import (
-    SweepResult as SweepResult,
-    load_sweep as load_sweep,
-    run_sweep as run_sweep,
-)
+from .experiments.sweeps.result import SweepResult as SweepResult, load_sweep as load_sweep
+from .experiments.sweeps.run import run_sweep as run_sweep
 from .exports.export import export as export
 from .exports.verify import Export as Export, verify_export as verify_export
 from .generation.angle_batch import sweep_angles as sweep_angles

@@ -20,7 +20,7 @@ from ss_lens.experiments.ablation import AblationConfig, AblationResult
 from ss_lens.experiments.choose_angle import AngleChoice, AngleCriterion
 from ss_lens.experiments.config import SweepConfig
 from ss_lens.experiments.dial.run import Run
-from ss_lens.experiments.sweep import ArmChoice, SweepResult
+from ss_lens.experiments.sweeps.result import ArmChoice, SweepResult
 from ss_lens.geometry.operators import AngularOperator, Operator
 from ss_lens.geometry.picture import carried
 from tests.conftest import made_activations

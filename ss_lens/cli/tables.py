@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from ss_lens.experiments.ablation import AblationResult
     from ss_lens.experiments.summaries import Read
-    from ss_lens.experiments.sweep import SweepResult
+    from ss_lens.experiments.sweeps.result import SweepResult
 
 
 def judges_json(result: Read) -> dict[str, str]:
@@ -35,7 +35,7 @@ def print_sweep(result: SweepResult, folder: Path, as_json: bool) -> None:
     import pandas as pd
 
     from ss_lens.experiments.grid import ARM_COLUMNS
-    from ss_lens.experiments.sweep import by_cell, unsteered_by_class
+    from ss_lens.experiments.sweeps.tables import by_cell, unsteered_by_class
     from ss_lens.scoring.registry import headings
 
     cells, baseline = by_cell(result.table), unsteered_by_class(result.unsteered)

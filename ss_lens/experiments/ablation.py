@@ -25,7 +25,8 @@ from ss_lens.experiments.choose_angle import AngleCriterion, choose_angle, rank_
 from ss_lens.experiments.config import SEED, Grid, Part, Split, SweepConfig, usual_scores
 from ss_lens.experiments.grid import ARM_COLUMNS
 from ss_lens.experiments.summaries import degrees, first_rows, judges
-from ss_lens.experiments.sweep import SweepResult, run_sweep
+from ss_lens.experiments.sweeps.result import SweepResult
+from ss_lens.experiments.sweeps.run import run_sweep
 from ss_lens.judges.agreement.known import refused_by
 from ss_lens.models.chat import DEFAULT_FORMAT, ChatFormat
 from ss_lens.scoring.coherence import collapse

@@ -11,7 +11,8 @@ import pandas as pd
 from analyses.report.contents import UNSTEERED, Command, Contents, Measure, Said, Series, Table
 from ss_lens.experiments.cells import CellStore
 from ss_lens.experiments.config import SweepConfig
-from ss_lens.experiments.sweep import UNSTEERED_COLUMNS, SweepResult, _save
+from ss_lens.experiments.sweeps.result import SweepResult, save
+from ss_lens.experiments.sweeps.tables import UNSTEERED_COLUMNS
 
 HOSTILE = '</script><script>document.title = "broken"</script><img src="http://example.invalid/x">'
 MEASURES = (
@@ -178,5 +179,5 @@ def made_sweep(
     unsteered = pd.DataFrame(plain)
     assert {*UNSTEERED_COLUMNS} <= {*unsteered}
     result = SweepResult(config, table, group_table, (), unsteered)
-    _save(result, CellStore.claim(folder))
+    save(result, CellStore.claim(folder))
     return result

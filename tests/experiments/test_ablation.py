@@ -19,7 +19,7 @@ from analyses import ablations as drawn, style
 from ss_lens import AblationConfig, AblationResult, ContrastiveDataset, Store, UserError
 from ss_lens.cli import tables as reports
 from ss_lens.experiments.ablation import FULL, METRICS, VARIANTS, load_ablations, run_ablations
-from ss_lens.experiments.sweep import run_sweep
+from ss_lens.experiments.sweeps.run import run_sweep
 from ss_lens.models.chat import ChatFormat
 from ss_lens.scoring.refusal_score import refusal_score
 

@@ -17,7 +17,8 @@ from ss_lens import Store
 from ss_lens.experiments.answers import OF, cut_answers, first_words
 from ss_lens.experiments.cells import CellStore
 from ss_lens.experiments.config import SweepConfig
-from ss_lens.experiments.sweep import SweepResult, run_sweep
+from ss_lens.experiments.sweeps.result import SweepResult
+from ss_lens.experiments.sweeps.run import run_sweep
 from ss_lens.scoring.registry import ANSWERS, TEXTS, stored_name
 from tests.experiments.sweeping import Asked, with_grid
 

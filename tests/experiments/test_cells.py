@@ -20,7 +20,9 @@ from ss_lens import Store, UserError
 from ss_lens.core.errors import NotApplicable
 from ss_lens.experiments.cells import CellStore, at_angles_in_order, unfinished_angles
 from ss_lens.experiments.config import SweepConfig
-from ss_lens.experiments.sweep import load_sweep, run_sweep, unsteered_by_class
+from ss_lens.experiments.sweeps.result import load_sweep
+from ss_lens.experiments.sweeps.run import run_sweep
+from ss_lens.experiments.sweeps.tables import unsteered_by_class
 from ss_lens.scoring import registry
 from ss_lens.scoring.perplexity import answer_perplexity
 from ss_lens.scoring.refusal_score import refusal_score

@@ -29,7 +29,7 @@ from ss_lens.experiments.paper.plan import (
 from ss_lens.experiments.paper.run import run_paper
 from ss_lens.experiments.paper.stages import Work
 from ss_lens.experiments.paper.tables import METRICS
-from ss_lens.experiments.sweep import run_sweep
+from ss_lens.experiments.sweeps.run import run_sweep
 from ss_lens.judges import Opinion, verdict_table
 from ss_lens.scoring.perplexity import answer_perplexity
 from ss_lens.scoring.published import published_perplexity

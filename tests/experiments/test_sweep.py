@@ -19,7 +19,9 @@ from ss_lens import ContrastiveDataset, Store, UserError
 from ss_lens.cli import tables as reports
 from ss_lens.experiments.config import SweepConfig
 from ss_lens.experiments.inputs import shuffled
-from ss_lens.experiments.sweep import by_cell, load_sweep, run_sweep
+from ss_lens.experiments.sweeps.result import load_sweep
+from ss_lens.experiments.sweeps.run import run_sweep
+from ss_lens.experiments.sweeps.tables import by_cell
 from ss_lens.scoring.coherence import compression_ratio
 from ss_lens.scoring.divergence import kl_divergence
 from ss_lens.scoring.perplexity import answer_perplexity

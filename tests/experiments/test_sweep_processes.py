@@ -23,7 +23,8 @@ from ss_lens.experiments.cells import CellStore
 from ss_lens.experiments.cluster import reported
 from ss_lens.experiments.config import SweepConfig
 from ss_lens.experiments.inputs import settled
-from ss_lens.experiments.sweep import load_sweep, run_sweep
+from ss_lens.experiments.sweeps.result import load_sweep
+from ss_lens.experiments.sweeps.run import run_sweep
 from ss_lens.experiments.worker import Outcome
 from tests.experiments.sweeping import Asked, batches, with_grid
 
@@ -36,7 +37,7 @@ import torch
 torch.set_num_threads(1)
 from ss_lens import Store, UserError
 from ss_lens.experiments.config import SweepConfig
-from ss_lens.experiments.sweep import run_sweep
+from ss_lens.experiments.sweeps.run import run_sweep
 import ss_lens.models.load, ss_lens.activations.capture
 handler = logging.StreamHandler(open(sys.argv[1], "a"))
 logging.getLogger("ss_lens").addHandler(handler)
@@ -348,7 +349,7 @@ import sys, torch
 torch.set_num_threads(1)
 from ss_lens import Store
 from ss_lens.experiments.config import load_sweep_config
-from ss_lens.experiments.sweep import run_sweep
+from ss_lens.experiments.sweeps.run import run_sweep
 run_sweep(load_sweep_config(sys.argv[1]), sys.argv[2], store=Store(sys.argv[3]))
 """
 

@@ -27,7 +27,7 @@ from ss_lens.datasets.contrastive import EMBEDDED
 from ss_lens.experiments.dial.answers import first_words
 from ss_lens.experiments.grid import ARM_COLUMNS
 from ss_lens.experiments.summaries import judges
-from ss_lens.experiments.sweep import SweepResult, load_sweep
+from ss_lens.experiments.sweeps.result import SweepResult, load_sweep
 from ss_lens.scoring.registry import Column, all_columns, columns_of, headings
 
 _LEADING = (

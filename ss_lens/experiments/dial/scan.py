@@ -30,7 +30,7 @@ from ss_lens.experiments.dial.ways import (
 )
 from ss_lens.experiments.grid import Arm, CellGroup
 from ss_lens.experiments.inputs import Setting, Workbench
-from ss_lens.experiments.sweep import group_rows
+from ss_lens.experiments.sweeps.tables import group_rows
 from ss_lens.experiments.worker import finish_setting
 from ss_lens.scoring.behaviours.shown import check_some
 from ss_lens.scoring.registry import ROW

@@ -21,7 +21,7 @@ from ss_lens.experiments.paper.plan import (
 )
 from ss_lens.experiments.paper.stages import Work
 from ss_lens.experiments.paper.tables import Chosen, rows_of
-from ss_lens.experiments.sweep import SweepResult
+from ss_lens.experiments.sweeps.result import SweepResult
 
 
 def choose(work: Work, plan: tuple[Variant, ...], scan: SweepResult) -> tuple[Chosen, ...]:

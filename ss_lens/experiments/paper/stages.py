@@ -38,7 +38,8 @@ from ss_lens.experiments.paper.plan import (
     variants,
 )
 from ss_lens.experiments.paper.tables import Chosen, under_refusals_names
-from ss_lens.experiments.sweep import SweepResult, run_sweep
+from ss_lens.experiments.sweeps.result import SweepResult
+from ss_lens.experiments.sweeps.run import run_sweep
 
 Cells = Mapping[Arm, tuple[float, ...]]
 logger = logging.getLogger(__name__)

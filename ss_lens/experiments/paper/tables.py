@@ -25,7 +25,7 @@ from ss_lens.experiments.paper.plan import (
     PaperConfig,
     Variant,
 )
-from ss_lens.experiments.sweep import SweepResult
+from ss_lens.experiments.sweeps.result import SweepResult
 from ss_lens.judges import outcomes_of, read_judge, summary
 from ss_lens.judges.agreement.known import known, refused_by
 from ss_lens.models.sites import Site

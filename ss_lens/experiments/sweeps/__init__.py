@@ -1,0 +1,1 @@
+"""The parts of a sweep: its run, its result and their tables."""
