@@ -17,7 +17,8 @@ from analyses import null_bands, output, style
 from analyses.spoken import Spoken
 from ss_lens import UserError
 from ss_lens.behaviours.measures import REFUSAL, Measures
-from ss_lens.experiments.ablation import FULL, HEADINGS, AblationResult, load_ablations
+from ss_lens.experiments.ablations.result import AblationResult, load_ablations
+from ss_lens.experiments.ablations.variants import FULL, HEADINGS
 
 LEVEL = style.LEVEL
 PANELS_PER_ROW = 4
@@ -166,7 +167,7 @@ def polar(
     A variant with several draws has a curve for each, all alike.
 
     Args:
-        scan: :attr:`ss_lens.experiments.ablation.AblationResult.scan`.
+        scan: :attr:`ss_lens.experiments.ablations.result.AblationResult.scan`.
         subtitle: what was measured.
         variants: which to draw; all unless told.
         bands: of random controls on positive prompts, from :func:`analyses.null_bands.bands`.

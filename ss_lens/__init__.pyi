@@ -48,12 +48,12 @@ from .datasets.contrastive import (
     ContrastiveDataset as ContrastiveDataset,
     load_dataset as load_dataset,
 )
-from .experiments.ablation import (
-    AblationConfig as AblationConfig,
+from .experiments.ablations.config import AblationConfig as AblationConfig
+from .experiments.ablations.result import (
     AblationResult as AblationResult,
     load_ablations as load_ablations,
-    run_ablations as run_ablations,
 )
+from .experiments.ablations.run import run_ablations as run_ablations
 from .experiments.choose_angle import (
     AngleChoice as AngleChoice,
     AngleCriterion as AngleCriterion,

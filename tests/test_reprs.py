@@ -16,7 +16,8 @@ import ss_lens
 from ss_lens import Calibration, ContrastiveDataset, Plane, RunConfig, Site
 from ss_lens.activations.site_map import FILL, RING, site_map
 from ss_lens.core.shown import LINE
-from ss_lens.experiments.ablation import AblationConfig, AblationResult
+from ss_lens.experiments.ablations.config import AblationConfig
+from ss_lens.experiments.ablations.result import AblationResult
 from ss_lens.experiments.choose_angle import AngleChoice, AngleCriterion
 from ss_lens.experiments.config import SweepConfig
 from ss_lens.experiments.dial.run import Run

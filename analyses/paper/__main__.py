@@ -17,7 +17,7 @@ from analyses.run_figures import cosine_heatmap, norm_growth, sign_agreement
 from analyses.run_parts import RunParts
 from ss_lens import Calibration, Store, UserError
 from ss_lens.core.files import read_json
-from ss_lens.experiments.ablation import FULL as REFERENCE, METRICS
+from ss_lens.experiments.ablations.variants import FULL as REFERENCE, METRICS
 from ss_lens.experiments.paper.plan import FULL
 
 PRINTED = (

@@ -12,7 +12,7 @@ from ss_lens.cli import console
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ss_lens.experiments.ablation import AblationResult
+    from ss_lens.experiments.ablations.result import AblationResult
     from ss_lens.experiments.summaries import Read
     from ss_lens.experiments.sweeps.result import SweepResult
 
@@ -77,7 +77,7 @@ def print_sweep(result: SweepResult, folder: Path, as_json: bool) -> None:
 
 def print_ablations(result: AblationResult, folder: Path, as_json: bool) -> None:
     """A table per prompt class: means, intervals, and what differs."""
-    from ss_lens.experiments.ablation import HEADINGS
+    from ss_lens.experiments.ablations.variants import HEADINGS
 
     if as_json:
         names = ("table", "choices", "problems")

@@ -20,7 +20,7 @@ from analyses import __main__ as drawing, ablations, angle_response, run_figures
 from analyses.run_figures import cosine_heatmap, norm_growth
 from analyses.run_parts import RunParts
 from ss_lens import Activations, Site, UserError
-from ss_lens.experiments.ablation import METRICS
+from ss_lens.experiments.ablations.variants import METRICS
 from ss_lens.models.sites import STREAMS
 from tests.conftest import made_activations
 

@@ -12,7 +12,7 @@ from analyses import ablations, angle_response, null_bands, style
 from analyses.null_bands import around, bands, draws_of_paper, told
 from analyses.printed import angle_curves, angle_response as printed_response
 from ss_lens import ContrastiveDataset, Store, UserError
-from ss_lens.experiments.ablation import FULL
+from ss_lens.experiments.ablations.variants import FULL
 from ss_lens.scoring import refusal_score as scoring
 
 KINDS = ("random planes, uniform", "random planes, equal energy")

@@ -23,7 +23,9 @@ from analyses.report.sources.run_facts import (
     run_command,
 )
 from ss_lens import RunConfig, UserError
-from ss_lens.experiments.ablation import FULL, AblationConfig, AblationResult, _save
+from ss_lens.experiments.ablations.config import AblationConfig
+from ss_lens.experiments.ablations.result import AblationResult, save
+from ss_lens.experiments.ablations.variants import FULL
 from ss_lens.models.chat import ChatFormat
 from tests.analyses.made_reports import made_sweep
 
@@ -79,7 +81,7 @@ def made_ablation(
     table = pd.DataFrame(rows).replace({"metric": {**(names or {})}})
     scanned = pd.DataFrame(scan).rename(columns={**(names or {})})
     result = AblationResult(config, table, scanned, choices, problems)
-    _save(result, folder / "ablations")
+    save(result, folder / "ablations")
     return result
 
 

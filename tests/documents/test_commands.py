@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from ss_lens.experiments.ablation import FULL, VARIANTS
+from ss_lens.experiments.ablations.variants import FULL, VARIANTS
 from tests.documents.pages import commands_to_check, commands_to_run
 from tests.documents.readme import ROOT, in_small, run_here, run_in, write_small_copies
 
@@ -32,7 +32,7 @@ def test_every_shell_command_that_is_shown_to_run_runs_in_order(
     write_small_copies(tmp_path)
     monkeypatch.chdir(tmp_path)
     some = {name: VARIANTS[name] for name in SOME_VARIANTS}
-    monkeypatch.setattr("ss_lens.experiments.ablation.VARIANTS", some)
+    monkeypatch.setattr("ss_lens.experiments.ablations.variants.VARIANTS", some)
     ran, apart = [], [*IN_A_PROCESS_OF_ITS_OWN]
     for line in commands_to_run():
         if line.startswith("make"):

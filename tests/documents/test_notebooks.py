@@ -49,7 +49,8 @@ def test_a_notebook_takes_its_model_from_the_environment(source: Path) -> None:
 FEW = "prompts_per_class = 16\nheld_out = 4\n"
 """Split alike, so that one capture serves several notebooks."""
 LENIENT = (
-    "from dataclasses import replace\nfrom ss_lens.experiments import ablation\n"
+    "from dataclasses import replace\n"
+    "from ss_lens.experiments.ablations import variants as ablation\n"
     "ablation.CRITERION = replace(ablation.CRITERION, max_perplexity=None, max_repetition=None, "
     "max_collapsed=1.0)\n"
 )

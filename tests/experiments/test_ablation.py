@@ -18,7 +18,9 @@ import ss_lens
 from analyses import ablations as drawn, style
 from ss_lens import AblationConfig, AblationResult, ContrastiveDataset, Store, UserError
 from ss_lens.cli import tables as reports
-from ss_lens.experiments.ablation import FULL, METRICS, VARIANTS, load_ablations, run_ablations
+from ss_lens.experiments.ablations.result import load_ablations
+from ss_lens.experiments.ablations.run import run_ablations
+from ss_lens.experiments.ablations.variants import FULL, METRICS, VARIANTS
 from ss_lens.experiments.sweeps.run import run_sweep
 from ss_lens.models.chat import ChatFormat
 from ss_lens.scoring.refusal_score import refusal_score
@@ -70,12 +72,12 @@ def finished(
     # A random model's answers are noise, so nothing may count as collapsed here.
     folder = tmp_path_factory.mktemp("ablations") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ss_lens.experiments.ablation.CRITERION", LENIENT)
+        patch.setattr("ss_lens.experiments.ablations.variants.CRITERION", LENIENT)
         return folder, run_ablations(config, folder, store=kept)
 
 
 LENIENT = replace(
-    importlib.import_module("ss_lens.experiments.ablation").CRITERION,
+    importlib.import_module("ss_lens.experiments.ablations.variants").CRITERION,
     max_perplexity=None,
     max_repetition=None,
     max_collapsed=1.0,
@@ -110,7 +112,7 @@ def test_a_collapsing_best_angle_gives_way_to_the_next(
     config: AblationConfig, kept: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As :func:`choose_angle` would choose with all angles before it."""
-    ablations = importlib.import_module("ss_lens.experiments.ablation")
+    ablations = importlib.import_module("ss_lens.experiments.ablations.variants")
     limits = replace(LENIENT, max_perplexity=200.0, max_collapsed=0.5)
     monkeypatch.setattr(ablations, "CRITERION", limits)
     monkeypatch.setattr(ablations, "VARIANTS", {FULL: {}, "all sites": {"selection": "uniform"}})
@@ -180,7 +182,7 @@ def test_a_second_call_computes_nothing_and_says_the_same(
     def computed(*arguments: Any) -> None:
         raise AssertionError("a finished cell was computed again")
 
-    monkeypatch.setattr("ss_lens.experiments.ablation.CRITERION", LENIENT)
+    monkeypatch.setattr("ss_lens.experiments.ablations.variants.CRITERION", LENIENT)
     monkeypatch.setattr(sweep_work, "measured", computed)
     again = run_ablations(config, folder, store=kept)
     loaded = load_ablations(folder)
@@ -194,7 +196,7 @@ def test_a_full_method_without_an_admissible_angle_is_an_error_that_says_so(
     config: AblationConfig, kept: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     strict = replace(LENIENT, max_perplexity=1.0 + 1e-9, max_collapsed=0.0)
-    monkeypatch.setattr("ss_lens.experiments.ablation.CRITERION", strict)
+    monkeypatch.setattr("ss_lens.experiments.ablations.variants.CRITERION", strict)
     with pytest.raises(UserError, match=r"full method has no admissible angle of 4.*other angles"):
         run_ablations(config, tmp_path / "run", store=kept)
 

@@ -24,7 +24,9 @@ from ss_lens.behaviours.readers import Function
 from ss_lens.cli.run_tables import print_run
 from ss_lens.cli.tables import print_ablations, print_sweep
 from ss_lens.core.sealed import write_sealed_json
-from ss_lens.experiments.ablation import FULL, criterion, load_ablations, run_ablations
+from ss_lens.experiments.ablations.result import load_ablations
+from ss_lens.experiments.ablations.run import run_ablations
+from ss_lens.experiments.ablations.variants import FULL, criterion
 from ss_lens.experiments.config import SweepConfig
 from ss_lens.experiments.dial.folder import load_run
 from ss_lens.experiments.main_run import run_main_job
@@ -198,7 +200,7 @@ def test_an_ablation_that_a_judge_reads_carries_its_name_and_its_agreement(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    ablation, make = importlib.import_module("ss_lens.experiments.ablation"), criterion
+    ablation, make = importlib.import_module("ss_lens.experiments.ablations.variants"), criterion
     lenient = {"max_perplexity": None, "max_repetition": None, "max_collapsed": 1.0}
     monkeypatch.setattr(ablation, "criterion", lambda names: replace(make(names), **lenient))
     monkeypatch.setattr(ablation, "VARIANTS", {FULL: {}, "all sites": {"selection": "uniform"}})

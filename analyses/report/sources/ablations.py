@@ -24,13 +24,9 @@ from analyses.report.sources.sweep import of_sweep
 from analyses.report.sources.variants import LEVEL
 from ss_lens import UserError
 from ss_lens.behaviours.measures import REFUSAL, Measures
-from ss_lens.experiments.ablation import (
-    FULL,
-    HEADINGS,
-    AblationConfig,
-    AblationResult,
-    load_ablations,
-)
+from ss_lens.experiments.ablations.config import AblationConfig
+from ss_lens.experiments.ablations.result import AblationResult, load_ablations
+from ss_lens.experiments.ablations.variants import FULL, HEADINGS
 from ss_lens.experiments.summaries import judges
 
 
@@ -104,7 +100,7 @@ def curves(
     """A curve per variant on positive dev prompts, and the full method on negative ones.
 
     Args:
-        scan: of :class:`ss_lens.experiments.ablation.AblationResult`.
+        scan: of :class:`ss_lens.experiments.ablations.result.AblationResult`.
         measures: what its columns are called.
     """
     columns = dial_measures(measures.score, measures.heading)

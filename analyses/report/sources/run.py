@@ -29,7 +29,7 @@ from analyses.report.sources.ablations import beside, level_tables
 from analyses.report.sources.run_tables import choice_table, score_table
 from analyses.report.sources.sites import with_sites
 from ss_lens import Calibration, Discriminative, Store, load_run
-from ss_lens.experiments.ablation import AblationConfig
+from ss_lens.experiments.ablations.config import AblationConfig
 from ss_lens.experiments.dial.config import RunConfig
 from ss_lens.experiments.dial.folder import is_finished, run_identity
 from ss_lens.experiments.dial.run import Run

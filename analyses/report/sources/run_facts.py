@@ -12,7 +12,7 @@ from analyses.report.sources import notes
 from ss_lens import Calibration, load_dataset
 from ss_lens.behaviours.files import BEHAVIOURS
 from ss_lens.datasets.contrastive import EMBEDDED
-from ss_lens.experiments.ablation import AblationConfig
+from ss_lens.experiments.ablations.config import AblationConfig
 from ss_lens.experiments.dial.config import RunConfig
 from ss_lens.models.chat import DATE, DEFAULT_FORMAT, ChatFormat
 

@@ -1,0 +1,1 @@
+"""The parts of an ablation: its variants, configuration, run, result and their tables."""
