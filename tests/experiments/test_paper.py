@@ -323,7 +323,7 @@ def test_a_judge_reads_the_answers_to_harmful_test_prompts_of_every_method(
     config, tables = finished
     judged = replace(config, judges=("HarmBench()",))
     monkeypatch.setattr("ss_lens.experiments.paper.capability.is_available", lambda: False)
-    monkeypatch.setattr("ss_lens.experiments.paper.tables.read_judge", lambda text: judge)
+    monkeypatch.setattr("ss_lens.experiments.paper.judged.read_judge", lambda text: judge)
     folder, data = tables.parent, ss_lens.load_dataset(prompts_file)
     run_paper(judged, data, folder, store=Store(folder.parent / "store"))
     found = pd.read_csv(tables / "judges.csv").query("outcome == 'harmful'")

@@ -9,6 +9,7 @@ import pandas as pd
 
 from ss_lens.experiments.choose_angle import choose_angle
 from ss_lens.experiments.grid import Arm
+from ss_lens.experiments.paper.measured import Chosen, rows_of
 from ss_lens.experiments.paper.plan import (
     BOTH,
     CRITERION,
@@ -20,7 +21,6 @@ from ss_lens.experiments.paper.plan import (
     cells_of,
 )
 from ss_lens.experiments.paper.stages import Work
-from ss_lens.experiments.paper.tables import Chosen, rows_of
 from ss_lens.experiments.sweeps.result import SweepResult
 
 

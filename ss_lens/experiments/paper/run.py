@@ -12,9 +12,11 @@ from ss_lens.experiments.paper.choosing import answer_on_test, choose
 from ss_lens.experiments.paper.clock import Clock
 from ss_lens.experiments.paper.facts import activations_of, facts
 from ss_lens.experiments.paper.folder import FINISHED, finish
+from ss_lens.experiments.paper.judged import judged_answers
+from ss_lens.experiments.paper.measured import Measured
 from ss_lens.experiments.paper.plan import FULL, PaperConfig
 from ss_lens.experiments.paper.stages import Work
-from ss_lens.experiments.paper.tables import Measured, judged_answers, write_tables
+from ss_lens.experiments.paper.tables import write_tables
 from ss_lens.judges import check_ready, read_judge
 
 

@@ -20,6 +20,7 @@ from ss_lens.experiments.config import Part, PromptClass
 from ss_lens.experiments.grid import Arm, CellGroup
 from ss_lens.experiments.inputs import Workbench, settled
 from ss_lens.experiments.paper.folder import PLAIN, WRAPPED, claim
+from ss_lens.experiments.paper.measured import Chosen, under_refusals_names
 from ss_lens.experiments.paper.plan import (
     BOTH,
     CENTRED,
@@ -37,7 +38,6 @@ from ss_lens.experiments.paper.plan import (
     union,
     variants,
 )
-from ss_lens.experiments.paper.tables import Chosen, under_refusals_names
 from ss_lens.experiments.sweeps.result import SweepResult
 from ss_lens.experiments.sweeps.run import run_sweep
 
