@@ -187,6 +187,17 @@ def test_no_front_is_larger_than_its_points_and_none_on_it_is_beaten() -> None:
         assert found[i] == (not beaten)
 
 
+def test_a_front_of_ties_is_that_of_its_definition() -> None:
+    """One point beats another where it is as good in all and better in one; equals do not."""
+    gains = np.random.default_rng(1).integers(0, 3, size=(60, 3)).astype(float)
+    found = undominated(gains)
+    for i, point in enumerate(gains):
+        beaten = any((other >= point).all() and (other > point).any() for other in gains)
+        assert found[i] == (not beaten)
+    assert undominated(np.ones((3, 2))).all()
+    assert undominated(np.array([[2.0, -1.0]])).tolist() == [True]
+
+
 @pytest.fixture
 def model(tiny_models: dict[str, TransformerBridge]) -> TransformerBridge:
     """The model whose tokenizer tells refusal openings apart."""

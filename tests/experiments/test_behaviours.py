@@ -32,7 +32,7 @@ from ss_lens.experiments.dial.folder import load_run
 from ss_lens.experiments.main_run import run_main_job
 from ss_lens.experiments.paper.plan import PaperConfig
 from ss_lens.experiments.paper.tables import facts
-from ss_lens.judges import Opinion, verdict_table
+from ss_lens.judges import Opinion, RubricJudge, verdict_table
 from ss_lens.judges.agreement.known import Known
 from ss_lens.scoring.behaviours.openings import Openings, first_token_scores
 from tests.experiments.sweeping import Asked
@@ -232,6 +232,26 @@ def test_the_facts_of_a_paper_run_name_who_reads_what_its_tables_have(opened: Pa
     refusal = said(PaperConfig("model"), "")
     assert "classify_refusal, κ with people" in refusal["refused_by"]
     assert "shown_by" not in refusal
+
+
+def test_a_sweep_is_read_by_a_model_that_runs_beside_the_steered_one(
+    asked: Asked,
+    tiny_data: ContrastiveDataset,
+    tiny_folders: dict[str, Path],
+    tmp_path: Path,
+    store: Store,
+) -> None:
+    judge = RubricJudge(
+        str(tiny_folders["llama"]), "w31 {prompt} w32 {answer} w33", positive="w20", negative="w30"
+    )
+    path = yaml_of(tmp_path, tiny_data, f"judge: {json.dumps(repr(judge))}\n")
+    grid = {name: value for name, value in asked["grid"].items() if name != "dataset"}
+    config = SweepConfig(**{**asked, "grid": grid, "behaviour": str(path)})
+    result = ss_lens.run_sweep(config, tmp_path / "sweep", store=store)
+    rows = result.table
+    said = judge(rows["prompt"].tolist(), rows["response"].tolist())["verdict"]
+    assert rows["shown"].tolist() == [float(verdict == "w20") for verdict in said]
+    assert result.shown_by.endswith(", κ not measured")
 
 
 def test_a_sweep_without_a_judge_names_none_and_one_of_earlier_versions_neither(
