@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -146,6 +147,39 @@ def held_out(parts: DatasetSplit, prompts: int) -> ContrastiveDataset:
     if not 1 <= prompts <= most:
         raise UserError(f"--prompts must be 1 to {most} per class; got {prompts}.")
     return parts.test.head(prompts)
+
+
+def scan(low: float, high: float, step: float) -> list[float]:
+    """The angles from ``low`` to ``high``, both among them where the steps fit.
+
+    Raises:
+        UserError: fewer than two angles, more than anybody means, or one that is there twice.
+    """
+    from ss_lens import RotateBy
+    from ss_lens.generation.angle_batch import checked_angles
+    from ss_lens.geometry.strengths import MOST_ANGLES
+
+    steps = (high - low) / step if step > 0 else 0.0
+    if not 1 <= steps <= MOST_ANGLES:
+        raise UserError(
+            f"--from {low:g}, --to {high:g} and --step {step:g} give no scan, expected 2 to "
+            f"{MOST_ANGLES:,} angles; write for instance --from 0 --to 180 --step 45."
+        )
+    angles = [low + step * i for i in range(int(steps + 1e-9) + 1)]
+    return [*checked_angles(RotateBy, angles)]
+
+
+def around(step: float) -> list[float]:
+    """The angles of a whole turn from 0 on.
+
+    Raises:
+        UserError: a step of less than a tenth of a degree, or of more than half a turn.
+    """
+    from ss_lens.geometry.strengths import MOST_ANGLES
+
+    if not 360 / MOST_ANGLES <= step <= 180:
+        raise UserError(f"--step must be at least 0.1° and at most 180°; got {step:g}.")
+    return [step * i for i in range(math.ceil(360 / step - 1e-9))]
 
 
 def checked(formats: Sequence[str] | None, paper: bool = False) -> Sequence[str]:

@@ -15,6 +15,7 @@ from analyses.baselines.measures import check_budget, measure
 from analyses.baselines.subject import Subject
 from analyses.baselines.ways import all_ways
 from analyses.budget.choosing import Goal
+from analyses.budget.families import check_step
 from analyses.printed.tables import markdown
 from ss_lens import UserError
 from ss_lens.core.checks import check_at_least
@@ -55,6 +56,8 @@ def main(
     chosen = output.checked(formats)
     check_budget(budget)  # before a model is loaded
     check_at_least("--steps", steps)
+    check_at_least("--max-new-tokens", max_new_tokens)
+    check_step(step)
     subject = Subject(_behaviour(behaviour, dataset, model), goal)
     parts = subject.behaviour.dataset.split(dev=16, test=test, seed=seed)
     if not 1 <= dev <= len(parts.dev.positive):

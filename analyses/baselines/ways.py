@@ -13,6 +13,7 @@ import ss_lens
 from analyses.baselines.candidates import Candidate, Way
 from analyses.baselines.lora import Training, train
 from analyses.baselines.subject import Subject
+from analyses.budget.families import check_step
 from ss_lens import Activations, Calibration, ContrastiveDataset, UserError
 from ss_lens.experiments.dial.asking import asked_format
 from ss_lens.geometry.operators import Ablate, Add, Operator, RotateBy, RotateTo
@@ -59,8 +60,7 @@ def all_ways(
         UserError: a step below 1 or above 90, no system prompt, or what calibration and training
             raise.
     """
-    if not 1 <= step <= 90:
-        raise UserError(f"the scan needs a step of 1 to 90 degrees; got {step}.")
+    check_step(step)
     asked = tuple(systems) or subject.asking
     if not asked:
         raise UserError(

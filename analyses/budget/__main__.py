@@ -11,7 +11,7 @@ import typer
 import ss_lens
 from analyses import output
 from analyses.budget.choosing import Goal
-from analyses.budget.families import paper_families
+from analyses.budget.families import check_step, paper_families
 from analyses.budget.figures import figure
 from analyses.budget.measures import BUDGET, check_budgets, measure
 from ss_lens import UserError
@@ -42,6 +42,7 @@ def main(
     dataset = output.dataset_name(dataset, model)
     budgets = budget or [BUDGET]
     check_budgets(budgets)  # before a model is loaded
+    check_step(step)
     parts = output.split(dataset, seed, test)
     if not 1 <= dev <= len(parts.dev.positive):
         raise UserError(

@@ -84,8 +84,7 @@ def paper_families(train: Activations, step: int = 15) -> dict[str, Family]:
     Raises:
         UserError: a step below 1 or above 90, or an error of the calibration.
     """
-    if not 1 <= step <= 90:
-        raise UserError(f"the scan needs a step of 1 to 90 degrees; got {step}.")
+    check_step(step)
     chosen = ss_lens.calibrate(train)
     everywhere = ss_lens.calibrate(train, rule="uniform")
     around = (*range(0, FULL_TURN, step), FULL_TURN)
@@ -100,6 +99,12 @@ def paper_families(train: Activations, step: int = 15) -> dict[str, Family]:
         "add, against the direction": Family(chosen, Add, [0.0, *(-shift for shift in shifts)]),
         "ablate, discriminative sites": Family(chosen, Ablate()),
     }
+
+
+def check_step(step: int) -> None:
+    """Raise where the angles of a scan would be too few to show its shape, or too many."""
+    if not 1 <= step <= 90:
+        raise UserError(f"the scan needs a step of 1 to 90 degrees; got {step}.")
 
 
 def _mean_coordinate(train: Activations, calibration: Calibration) -> float:

@@ -13,6 +13,7 @@ from analyses.conversations.conclusions import findings
 from analyses.conversations.figures import figure
 from analyses.conversations.measures import ANSWER_TOKENS, measure, summarise
 from ss_lens import UserError
+from ss_lens.core.checks import check_whole
 from ss_lens.datasets.readers import read_lines
 from ss_lens.models.load import DEFAULT_MODEL
 
@@ -37,6 +38,7 @@ def main(
     chosen = output.checked(formats)
     dataset = output.dataset_name(dataset, model)
     operator = ss_lens.RotateBy(angle)  # before a model is loaded
+    check_whole("--tokens", tokens, at_least=1)
     said = read_lines(script)
     if not 1 <= turns <= len(said):
         raise UserError(f"--turns must be 1 to {len(said)}, the lines of {script}; got {turns}.")

@@ -17,6 +17,7 @@ from analyses.drift.measures import measure
 from analyses.prompt_sources import read_sources
 from analyses.random_planes import matched_planes
 from ss_lens import Activations, ContrastiveDataset, UserError
+from ss_lens.core.checks import check_whole
 from ss_lens.models.load import DEFAULT_MODEL
 
 
@@ -43,8 +44,9 @@ def main(
     """
     chosen = output.checked(formats)
     dataset = output.dataset_name(dataset, model)
-    if not 0 < step <= 180:
-        raise UserError(f"--step must lie above 0° and be at most 180°; got {step:g}.")
+    angles = output.around(step)
+    check_whole("--train", train, at_least=2)  # which are halved
+    check_whole("--test", test, at_least=1)
     if draws < 0 or draws == 1:
         raise UserError(f"--draws must be 0, or 2 and more for a band; got {draws}. Write 99.")
     data = ss_lens.load_dataset(dataset)
@@ -70,7 +72,6 @@ def main(
             for i in (0, 1)
         ]
     measured = {name: prompts[train : train + test] for name, prompts in sources.items()}
-    angles = [step * i for i in range(int(360 // step)) if step * i < 360]
     geometry = compare(calibrations, halves, seed=seed)
     operator = ss_lens.RotateBy
     dial = measure(loaded, calibrations, operator, measured, angles, nulls=nulls, seed=seed)

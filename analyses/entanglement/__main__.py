@@ -17,7 +17,7 @@ from analyses.entanglement.measures import Asked, measure
 from analyses.prompt_sources import read_sources, spread
 from analyses.random_planes import matched_planes
 from analyses.steerability.questions import read_questions
-from ss_lens import UserError
+from ss_lens.core.checks import check_one_of, check_whole
 from ss_lens.datasets.readers import read_lines
 from ss_lens.models.load import DEFAULT_MODEL
 
@@ -50,8 +50,10 @@ def main(
     """What else moves at each angle: requests of several sources, capability, coherence, KL."""
     chosen = output.checked(formats)
     dataset = output.dataset_name(dataset, model)
-    if not 0 < step <= 180:
-        raise UserError(f"--step must lie above 0° and be at most 180°; got {step:g}.")
+    angles = output.around(step)
+    check_one_of("--goal", goal, ("lower", "raise"))
+    check_whole("--capability", capability, at_least=0)
+    check_whole("--nulls", nulls, at_least=0)
     parts = output.split(dataset, seed)
     unseen = output.held_out(parts, prompts)
     asked = Asked(
@@ -65,7 +67,6 @@ def main(
         questions={path.stem: [*spread(read_questions(path), prompts)] for path in behaviour or ()},
         capability_items=capability,
     )
-    angles = [step * i for i in range(int(360 // step)) if step * i < 360]
     loaded = ss_lens.load_model(model, dtype=dtype)
     train = ss_lens.capture(loaded, parts.train)
     calibration = ss_lens.calibrate(train)

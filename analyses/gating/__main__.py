@@ -14,6 +14,7 @@ from analyses.gating.figures import figure
 from analyses.gating.measures import measure
 from analyses.prompt_sources import read_sources
 from ss_lens.models.load import DEFAULT_MODEL
+from ss_lens.steering.gates import check_rate
 
 
 def main(
@@ -35,6 +36,7 @@ def main(
     dataset = output.dataset_name(dataset, model)
     operator = ss_lens.RotateBy(angle)  # before a model is loaded
     parts = output.split(dataset, seed)
+    check_rate(rate, len(parts.dev.negative))
     unseen = output.held_out(parts, prompts)
     sources = {"positive": unseen.positive, "negative": unseen.negative}
     sources |= read_sources(source or (), most=prompts)

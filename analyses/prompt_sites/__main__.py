@@ -13,6 +13,8 @@ from analyses.prompt_sites.conclusions import findings
 from analyses.prompt_sites.figures import figure
 from analyses.prompt_sites.measures import measure
 from analyses.prompt_sources import read_sources
+from ss_lens.calibration.site_selection import as_rule
+from ss_lens.core.checks import check_whole
 from ss_lens.models.load import DEFAULT_MODEL
 
 
@@ -35,6 +37,8 @@ def main(
     chosen = output.checked(formats)
     dataset = output.dataset_name(dataset, model)
     operator = ss_lens.RotateBy(angle)  # before a model is loaded
+    as_rule(rule)
+    check_whole("--k", k, at_least=1)
     parts = output.split(dataset, seed)
     unseen = output.held_out(parts, prompts)
     sources = {"positive": unseen.positive, "negative": unseen.negative}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +20,8 @@ from analyses.steerability.scored import check_enough, of_questions, of_sweep
 from analyses.steerability.surface import explained, surface_of
 from analyses.steerability.transfer import transfer
 from ss_lens import UserError
+from ss_lens.calibration.site_selection import as_rule
+from ss_lens.core.checks import check_whole, first_repeated
 from ss_lens.models.load import DEFAULT_MODEL
 
 
@@ -59,9 +62,12 @@ def main(
         scores, by = of_sweep(sweep, (low, high), score)
         subtitle = f"{sweep}, {low:g}° to {high:g}°; {score}, to {goal}"
     else:
-        features = {path.stem: read_questions(path) for path in questions or ()}
+        angles = output.scan(low, high, step)
+        as_rule(rule)
+        features = _sets(questions or ())
+        check_whole("--train", train, at_least=1)
+        check_whole("--test", test, at_least=3)
         check_enough(features, train, test)
-        angles = [low + step * i for i in range(int((high - low) // step) + 1)]
         loaded = ss_lens.load_model(model, dtype=dtype)
         scores = of_questions(
             *(loaded, features, ss_lens.RotateBy, angles),
@@ -86,6 +92,15 @@ def main(
             table.to_csv(out / f"steerability_{name}.csv", index=False)
     for finding in findings(summary, surface, transferred, by=by):
         print(f"- {finding}")
+
+
+def _sets(paths: Sequence[Path]) -> dict[str, list[Question]]:
+    """The questions of each file, by its name."""
+    if (twice := first_repeated(path.stem for path in paths)) is not None:
+        raise UserError(
+            f"two files of questions are called {twice!r}, expected a name for each; rename one."
+        )
+    return {path.stem: read_questions(path) for path in paths}
 
 
 def _goal(text: str) -> Goal:

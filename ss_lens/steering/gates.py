@@ -201,19 +201,27 @@ def _warn_where_apart_too_little(site: Site, fit: GateFit) -> None:
     )
 
 
-def _threshold(negative: Float[Tensor, "prompt"], rate: float | int) -> float:
-    """The projection that at most ``rate`` of further prompts exceed."""
+def check_rate(rate: float | int, n: int) -> None:
+    """Raise unless ``n`` negative dev prompts can state the false-positive rate."""
     check_is("false_positive_rate", rate, (Real,), "a share such as 0.05")
     if not 0 < rate < 1:
         raise UserError(
             f"false_positive_rate must lie between 0 and 1; got {rate}. Write 0.05 for 5 %."
         )
-    n = len(negative)
-    rank = math.floor(round(rate * (n + 1), 9))
-    if rank < 1:
+    if _rank(rate, n) < 1:
         raise UserError(
             f"{n} negative dev prompts cannot state a false-positive rate of {rate:g}; expected at "
             f"least {math.ceil(round(1 / rate - 1, 9))}. Capture more, or state a rate of at least "
             f"{math.ceil(1000 / (n + 1)) / 1000:g}."
         )
+
+
+def _threshold(negative: Float[Tensor, "prompt"], rate: float | int) -> float:
+    """The projection that at most ``rate`` of further prompts exceed."""
+    check_rate(rate, len(negative))
+    rank = _rank(rate, len(negative))
     return float(torch.sort(negative, descending=True).values[rank - 1])
+
+
+def _rank(rate: float | int, n: int) -> int:
+    return math.floor(round(rate * (n + 1), 9))
