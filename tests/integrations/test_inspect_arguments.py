@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+pytest.importorskip("inspect_ai", reason="inspect-ai, which needs Python 3.11, is not here")
 from inspect_ai.model import (
     ChatMessageAssistant,
     ChatMessageSystem,

@@ -12,6 +12,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
+
+pytest.importorskip("inspect_ai", reason="inspect-ai, which needs Python 3.11, is not here")
 from inspect_ai import Task, eval
 from inspect_ai.dataset import MemoryDataset, Sample
 from inspect_ai.log import EvalLog, read_eval_log

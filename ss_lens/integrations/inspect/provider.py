@@ -23,7 +23,7 @@ from ss_lens.models.load import load_model
 if find_spec("inspect_ai") is None:
     raise UserError(
         "Inspect evaluations need inspect-ai, which is not installed; "
-        'pip install "ss_lens[inspect]".'
+        'pip install "ss_lens[inspect]" on Python 3.11 or newer.'
     )
 from inspect_ai.model import GenerateConfig, Model, get_model
 
