@@ -190,8 +190,16 @@ class Behaviour:
         """Whether each answer shows it: ``shown`` (1, 0 or missing) and ``text_score``.
 
         Raises:
-            UserError: nothing of it reads answers, or its scorer gives no value for any of them.
+            UserError: nothing of it reads answers, lists of different lengths, or a scorer that
+                gives no value for any of them.
         """
+        for name, texts in (("prompts", prompts), ("answers", answers)):
+            check_texts(name, texts)
+        if len(prompts) != len(answers):
+            raise UserError(
+                f"behaviour {self.name!r} got {len(prompts)} prompts and {len(answers)} answers, "
+                "expected one answer per prompt; give the prompts that were answered."
+            )
         if self.reader is None:
             raise UserError(
                 f"behaviour {self.name!r} has nothing that reads answers; give it phrases, a "

@@ -131,6 +131,8 @@ class Workbench:
         scored: dict[str, str] = {}
         if (behaviour := self.behaviour) is not None:
             texts = behaviour.asked(texts)
+            if behaviour.openings is not None:
+                behaviour.openings.oriented(texts)  # other prompts than its questions have no score
             identity = behaviour.identity
             scored = {} if identity is None else {"behaviour": identity}
         train, held_out = (self.activations(arm, part) for part in ("train", "dev"))

@@ -271,6 +271,15 @@ def test_a_function_may_give_a_number_of_any_library(value: object) -> None:
     assert reader(["?"], ["a"]) == [1.0]
 
 
+def test_answers_are_read_beside_their_prompts(tiny_data: ContrastiveDataset) -> None:
+    behaviour = Behaviour("odd", tiny_data, shown=Pattern("a"))
+    with pytest.raises(UserError, match="got 1 prompts and 2 answers, expected one answer per"):
+        behaviour.read(["?"], ["a", "b"])
+    with pytest.raises(UserError, match="answers must be a list; got one text"):
+        behaviour.read(["?"], "a")
+    assert behaviour.read([], []).empty
+
+
 def test_some_answers_may_all_lack_a_value_and_all_of_them_may_not() -> None:
     reader = Function(lambda answer: math.nan, name="none")
     assert shown_of_some(reader, ["?"], ["a"]).isna().all(axis=None)

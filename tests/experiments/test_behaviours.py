@@ -441,6 +441,22 @@ def test_the_main_job_asks_questions_without_their_answers(
     assert still["shown"].tolist() == (still["behaviour_score"] > 0).tolist()
 
 
+def test_other_prompts_than_a_behaviours_questions_are_refused_before_capture(
+    asked: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [dict(zip(KEYS, (f"Is {n} odd?", "Yes", "No"), strict=True)) for n in range(12)]
+    (tmp_path / "set.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "numbers.yaml").write_text("questions: set.jsonl\n")
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("activations were captured first")
+
+    monkeypatch.setattr("ss_lens.experiments.inputs.capture", never)
+    config = SweepConfig(**{**asked, "behaviour": str(tmp_path / "numbers.yaml")})
+    with pytest.raises(UserError, match="is none of the 12 questions"):
+        ss_lens.run_sweep(config, tmp_path / "sweep")
+
+
 def test_a_behaviour_made_in_python_reaches_no_cluster(
     asked: Asked, tiny_data: ContrastiveDataset, tmp_path: Path
 ) -> None:
