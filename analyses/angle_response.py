@@ -27,7 +27,7 @@ from ss_lens import (
 from ss_lens.core.progress import progress_bar
 from ss_lens.experiments.dial.ways import MATCHED, UNIFORM
 from ss_lens.geometry.operators import AngularOperator, RotateBy, RotateTo
-from ss_lens.models.load import DEFAULT_MODEL
+from ss_lens.models.sources import DEFAULT_MODEL
 from ss_lens.scoring.refusal_score import refusal_score, sweep_refusal_score
 from ss_lens.stats.bootstrap import bca_mean_interval, derive_rng
 

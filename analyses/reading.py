@@ -15,7 +15,7 @@ from ss_lens.models import forward
 from ss_lens.models.block import Block
 from ss_lens.models.chat import Tokens
 from ss_lens.models.forward import Batch, Origin
-from ss_lens.models.load import device_of
+from ss_lens.models.loading.devices import device_of
 
 
 @torch.inference_mode()

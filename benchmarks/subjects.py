@@ -26,7 +26,7 @@ from transformers import (
 import ss_lens
 from ss_lens import Calibration, ContrastiveDataset, Store
 from ss_lens.calibration.site_selection import Explicit, Uniform
-from ss_lens.models.load import device_named, device_of, dtype_named
+from ss_lens.models.loading.devices import device_named, device_of, dtype_named
 from ss_lens.scoring.refusal_score import COMPLIANCE_OPENINGS, REFUSAL_OPENINGS
 
 STREAMS = ("ln1_out", "ln2_out")

@@ -31,7 +31,7 @@ from transformers import (
 
 import ss_lens
 from ss_lens import Activations, CaptureSpec, ContrastiveDataset, Site, Store
-from ss_lens.models.load import ModelIdentity
+from ss_lens.models.identity import ModelIdentity
 
 torch.set_num_threads(1)
 # A deadline per example fails on a busy machine, whatever the code does.

@@ -19,7 +19,7 @@ from analyses.budget.families import check_step
 from analyses.printed.tables import markdown
 from ss_lens import UserError
 from ss_lens.core.checks import check_at_least
-from ss_lens.models.load import DEFAULT_MODEL
+from ss_lens.models.sources import DEFAULT_MODEL
 
 REFUSAL = "refusal"
 

@@ -27,7 +27,7 @@ from ss_lens.activations.capture import check_unhooked
 from ss_lens.core.progress import progress_bar
 from ss_lens.models import forward
 from ss_lens.models.chat import tokenize
-from ss_lens.models.load import device_of
+from ss_lens.models.loading.devices import device_of
 from ss_lens.scoring.continuations import Continuation, answers
 
 Factors = tuple[Float[Tensor, "rank in"], Float[Tensor, "out rank"]]

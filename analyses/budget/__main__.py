@@ -15,7 +15,7 @@ from analyses.budget.families import check_step, paper_families
 from analyses.budget.figures import figure
 from analyses.budget.measures import BUDGET, check_budgets, measure
 from ss_lens import UserError
-from ss_lens.models.load import DEFAULT_MODEL
+from ss_lens.models.sources import DEFAULT_MODEL
 
 
 def main(

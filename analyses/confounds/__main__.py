@@ -14,7 +14,7 @@ from analyses.confounds.conclusions import findings
 from analyses.confounds.figures import figure
 from analyses.confounds.measures import measure
 from ss_lens.models.chat import tokenize
-from ss_lens.models.load import DEFAULT_MODEL
+from ss_lens.models.sources import DEFAULT_MODEL
 
 
 def main(

@@ -15,7 +15,7 @@ from analyses.conversations.measures import ANSWER_TOKENS, measure, summarise
 from ss_lens import UserError
 from ss_lens.core.checks import check_whole
 from ss_lens.datasets.readers import read_lines
-from ss_lens.models.load import DEFAULT_MODEL
+from ss_lens.models.sources import DEFAULT_MODEL
 
 SCRIPT = Path(__file__).with_name("script.txt")
 """Ten harmless turns of a user, each of which follows from the one before."""

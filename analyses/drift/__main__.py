@@ -18,7 +18,7 @@ from analyses.prompt_sources import read_sources
 from analyses.random_planes import matched_planes
 from ss_lens import Activations, ContrastiveDataset, UserError
 from ss_lens.core.checks import check_whole
-from ss_lens.models.load import DEFAULT_MODEL
+from ss_lens.models.sources import DEFAULT_MODEL
 
 
 def main(

@@ -19,7 +19,7 @@ from analyses.random_planes import matched_planes
 from analyses.steerability.questions import read_questions
 from ss_lens.core.checks import check_one_of, check_whole
 from ss_lens.datasets.readers import read_lines
-from ss_lens.models.load import DEFAULT_MODEL
+from ss_lens.models.sources import DEFAULT_MODEL
 
 LOOK_ALIKES = Path(__file__).with_name("look_alikes.txt")
 """Safe requests that share words with unsafe ones, written for this report."""

@@ -13,7 +13,7 @@ from analyses.gating.conclusions import findings
 from analyses.gating.figures import figure
 from analyses.gating.measures import measure
 from analyses.prompt_sources import read_sources
-from ss_lens.models.load import DEFAULT_MODEL
+from ss_lens.models.sources import DEFAULT_MODEL
 from ss_lens.steering.gates import check_rate
 
 

@@ -14,7 +14,7 @@ from analyses.logit_lens.figures import figure, token_figure
 from analyses.logit_lens.measures import ANGLES, measure
 from ss_lens.generation.angle_batch import checked_angles
 from ss_lens.geometry.operators import RotateBy
-from ss_lens.models.load import DEFAULT_MODEL
+from ss_lens.models.sources import DEFAULT_MODEL
 
 
 def main(

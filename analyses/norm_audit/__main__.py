@@ -10,7 +10,7 @@ from analyses import output
 from analyses.norm_audit.conclusions import findings
 from analyses.norm_audit.figures import figure
 from analyses.norm_audit.measures import measure
-from ss_lens.models.load import DEFAULT_MODEL
+from ss_lens.models.sources import DEFAULT_MODEL
 
 
 def main(

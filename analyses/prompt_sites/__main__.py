@@ -15,7 +15,7 @@ from analyses.prompt_sites.measures import measure
 from analyses.prompt_sources import read_sources
 from ss_lens.calibration.site_selection import as_rule
 from ss_lens.core.checks import check_whole
-from ss_lens.models.load import DEFAULT_MODEL
+from ss_lens.models.sources import DEFAULT_MODEL
 
 
 def main(

@@ -13,7 +13,7 @@ from analyses import output
 from analyses.site_effects.conclusions import findings
 from analyses.site_effects.figures import figure
 from analyses.site_effects.measures import DRAWS, measure
-from ss_lens.models.load import DEFAULT_MODEL
+from ss_lens.models.sources import DEFAULT_MODEL
 
 
 def main(

@@ -13,7 +13,7 @@ from analyses import output
 from analyses.stability.conclusions import findings
 from analyses.stability.figures import plane_figure, site_figure
 from analyses.stability.measures import measure
-from ss_lens.models.load import DEFAULT_MODEL
+from ss_lens.models.sources import DEFAULT_MODEL
 
 
 def main(

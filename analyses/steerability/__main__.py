@@ -22,7 +22,7 @@ from analyses.steerability.transfer import transfer
 from ss_lens import UserError
 from ss_lens.calibration.site_selection import as_rule
 from ss_lens.core.checks import check_whole, first_repeated
-from ss_lens.models.load import DEFAULT_MODEL
+from ss_lens.models.sources import DEFAULT_MODEL
 
 
 def main(

@@ -12,7 +12,7 @@ import ss_lens
 from analyses import output
 from analyses.token_projections.figures import figure
 from analyses.token_projections.measures import ANSWER_TOKENS, measure
-from ss_lens.models.load import DEFAULT_MODEL
+from ss_lens.models.sources import DEFAULT_MODEL
 
 
 def main(

@@ -32,7 +32,8 @@ from ss_lens.models.chat import (
     tokens_digest,
 )
 from ss_lens.models.forward import Batch
-from ss_lens.models.load import device_of, identify
+from ss_lens.models.loading.devices import device_of
+from ss_lens.models.loading.fingerprint import identify
 from ss_lens.models.sites import Site, Stream, sites_of
 
 DEFAULT_STREAMS: tuple[Stream, ...] = ("ln1_out", "ln2_out", "resid_post")

@@ -31,7 +31,7 @@ from ss_lens.core.checks import check_flag, check_is, check_path
 from ss_lens.core.errors import UserError
 from ss_lens.core.shown import card, in_lines, listed
 from ss_lens.geometry.plane import Plane
-from ss_lens.models.load import identify, is_identified_by
+from ss_lens.models.loading.fingerprint import identify, is_identified_by
 from ss_lens.models.sites import Site, Stream
 
 CALIBRATION_STREAMS: tuple[Stream, ...] = ("ln1_out", "ln2_out")

@@ -27,7 +27,8 @@ from ss_lens.generation.loop import stop_ids
 from ss_lens.generation.lower_blocks import LowerBlocks
 from ss_lens.geometry.operators import Operator
 from ss_lens.models.chat import ChatFormat, tokenize, tokens_digest
-from ss_lens.models.load import device_named, dtype_named, load_model
+from ss_lens.models.load import load_model
+from ss_lens.models.loading.devices import device_named, dtype_named
 
 logger = logging.getLogger(__name__)
 

@@ -43,7 +43,7 @@ from ss_lens.exports.verify import (
 )
 from ss_lens.geometry.operators import Operator, RotateBy
 from ss_lens.models.chat import Prompt
-from ss_lens.models.load import dtype_named
+from ss_lens.models.loading.devices import dtype_named
 from ss_lens.steering.edits import places
 from ss_lens.steering.positions import ALL_POSITIONS, Positions
 

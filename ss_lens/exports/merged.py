@@ -28,7 +28,8 @@ from ss_lens.geometry.operators import Operator
 from ss_lens.models.gguf.header import read_header
 from ss_lens.models.gguf.weights import is_mapped, load_weights
 from ss_lens.models.integrity import check_complete, check_finite, load_errors
-from ss_lens.models.load import device_of, loaded_from, without_bars
+from ss_lens.models.load import loaded_from, without_bars
+from ss_lens.models.loading.devices import device_of
 
 Form = Literal["f16", "q8_0"]
 """How a GGUF file keeps the weights that change."""

@@ -19,7 +19,7 @@ from ss_lens.generation.loop import continue_tokens, stop_ids
 from ss_lens.geometry.operators import Operator
 from ss_lens.models import forward
 from ss_lens.models.chat import Tokens
-from ss_lens.models.load import device_of
+from ss_lens.models.loading.devices import device_of
 from ss_lens.steering.steer import steer
 
 TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1, "f16": 2e-2, "q8_0": 1e-1}

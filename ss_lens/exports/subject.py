@@ -22,7 +22,9 @@ from ss_lens.geometry.plane import Plane
 from ss_lens.models.fetching import weights_digest
 from ss_lens.models.gguf.header import read_header
 from ss_lens.models.identity import is_hub_id, public_name
-from ss_lens.models.load import Source, identify, loaded_from
+from ss_lens.models.load import loaded_from
+from ss_lens.models.loading.fingerprint import identify
+from ss_lens.models.loading.places import Source
 from ss_lens.models.sources import MODELS
 
 

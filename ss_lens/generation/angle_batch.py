@@ -36,7 +36,7 @@ from ss_lens.models.chat import (
     tokenize,
 )
 from ss_lens.models.forward import Batch
-from ss_lens.models.load import device_of
+from ss_lens.models.loading.devices import device_of
 from ss_lens.steering.gates import Gate, check_gate
 from ss_lens.steering.positions import ALL_POSITIONS, Positions
 from ss_lens.steering.steer import steer

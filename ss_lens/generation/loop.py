@@ -18,7 +18,7 @@ from ss_lens.core.errors import UserError
 from ss_lens.models import forward
 from ss_lens.models.chat import Tokens
 from ss_lens.models.forward import Batch, Origin
-from ss_lens.models.load import device_of
+from ss_lens.models.loading.devices import device_of
 
 Choice = Callable[[Tensor], Tensor]
 """Logits ``[row, vocab]`` → token ids ``[row]``."""

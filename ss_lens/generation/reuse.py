@@ -17,7 +17,7 @@ from ss_lens.generation.lower_blocks import LowerBlocks, Stream
 from ss_lens.models import forward
 from ss_lens.models.chat import Tokens, shared_prefix_length
 from ss_lens.models.forward import Batch, Origin
-from ss_lens.models.load import device_of
+from ss_lens.models.loading.devices import device_of
 from ss_lens.models.sites import Site
 from ss_lens.steering.gates import Gate
 from ss_lens.steering.positions import (

@@ -21,7 +21,7 @@ from ss_lens.models.chat import (
     tokenize,
 )
 from ss_lens.models.forward import Origin
-from ss_lens.models.load import device_of
+from ss_lens.models.loading.devices import device_of
 
 
 class Grown(NamedTuple):

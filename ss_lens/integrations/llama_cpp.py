@@ -29,7 +29,7 @@ from ss_lens.generation.loop import stop_ids
 from ss_lens.geometry.operators import Operator, RotateBy
 from ss_lens.models import forward
 from ss_lens.models.chat import Prompt, Tokens
-from ss_lens.models.load import device_of
+from ss_lens.models.loading.devices import device_of
 from ss_lens.steering.steer import steer
 
 Scales = list[dict[str, float]]

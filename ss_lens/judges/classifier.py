@@ -17,7 +17,8 @@ from ss_lens.judges.local import load_errors, loaded_whole
 from ss_lens.judges.verdicts import UNPARSED, Opinion
 from ss_lens.models import forward
 from ss_lens.models.chat import Tokens
-from ss_lens.models.load import device_named, dtype_named, without_bars
+from ss_lens.models.load import without_bars
+from ss_lens.models.loading.devices import device_named, dtype_named
 
 
 @dataclass(frozen=True, eq=False)

@@ -171,7 +171,8 @@ def _load(
             'PolyGuard, Llama Guard and Qwen3Guard need the extra "judges" and Python 3.11 or '
             'later: pip install "ss_lens[judges]".'
         ) from None
-    from ss_lens.models.load import device_named, dtype_named, without_bars
+    from ss_lens.models.load import without_bars
+    from ss_lens.models.loading.devices import device_named, dtype_named
 
     name, chosen = GuardrailName(kind), device_named(device)
     supported = AnyGuardrail.get_supported_model(name)

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from ss_lens.models.chat import Tokens
-from ss_lens.models.load import device_of
+from ss_lens.models.loading.devices import device_of
 
 Row = TypeVar("Row")
 PRICE_OF_A_BATCH = 20

@@ -26,7 +26,7 @@ from ss_lens.models.chat import (
     tokenize,
 )
 from ss_lens.models.forward import Batch
-from ss_lens.models.load import device_of
+from ss_lens.models.loading.devices import device_of
 
 BATCH_SIZE = 32
 LOGITS_AT_ONCE = 2**26

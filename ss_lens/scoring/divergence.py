@@ -22,7 +22,7 @@ from ss_lens.generation.shared_start import SharedStart
 from ss_lens.geometry.operators import Operator
 from ss_lens.models import forward
 from ss_lens.models.chat import DEFAULT_FORMAT, ChatFormat, Prompt
-from ss_lens.models.load import device_of
+from ss_lens.models.loading.devices import device_of
 from ss_lens.scoring.continuations import (
     AT_ONCE,
     BATCH_SIZE,

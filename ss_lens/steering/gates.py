@@ -19,7 +19,7 @@ from ss_lens.calibration.separation import auroc
 from ss_lens.core.checks import check_is
 from ss_lens.core.errors import UserError
 from ss_lens.models.identity import ModelIdentity
-from ss_lens.models.load import identify, is_identified_by
+from ss_lens.models.loading.fingerprint import identify, is_identified_by
 from ss_lens.models.sites import Site
 from ss_lens.steering.dev import check_dev, check_given
 

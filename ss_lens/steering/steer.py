@@ -18,7 +18,7 @@ from ss_lens.core.checks import check_is, described
 from ss_lens.core.errors import UserError
 from ss_lens.geometry.operators import Operator
 from ss_lens.models.block import Block, Evenly
-from ss_lens.models.load import device_of
+from ss_lens.models.loading.devices import device_of
 from ss_lens.models.sites import Site
 from ss_lens.steering.choosing import Choosing
 from ss_lens.steering.edits import MAX_OVERLAP, Edit, check_overlaps, places

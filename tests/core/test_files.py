@@ -115,7 +115,7 @@ FILL_THE_DISK = """
 import sys
 import torch
 from ss_lens import CaptureSpec, Site, Store, UserError
-from ss_lens.models.load import ModelIdentity
+from ss_lens.models.identity import ModelIdentity
 
 spec = CaptureSpec(ModelIdentity("m", None, "f", 1, 4096, "float32"), "d", "d", 20, 20, "t",
                    (Site(0, "ln1_out"),), -1, ())

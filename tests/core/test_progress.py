@@ -13,6 +13,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ss_lens.core import progress
 from ss_lens.models import load
+from ss_lens.models.loading import fingerprint
 from ss_lens.scoring import refusal_score as scoring
 from ss_lens.scoring.behaviours import openings
 from ss_lens.stats import paired
@@ -83,9 +84,9 @@ def test_the_fingerprint_of_a_model_counts_its_bytes(
     tiny_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = Seen()
-    monkeypatch.setattr(load, "progress_bar", seen)
+    monkeypatch.setattr(fingerprint, "progress_bar", seen)
     model = load.load_model(tiny_folders["llama"])
-    assert len(str(load.identify(model).fingerprint)) == 2 * hashlib.sha256().digest_size
+    assert len(str(fingerprint.identify(model).fingerprint)) == 2 * hashlib.sha256().digest_size
     size = sum(w.nbytes for w in model.original_model.parameters())
     assert (seen.bars, seen.total, seen.done) == ([("fingerprint", "B")], size, size)
 

@@ -19,9 +19,8 @@ import ss_lens
 from ss_lens import ContrastiveDataset, RotateBy, RunConfig, Site, Store
 from ss_lens.models.adapters import adapter_folder
 from ss_lens.models.fetching import fetch
-from ss_lens.models.load import DEFAULT_MODEL
 from ss_lens.models.sites import available_streams
-from ss_lens.models.sources import SMOLLM2_135M
+from ss_lens.models.sources import DEFAULT_MODEL, SMOLLM2_135M
 from tests.oracles import HuggingFaceOracle, dense_rotation, everywhere, relative_error
 
 pytestmark = pytest.mark.default_model

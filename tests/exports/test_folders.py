@@ -25,7 +25,7 @@ from ss_lens.exports.export import plane_digest
 from ss_lens.exports.linear_map import Kind
 from ss_lens.exports.peft_folder import read_factors
 from ss_lens.models import adapters
-from ss_lens.models.load import identify
+from ss_lens.models.loading.fingerprint import identify
 from tests.exports.conftest import PROMPTS, Readied, Ready, snapshot
 
 FILES = {

@@ -19,7 +19,7 @@ from ss_lens import UserError
 from ss_lens.core.errors import Unavailable
 from ss_lens.models import adapters
 from ss_lens.models.fetching import weights_digest
-from ss_lens.models.load import identify
+from ss_lens.models.loading.fingerprint import identify
 from ss_lens.models.lora_targets import LoraTargets
 from ss_lens.models.sources import MODELS, SMOLLM2_135M, embedded_in
 

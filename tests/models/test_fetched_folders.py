@@ -23,7 +23,7 @@ from ss_lens.core.errors import Unavailable
 from ss_lens.models import fetching
 from ss_lens.models.delivery.presence import presence_of
 from ss_lens.models.delivery.turn import owner_of, turn_to_fetch
-from ss_lens.models.load import identify
+from ss_lens.models.loading.fingerprint import identify
 from ss_lens.models.sources import MODELS, Hub, PinnedFile, RegisteredModel, Wheel
 from tests.gguf_files import logits_of
 from tests.oracles import relative_error

@@ -20,7 +20,7 @@ from transformers import LlamaForCausalLM
 import ss_lens
 from ss_lens import UserError
 from ss_lens.models import fetching
-from ss_lens.models.load import identify
+from ss_lens.models.loading.fingerprint import identify
 from ss_lens.models.sources import MODELS, PinnedFile, RegisteredModel, Wheel
 from tests.conftest import TEMPLATE
 from tests.gguf_files import logits_of

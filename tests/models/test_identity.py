@@ -18,7 +18,7 @@ from transformer_lens.model_bridge import TransformerBridge
 import ss_lens
 from ss_lens import ContrastiveDataset, Store, UserError
 from ss_lens.models.identity import is_hub_id, public_name
-from ss_lens.models.load import identify
+from ss_lens.models.loading.fingerprint import identify
 from tests.gguf_files import logits_of
 from tests.oracles import relative_error
 

@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 
 import ss_lens
 from ss_lens import UserError
-from ss_lens.models.load import dtype_named, identify
+from ss_lens.models.loading.devices import dtype_named
+from ss_lens.models.loading.fingerprint import identify
 from tests.conftest import ARCHITECTURES
 from tests.gguf_files import logits_of
 from tests.oracles import HuggingFaceOracle, relative_error
@@ -91,7 +92,7 @@ def test_what_cannot_be_loaded_is_named_with_what_can(
 def test_device_and_dtype_are_refused_before_a_model_is_fetched(
     asked: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ss_lens.models.load.fetch", None)
+    monkeypatch.setattr("ss_lens.models.loading.places.fetch", None)
     with pytest.raises(UserError, match=r"abacus|float8"):
         ss_lens.load_model(**asked)
 

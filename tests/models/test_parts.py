@@ -25,7 +25,7 @@ from ss_lens.core.files import sha256_of_file
 from ss_lens.models import fetching
 from ss_lens.models.delivery import parts as parts_module
 from ss_lens.models.delivery.presence import presence_of
-from ss_lens.models.load import identify
+from ss_lens.models.loading.fingerprint import identify
 from ss_lens.models.sources import MODELS, HubFile, Parts, PinnedFile, RegisteredModel, Source
 from tests.conftest import TEMPLATE
 from tests.gguf_files import logits_of

@@ -15,7 +15,7 @@ import ss_lens
 from ss_lens import UserError
 from ss_lens.core import resources
 from ss_lens.models.integrity import stored_numbers
-from ss_lens.models.load import identify
+from ss_lens.models.loading.fingerprint import identify
 
 INDEX = "model.safetensors.index.json"
 

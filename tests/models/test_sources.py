@@ -10,7 +10,7 @@ import pytest
 
 import ss_lens
 from ss_lens import UserError
-from ss_lens.models.load import _resolve
+from ss_lens.models.loading.places import resolve
 from ss_lens.models.sources import (
     DEFAULT_MODEL,
     MODELS,
@@ -47,7 +47,7 @@ def test_every_entry_has_a_source_and_every_base_an_entry() -> None:
 
 def test_a_new_entry_is_all_that_a_model_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(MODELS, "phi-x", RegisteredModel("phi-x", (Hub("somebody/phi-x"),)))
-    assert _resolve("phi-x", "main").place == "somebody/phi-x"
+    assert resolve("phi-x", "main").place == "somebody/phi-x"
     with pytest.raises(UserError, match=r"unknown model 'phi-y'; did you mean 'phi-x'\?.*, phi-x,"):
         ss_lens.load_model("phi-y")
 

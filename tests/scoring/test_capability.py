@@ -20,7 +20,7 @@ from transformer_lens.model_bridge import TransformerBridge
 import ss_lens
 from ss_lens import Calibration, ContrastiveDataset, RotateBy, Store, UserError
 from ss_lens.models.chat import DEFAULT_FORMAT
-from ss_lens.models.load import identify
+from ss_lens.models.loading.fingerprint import identify
 from ss_lens.scoring import benchmarks, capability
 from ss_lens.scoring.capability import accuracy, retention
 from ss_lens.stats.intervals import wilson_interval

@@ -14,7 +14,7 @@ from ss_lens.experiments.inputs import Setting, Workbench
 from ss_lens.generation.angle_batch import at_angles
 from ss_lens.models import forward
 from ss_lens.models.chat import tokenize
-from ss_lens.models.load import device_of
+from ss_lens.models.loading.devices import device_of
 from ss_lens.scoring.registry import ANSWERS, ROW
 from ss_lens.steering.steer import steer
 from ss_lens.steering.trace import Trace, moved

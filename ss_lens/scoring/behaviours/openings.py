@@ -30,7 +30,7 @@ from ss_lens.models.chat import (
     check_context,
     tokenize,
 )
-from ss_lens.models.load import device_of
+from ss_lens.models.loading.devices import device_of
 from ss_lens.scoring.registry import Comparison
 
 TokenSets = tuple[list[int], list[int]]
