@@ -65,6 +65,11 @@ def main(
         angles = output.scan(low, high, step)
         as_rule(rule)
         features = _sets(questions or ())
+        if across and len(features) < 2:
+            raise UserError(
+                "--across steers each set by the calibrations of the others, expected two files of "
+                "questions or more; got one. Give another --questions, or leave it out."
+            )
         check_whole("--train", train, at_least=1)
         check_whole("--test", test, at_least=3)
         check_enough(features, train, test)
@@ -77,16 +82,16 @@ def main(
             across=across,
             rule=rule,
         )
-        score, by = "matching_score", ["dataset", "calibrated_on", "system"]
-        by = [name for name in by if name == "dataset" or len(set(scores[name])) > 1]
+        varied = {"dataset": True, "calibrated_on": across, "system": bool(system)}
+        score, by = "matching_score", [name for name, is_varied in varied.items() if is_varied]
         subtitle = (
             f"{model}; rotate_by {angles[0]:g}° to {angles[-1]:g}°; matching answer, to {goal}"
         )
     slopes = measure(scores, wanted, score=score, by=by)
+    output.save(out, "steerability", slopes, figure(slopes, subtitle, by=by, seed=seed), chosen)
     summary = summarise(slopes, by=by, seed=seed)
     surface = _surface(slopes, by, features, train, seed)
     transferred = _transfer(slopes, by, seed)
-    output.save(out, "steerability", slopes, figure(slopes, subtitle, by=by, seed=seed), chosen)
     for name, table in (("summary", summary), ("surface", surface), ("transfer", transferred)):
         if table is not None:
             table.to_csv(out / f"steerability_{name}.csv", index=False)

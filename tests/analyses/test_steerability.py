@@ -26,6 +26,7 @@ from analyses.steerability import (
     surface_of,
     transfer,
 )
+from analyses.steerability.__main__ import main
 from analyses.steerability.scored import of_questions
 from ss_lens import ContrastiveDataset, RotateBy, UserError
 from tests.conftest import shared_file
@@ -306,6 +307,36 @@ def test_all_files_of_the_model_written_evaluations_are_read() -> None:
         questions = read_questions(path)
         assert 190 < len({q.text for q in questions}) == len(questions) <= 200
         assert 0.3 < np.mean([q.surface["option order"] for q in questions]) < 0.7
+
+
+@pytest.mark.parametrize("across", [False, True])
+def test_the_command_takes_several_sets_each_with_its_own_calibration(
+    across: bool,
+    tiny_folders: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    files = []
+    for name in ("one", "two"):
+        files.append(tmp_path / f"{name}.jsonl")
+        rows = [
+            {
+                "question": f"{name} {i}",
+                "answer_matching_behavior": " (A)" if i % 2 else " (B)",
+                "answer_not_matching_behavior": " (B)" if i % 2 else " (A)",
+            }
+            for i in range(10)
+        ]
+        files[-1].write_text("\n".join(map(json.dumps, rows)))
+    model, out = str(tiny_folders["qwen2"]), tmp_path / "out"
+    given = {"model": model, "train": 6, "test": 4, "step": 90, "rule": "uniform", "out": out}
+    main(questions=files, across=across, **given)
+    summary = pd.read_csv(out / "steerability_summary.csv")
+    assert len(summary) == (4 if across else 2)
+    assert (out / "steerability_transfer.csv").exists() == across
+    assert capsys.readouterr().out.count("\n- ") >= 2
+    with pytest.raises(UserError, match="--across steers each set by the calibrations"):
+        main(questions=files[:1], across=True, **given)
 
 
 def test_a_table_of_questions_has_sets_calibrations_and_system_prompts(
