@@ -162,7 +162,7 @@ def front_figure(front: pd.DataFrame, subtitle: str = "") -> go.Figure:
                     showlegend=panel == 1,
                     marker={"color": colour, "symbol": symbol, "size": 10},
                     text=[f"{angle:g}°" for angle in rows["angle_deg"]],
-                    textposition="top center",
+                    textposition="top right",
                     error_x=_whiskers(rows, cost, colour),
                     error_y=_whiskers(rows, "effect", colour),
                     customdata=rows["front_share"],
