@@ -68,6 +68,7 @@ def figure(dial: pd.DataFrame, subtitle: str = "") -> go.Figure:
             )
         style.level(drawn, 0, row=row, col=col)
     style.explain(drawn, style.BAND, "95 % interval")
+    drawn.update_xaxes(tickvals=list(range(0, 361, 90)))
     drawn.update_xaxes(title_text="angle (degrees)", row=-(-len(names) // across))
     drawn.update_yaxes(title_text="refusal score (nats)", col=1)
     height = 160 + 260 * -(-len(names) // across)

@@ -36,11 +36,12 @@ def findings(
         )
     for row in () if surface is None else surface.to_dict("records"):
         name = ", ".join(str(row[column]) for column in by)
-        verdict = "no more than" if row["p_value"] > 0.05 else "more than"
+        p = row["p_value"]
+        verdict = "no more than" if p > 0.05 else "more than"
         said.append(
             f"{f'{name}: ' if name else ''}{row['feature']} explains {row['r2']:.0%} of the "
             f"variance between prompts, {verdict} by chance ({row['chance']:.0%} on average, "
-            f"p = {row['p_value']:.3f})."
+            f"{'p < 0.001' if p < 0.001 else f'p = {p:.3f}'})."
         )
     for row in () if transferred is None else transferred.to_dict("records"):
         said.append(
