@@ -42,7 +42,7 @@ def test_each_sentence_of_an_analysis_is_on_the_page(name: str) -> None:
         assert f"- {sentence}\n" in page
 
 
-@pytest.mark.parametrize("behaviour", ["refusal"])
+@pytest.mark.parametrize("behaviour", ["refusal", "formality"])
 def test_the_table_of_ways_is_on_the_page(behaviour: str) -> None:
     table = pd.read_csv(RESULTS / "baselines" / f"{behaviour}.csv")
     rows = brief(table, ss_lens.load_behaviour(behaviour).measures)
