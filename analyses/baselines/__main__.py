@@ -90,7 +90,7 @@ def main(
         f"reported on {test} + {test} others"
     )
     output.save(out, "baselines", table, figure(table, subtitle, subject.measures), chosen)
-    rows = brief(table, subject.measures)
+    rows = brief(table, subject.measures, subject.label)
     print(markdown([*rows.columns], rows.itertuples(index=False)))
     print(
         f"*: differs from rotating (p < {style.LEVEL:g}, Holm); †: no setting kept nine tenths of "

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from analyses import style
 from analyses.baselines.ways import UNSTEERED
-from ss_lens.behaviours.measures import REFUSAL, Measures
+from ss_lens.behaviours.measures import REFUSAL, Measures, PromptClass
 
 TICKS = [float(f"{digit}e{power}") for power in range(-5, 3) for digit in (1, 2, 5)]
 
@@ -103,11 +103,13 @@ def _short(measures: Measures) -> dict[str, str]:
     return {f"{own}{end}": f"{short}{end}" for own, short in names.items() for end in ends}
 
 
-def brief(table: pd.DataFrame, measures: Measures = REFUSAL) -> pd.DataFrame:
+def brief(
+    table: pd.DataFrame, measures: Measures = REFUSAL, moved: PromptClass = "positive"
+) -> pd.DataFrame:
     """The table for readers: a row per way.
 
-    A star marks a score that differs from rotating's on the same prompts (Holm's p below 0.05), a
-    dagger a setting at which text collapses.
+    A star marks a score of the class that is ``moved`` that differs from rotating's on the same
+    prompts (Holm's p below 0.05), a dagger a setting at which text collapses.
     """
     rows = wide(table).rename(columns=_short(measures))
     words, shown = measures.words, "refused" if measures.is_refusal else "shown"
@@ -118,16 +120,19 @@ def brief(table: pd.DataFrame, measures: Measures = REFUSAL) -> pd.DataFrame:
     found = []
     for row in by_class["positive"].to_dict("records"):
         other = harmless.loc[row["variant"]].to_dict()
-        star = "*" if row["score_p"] < style.LEVEL else ""
+        stars = {"positive": "", "negative": ""}
+        stars[moved] = "*" * ({"positive": row, "negative": other}[moved]["score_p"] < style.LEVEL)
         found.append(
             {
                 "way": row["variant"] + ("" if row["admissible"] else " †"),
                 "setting": row["setting"],
-                f"score, {words['positive']} (nats)": _text(row, "score", "+.2f") + star,
+                f"score, {words['positive']} (nats)": _text(row, "score", "+.2f")
+                + stars["positive"],
                 "opening mass": f"{row['opening_mass']:.2f}",
                 f"{shown}, {words['positive']}": _text(row, "shown", ".2f"),
                 f"{shown}, {words['negative']}": _text(other, "shown", ".2f"),
-                f"score, {words['negative']} (nats)": _text(other, "score", "+.2f"),
+                f"score, {words['negative']} (nats)": _text(other, "score", "+.2f")
+                + stars["negative"],
                 f"KL, {words['positive']}": f"{row['kl']:.3f}",
                 f"KL, {words['negative']}": f"{other['kl']:.3f}",
                 "s per answer": f"{row['seconds_per_answer']:.2f}",

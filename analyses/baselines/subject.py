@@ -102,7 +102,8 @@ class Subject:
         if scores is None:
             return found
         if self.behaviour.reader is not None:
-            shown = self.behaviour.read(prompts, answers)["shown"].astype(float)
+            # Truth values, so that their share is a rate; what cannot be read stays undefined.
+            shown = self.behaviour.read(prompts, answers)["shown"].map({0.0: False, 1.0: True})
         elif isinstance(self.behaviour.shown, RatedColumn):
             shown = table[self.behaviour.shown.column].astype(bool)
         else:

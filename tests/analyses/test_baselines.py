@@ -172,7 +172,9 @@ def test_another_behaviour_is_moved_on_its_own_class_and_read_by_its_own_reader(
     assert by_score.asking == ("w40",)
     words = Subject(Behaviour("other", data, openings, Phrases(("w33",), ("w34",))), "strengthen")
     texts = ["w33 w33", "w34 w34"]
-    assert words.texts(["w8", "w9"], texts, pd.Series([0.0, 0.0]))["shown"].tolist() == [1, 0]
+    shown = words.texts(["w8", "w9"], texts, pd.Series([0.0, 0.0]))["shown"]
+    assert [*map(bool, shown)] == [True, False]
+    assert pd.api.types.is_bool_dtype(shown.infer_objects())  # so that their share is a rate
     told = by_score.texts(["w8", "w9"], texts, pd.Series([1.0, -1.0]))
     assert told["shown"].tolist() == [True, False]
     scores = by_score.scores(tiny_llama, parts.dev.negative, ChatFormat())

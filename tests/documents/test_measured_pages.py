@@ -11,6 +11,7 @@ import ss_lens
 from analyses import drift, entanglement, gating, steerability
 from analyses.baselines.figures import brief
 from analyses.printed.tables import markdown
+from ss_lens.behaviours.measures import PromptClass
 from tests.documents.readme import ROOT
 
 RESULTS = ROOT / "docs" / "results"
@@ -42,9 +43,11 @@ def test_each_sentence_of_an_analysis_is_on_the_page(name: str) -> None:
         assert f"- {sentence}\n" in page
 
 
-@pytest.mark.parametrize("behaviour", ["refusal", "formality"])
-def test_the_table_of_ways_is_on_the_page(behaviour: str) -> None:
+@pytest.mark.parametrize(
+    ("behaviour", "moved"), [("refusal", "positive"), ("formality", "negative")]
+)
+def test_the_table_of_ways_is_on_the_page(behaviour: str, moved: PromptClass) -> None:
     table = pd.read_csv(RESULTS / "baselines" / f"{behaviour}.csv")
-    rows = brief(table, ss_lens.load_behaviour(behaviour).measures)
+    rows = brief(table, ss_lens.load_behaviour(behaviour).measures, moved)
     page = (RESULTS / "baselines.md").read_text("utf-8")
     assert markdown([*rows.columns], rows.itertuples(index=False)).strip() in page
