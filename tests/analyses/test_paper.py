@@ -16,7 +16,7 @@ from ss_lens.experiments.paper.plan import FULL, MATCHED_NULL, NULLS, PUBLISHED,
 from ss_lens.experiments.paper.tables import METRICS
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
-PAGES = sorted(path.stem for path in RESULTS.glob("*.md") if (RESULTS / path.stem).is_dir())
+PAGES = sorted(path.parent.name for path in RESULTS.glob("*/facts.csv"))
 VARIANTS = (*PUBLISHED, UNSTEERED, "all sites", "norm not kept", "random second axis")
 
 
