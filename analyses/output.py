@@ -149,7 +149,7 @@ def held_out(parts: DatasetSplit, prompts: int) -> ContrastiveDataset:
     return parts.test.head(prompts)
 
 
-def scan(low: float, high: float, step: float) -> list[float]:
+def scan(low: float | int, high: float | int, step: float | int) -> list[float]:
     """The angles from ``low`` to ``high``, both among them where the steps fit.
 
     Raises:
@@ -169,7 +169,7 @@ def scan(low: float, high: float, step: float) -> list[float]:
     return [*checked_angles(RotateBy, angles)]
 
 
-def around(step: float) -> list[float]:
+def around(step: float | int) -> list[float]:
     """The angles of a whole turn from 0 on.
 
     Raises:
@@ -179,7 +179,7 @@ def around(step: float) -> list[float]:
 
     if not 360 / MOST_ANGLES <= step <= 180:
         raise UserError(f"--step must be at least 0.1° and at most 180°; got {step:g}.")
-    return [step * i for i in range(math.ceil(360 / step - 1e-9))]
+    return [float(step * i) for i in range(math.ceil(360 / step - 1e-9))]
 
 
 def checked(formats: Sequence[str] | None, paper: bool = False) -> Sequence[str]:

@@ -329,7 +329,7 @@ def test_the_command_takes_several_sets_each_with_its_own_calibration(
         ]
         files[-1].write_text("\n".join(map(json.dumps, rows)))
     model, out = str(tiny_folders["qwen2"]), tmp_path / "out"
-    given = {"model": model, "train": 6, "test": 4, "step": 90, "rule": "uniform", "out": out}
+    given = {"model": model, "train": 6, "test": 4, "step": 90.0, "rule": "uniform", "out": out}
     main(questions=files, across=across, **given)
     summary = pd.read_csv(out / "steerability_summary.csv")
     assert len(summary) == (4 if across else 2)
