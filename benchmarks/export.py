@@ -76,9 +76,9 @@ def folder_of(kind: Kind, subject: Subject, angle: float, scratch: Path) -> Iter
 
 
 def stock(subject: Subject) -> Any:
-    """The unsteered model as transformers loads it, on the weights that are loaded already.
+    """The unsteered model with the attention that a fresh load has; booting makes it eager.
 
-    Booting a bridge makes attention eager, which is slower than what a fresh load takes.
+    It shares the bridge's weights, and runs slower than a fresh load of them all the same.
     """
     model = plain_copy(subject.model)
     model.set_attn_implementation("sdpa")
