@@ -120,19 +120,20 @@ def brief(
     found = []
     for row in by_class["positive"].to_dict("records"):
         other = harmless.loc[row["variant"]].to_dict()
-        stars = {"positive": "", "negative": ""}
-        stars[moved] = "*" * ({"positive": row, "negative": other}[moved]["score_p"] < style.LEVEL)
+        scores = {
+            label: _text(one, "score", "+.2f")
+            + "*" * (label == moved and one["score_p"] < style.LEVEL)
+            for label, one in (("positive", row), ("negative", other))
+        }
         found.append(
             {
                 "way": row["variant"] + ("" if row["admissible"] else " †"),
                 "setting": row["setting"],
-                f"score, {words['positive']} (nats)": _text(row, "score", "+.2f")
-                + stars["positive"],
+                f"score, {words['positive']} (nats)": scores["positive"],
                 "opening mass": f"{row['opening_mass']:.2f}",
                 f"{shown}, {words['positive']}": _text(row, "shown", ".2f"),
                 f"{shown}, {words['negative']}": _text(other, "shown", ".2f"),
-                f"score, {words['negative']} (nats)": _text(other, "score", "+.2f")
-                + stars["negative"],
+                f"score, {words['negative']} (nats)": scores["negative"],
                 f"KL, {words['positive']}": f"{row['kl']:.3f}",
                 f"KL, {words['negative']}": f"{other['kl']:.3f}",
                 "s per answer": f"{row['seconds_per_answer']:.2f}",

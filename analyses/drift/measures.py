@@ -9,6 +9,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from analyses.grouped import groups
 from analyses.null_bands import bands
+from analyses.prompt_sources import check_sources
 from ss_lens import Calibration, UserError
 from ss_lens.activations.capture import check_unhooked
 from ss_lens.core.progress import progress_bar
@@ -54,11 +55,7 @@ def measure(
         UserError: nothing to measure on, one random plane alone, a model with hooks, or what
             steering raises.
     """
-    if not prompts or not all(map(len, prompts.values())):
-        raise UserError(
-            f"drift is measured on prompts of one source or more, none of them empty; got "
-            f"{ {name: len(some) for name, some in prompts.items()} }. Give prompts by name."
-        )
+    check_sources(prompts, "drift is measured")
     if len(nulls) == 1:
         raise UserError(
             "one random plane makes no band; got 1, expected none, or 2 and more. Draw 99."

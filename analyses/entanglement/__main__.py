@@ -16,7 +16,7 @@ from analyses.entanglement.matrix import matrix
 from analyses.entanglement.measures import Asked, measure
 from analyses.prompt_sources import read_sources, spread
 from analyses.random_planes import matched_planes
-from analyses.steerability.questions import read_questions
+from analyses.steerability.questions import read_sets
 from ss_lens.core.checks import check_one_of, check_whole
 from ss_lens.datasets.readers import read_lines
 from ss_lens.models.sources import DEFAULT_MODEL
@@ -64,7 +64,7 @@ def main(
             **read_sources(source or (), most=prompts),
         },
         free="negative",
-        questions={path.stem: [*spread(read_questions(path), prompts)] for path in behaviour or ()},
+        questions={n: [*spread(some, prompts)] for n, some in read_sets(behaviour or ()).items()},
         capability_items=capability,
     )
     loaded = ss_lens.load_model(model, dtype=dtype)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -15,13 +14,13 @@ from analyses.grouped import groups
 from analyses.steerability.conclusions import findings
 from analyses.steerability.figures import figure
 from analyses.steerability.measures import Goal, measure, summarise
-from analyses.steerability.questions import Question, read_questions
+from analyses.steerability.questions import Question, read_sets
 from analyses.steerability.scored import check_enough, of_questions, of_sweep
 from analyses.steerability.surface import explained, surface_of
 from analyses.steerability.transfer import transfer
 from ss_lens import UserError
 from ss_lens.calibration.site_selection import as_rule
-from ss_lens.core.checks import check_whole, first_repeated
+from ss_lens.core.checks import check_whole
 from ss_lens.models.sources import DEFAULT_MODEL
 
 
@@ -64,7 +63,7 @@ def main(
     else:
         angles = output.scan(low, high, step)
         as_rule(rule)
-        features = _sets(questions or ())
+        features = read_sets(questions or ())
         if across and len(features) < 2:
             raise UserError(
                 "--across steers each set by the calibrations of the others, expected two files of "
@@ -97,15 +96,6 @@ def main(
             table.to_csv(out / f"steerability_{name}.csv", index=False)
     for finding in findings(summary, surface, transferred, by=by):
         print(f"- {finding}")
-
-
-def _sets(paths: Sequence[Path]) -> dict[str, list[Question]]:
-    """The questions of each file, by its name."""
-    if (twice := first_repeated(path.stem for path in paths)) is not None:
-        raise UserError(
-            f"two files of questions are called {twice!r}, expected a name for each; rename one."
-        )
-    return {path.stem: read_questions(path) for path in paths}
 
 
 def _goal(text: str) -> Goal:

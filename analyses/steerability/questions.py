@@ -17,6 +17,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from ss_lens import Calibration, ContrastiveDataset, UserError, steer
 from ss_lens.behaviours.questions import read_questions as read_choices
+from ss_lens.core.checks import first_repeated
 from ss_lens.core.progress import progress_bar
 from ss_lens.generation.angle_batch import Angled, at_angles, checked_angles
 from ss_lens.models.chat import DEFAULT_FORMAT, ChatFormat
@@ -67,6 +68,19 @@ def read_questions(path: Path | str) -> list[Question]:
     """
     read = read_choices(path).questions
     return [Question(one.text.strip(), one.matching.strip(), one.other.strip()) for one in read]
+
+
+def read_sets(paths: Sequence[Path]) -> dict[str, list[Question]]:
+    """The questions of each file, by its name.
+
+    Raises:
+        UserError: two files of one name, or what :func:`read_questions` raises.
+    """
+    if (twice := first_repeated(path.stem for path in paths)) is not None:
+        raise UserError(
+            f"two files of questions are called {twice!r}, expected a name for each; rename one."
+        )
+    return {path.stem: read_questions(path) for path in paths}
 
 
 def contrast(questions: Sequence[Question], name: str) -> ContrastiveDataset:

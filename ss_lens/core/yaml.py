@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from ss_lens.core.checks import first_repeated
 from ss_lens.core.errors import UserError, first_line
 
 
@@ -83,8 +84,7 @@ class _UniqueKeys(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if len(set(keys)) < len(keys):
-            twice = next(key for i, key in enumerate(keys) if key in keys[:i])
+        if (twice := first_repeated(keys)) is not None:
             raise yaml.constructor.ConstructorError(
                 None, None, f"the key {twice!r} appears twice", node.start_mark
             )

@@ -88,6 +88,12 @@ def test_a_scan_of_questions_that_cannot_be_is_one_line(
         main_of("steerability")(questions=paths, **{**small, **options})
 
 
+def test_two_files_of_one_name_are_refused_beside_requests_too(tmp_path: Path) -> None:
+    paths = [tmp_path / "set.jsonl", tmp_path / "other" / "set.jsonl"]
+    with pytest.raises(UserError, match="two files of questions are called 'set'"):
+        main_of("entanglement")(behaviour=paths)
+
+
 def test_angles_of_a_scan_reach_its_end_and_those_of_a_turn_do_not() -> None:
     assert output.scan(0, 180, 45) == [0, 45, 90, 135, 180]
     assert output.scan(90, 180, 60) == [90, 150]

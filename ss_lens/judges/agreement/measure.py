@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ss_lens.core.checks import first_repeated
 from ss_lens.core.errors import UserError
 from ss_lens.judges import RubricJudge, check_ready, outcomes_of, read_judge
 from ss_lens.judges.agreement.labels import Labelled
@@ -66,13 +67,12 @@ def measure(labelled: Labelled, judges: Sequence[str] = (), seed: int = 0) -> Ag
     Raises:
         UserError: a judge that cannot be read, is named twice, or cannot judge.
     """
-    for place, text in enumerate(judges):
-        read_judge(text)
-        if text in judges[:place]:
-            raise UserError(f"the judge {text!r} is given twice; expected each once. Keep one.")
-    for text in judges:
-        check_ready(read_judge(text))  # before the first of them judges
-    said = dict(RULES) | {text: refuses(read_judge(text)) for text in judges}
+    made = {text: read_judge(text) for text in judges}
+    if (twice := first_repeated(judges)) is not None:
+        raise UserError(f"the judge {twice!r} is given twice; expected each once. Keep one.")
+    for judge in made.values():
+        check_ready(judge)  # before the first of them judges
+    said = dict(RULES) | {text: refuses(judge) for text, judge in made.items()}
     table, kappas, confusions = labelled.table, [], []
     for name, judge in said.items():
         found = judge(table["prompt"].tolist(), table["answer"].tolist())

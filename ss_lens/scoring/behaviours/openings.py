@@ -86,11 +86,13 @@ class Question:
     other: str
 
     def __post_init__(self) -> None:
-        told = {"text": "the question", "matching": "the answer that matches the behaviour"}
-        for name in ("text", "matching", "other"):
-            what = told.get(name, "the answer that does not match it")
-            check_is(what, getattr(self, name), (str,), "a text")
-            if not getattr(self, name).strip():
+        for what, text in (
+            ("the question", self.text),
+            ("the answer that matches the behaviour", self.matching),
+            ("the answer that does not match it", self.other),
+        ):
+            check_is(what, text, (str,), "a text")
+            if not text.strip():
                 raise UserError(
                     f"{what} is blank (of {self.text[:40]!r}), expected a text; fill it in or "
                     "leave the question out."
